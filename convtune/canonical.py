@@ -1,0 +1,123 @@
+"""The canonical string of a spec: short, safe in a shell, and read back to an equal spec.
+
+    grouped,ic=128,oc=128,in=56x56,k=3x3,p=1,g=32,layout=NHWC,bias,act=relu
+
+The variant comes first; then `key=value` or a flag, each at most once. What is the default is left out. Dimensions
+are joined by `x`; a dimension's padding is `p`, or `before:after`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from convtune.errors import SpecError
+from convtune.spec import LAYOUTS, ConvSpec, Dims, Pads
+
+EXAMPLE = "conv,ic=64,oc=64,in=56x56,k=3x3,p=1"
+REQUIRED = ("ic", "oc", "in", "k")
+
+
+def render(spec: ConvSpec) -> str:
+    """The canonical string; equal specs have equal strings."""
+    parts = [spec.variant]
+    for key, (field, _, write) in _VALUES.items():
+        value = getattr(spec, field)
+        if value is not None and (key in REQUIRED or value != _default(field, spec)):
+            parts.append(f"{key}={write(value)}")
+    parts += [flag for flag, field in _FLAGS.items() if getattr(spec, field)]
+    return ",".join(parts)
+
+
+def parse(text: str) -> ConvSpec:
+    """The spec that `text` describes; raises SpecError that points at the place."""
+    variant, *parts = text.strip().split(",")
+    at = text.index(variant) + len(variant) + 1
+    fields: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if (not equals and key in _FLAGS) or (equals and key in _VALUES):
+            field, read = (_VALUES[key][0], _VALUES[key][1]) if equals else (_FLAGS[key], lambda _: True)
+            if field in fields:
+                _fail(text, at, f"{key!r} is given twice")
+            try:
+                fields[field] = read(value)
+            except ValueError:
+                _fail(text, at + len(key) + 1, f"{value!r} is no value for {key!r}")
+        else:
+            _fail(text, at, f"{part!r} is not known; allowed are {'=, '.join(_VALUES)}= and {', '.join(_FLAGS)}")
+        at += len(part) + 1
+    missing = [key for key in REQUIRED if _VALUES[key][0] not in fields]
+    if missing:
+        _fail(text, len(text), f"{', '.join(missing)} missing; an example is {EXAMPLE}")
+    return ConvSpec(variant, **fields)
+
+
+def _fail(text: str, at: int, problem: str) -> NoReturn:
+    raise SpecError(f"malformed spec at character {at + 1}: {problem}; in {text[:at]}>>>{text[at:]}")
+
+
+def _default(field: str, spec: ConvSpec) -> object:
+    if field in ("stride", "dilation", "offset_groups"):
+        return (1,) * spec.rank if field != "offset_groups" else 1
+    return {
+        "batch": 1,
+        "padding": ((0, 0),) * spec.rank,
+        "groups": spec.in_channels if spec.variant == "depthwise" else 1,
+        "layout": LAYOUTS[spec.rank][0],
+        "dtype": "float32",
+        "activation": None,
+        "output_padding": (0,) * spec.rank,
+    }[field]
+
+
+def _read_dims(text: str) -> Dims | int:
+    dims = tuple(int(part) for part in text.split("x"))
+    return dims if len(dims) > 1 else dims[0]
+
+
+def _read_size(text: str) -> Dims:
+    return tuple(int(part) for part in text.split("x"))
+
+
+def _write_dims(dims: Dims) -> str:
+    return str(dims[0]) if len(set(dims)) == 1 else "x".join(map(str, dims))
+
+
+def _write_size(dims: Dims) -> str:
+    return "x".join(map(str, dims))
+
+
+def _read_pads(text: str) -> Any:
+    if text in ("same", "valid"):
+        return text
+    pads = [tuple(int(p) for p in part.split(":")) for part in text.split("x")]
+    if any(len(pad) > 2 for pad in pads):
+        raise ValueError(text)
+    entries: list[Any] = [pad if len(pad) == 2 else pad[0] for pad in pads]
+    return entries if len(entries) > 1 or not isinstance(entries[0], int) else entries[0]
+
+
+def _write_pads(pads: Pads) -> str:
+    parts = [str(before) if before == after else f"{before}:{after}" for before, after in pads]
+    # a lone pair would be read as the padding of a 1-D convolution, so pairs stay one per dimension
+    return parts[0] if len(set(parts)) == 1 and ":" not in parts[0] else "x".join(parts)
+
+
+_VALUES: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] = {
+    "n": ("batch", int, str),
+    "ic": ("in_channels", int, str),
+    "oc": ("out_channels", int, str),
+    "in": ("in_size", _read_size, _write_size),
+    "k": ("kernel", _read_dims, _write_size),
+    "s": ("stride", _read_dims, _write_dims),
+    "p": ("padding", _read_pads, _write_pads),
+    "op": ("output_padding", _read_dims, _write_dims),
+    "d": ("dilation", _read_dims, _write_dims),
+    "g": ("groups", int, str),
+    "og": ("offset_groups", int, str),
+    "layout": ("layout", str, str),
+    "dtype": ("dtype", str, str),
+    "act": ("activation", str, str),
+}
+_FLAGS = {"modulated": "modulated", "bias": "bias", "residual": "residual"}

@@ -1,0 +1,109 @@
+"""The contract of a schedule space, and the candidates it spans."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Union
+
+from convtune.discovery import discover
+from convtune.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+KnobValue = Union[int, str]
+Knobs = Mapping[str, KnobValue]
+PackStep = Mapping[str, Any]
+
+
+class Space(ABC):
+    """A hand-written family of schedules with named knobs of finite domain. An instance is stateless."""
+
+    name: str
+    summary: str
+
+    @abstractmethod
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        """Whether this space can schedule the spec on the target."""
+
+    @abstractmethod
+    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+        """Each knob's values, in order, without hopeless ones (registers, code size, caches)."""
+
+    def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+        """Whether values, each in its domain, go together."""
+        return True
+
+    @abstractmethod
+    def default(self, spec: ConvSpec, target: Target) -> Knobs:
+        """Knobs that are good with no tuning, from the target's facts. Always in the domain."""
+
+    @abstractmethod
+    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        """For each weight the steps that turn PyTorch's layout into what the kernel reads (`runtime.packing`)."""
+
+    @abstractmethod
+    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+        """The scheduled tvm.IRModule, whose `main` takes the arguments in the order of `arguments`.
+
+        Raises:
+            ScheduleError: the knobs are outside the domain.
+        """
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A space and one value per knob. Equal candidates have equal keys, in every process and version."""
+
+    space: str
+    knobs: Knobs
+
+    @property
+    def key(self) -> str:
+        text = json.dumps([self.space, sorted(self.knobs.items())], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __str__(self) -> str:
+        return f"{self.space}({', '.join(f'{k}={v}' for k, v in self.knobs.items())})"
+
+
+def known() -> Mapping[str, Space]:
+    """All spaces by name."""
+    return discover("convtune.schedules", Space)
+
+
+def get(name: str) -> Space:
+    """The space of that name; raises UnknownNameError with the near ones."""
+    try:
+        return known()[name]
+    except KeyError:
+        raise UnknownNameError("space", name, known()) from None
+
+
+def accepting(spec: ConvSpec, target: Target) -> list[Space]:
+    """The spaces that accept the spec, those written for it before the fallback. Never empty."""
+    spaces = [space for space in known().values() if space.accepts(spec, target)]
+    return [s for s in spaces if s.name != FALLBACK] or [known()[FALLBACK]]
+
+
+FALLBACK = "fallback"
+
+
+def enumerate_candidates(space: Space, spec: ConvSpec, target: Target) -> Iterator[Candidate]:
+    """Every candidate of the space, the default first, each once."""
+    default = Candidate(space.name, dict(space.default(spec, target)))
+    yield default
+    domain = space.knobs(spec, target)
+    for values in itertools.product(*domain.values()):
+        candidate = Candidate(space.name, dict(zip(domain, values)))
+        if candidate != default and space.allows(spec, target, candidate.knobs):
+            yield candidate

@@ -1,0 +1,273 @@
+"""ConvSpec: one concrete convolution, validated when it is made and equal only to itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune.errors import SpecError
+
+if TYPE_CHECKING:
+    from convtune.variants import Variant
+
+Dims = tuple[int, ...]
+Pads = tuple[tuple[int, int], ...]
+
+LAYOUTS: Mapping[int, tuple[str, str]] = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
+DTYPES: Mapping[str, int] = {"float32": 4}
+ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "sigmoid", "tanh")
+LARGEST_DIMENSION = 2**31 - 1  # kernels index with 32-bit integers
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """What is computed: variant, sizes, layout, dtype, epilogue.
+
+    Args:
+        variant: a name from `convtune show variants`.
+        in_channels, out_channels: ic and oc.
+        in_size: spatial input size, 1 to 3 integers (an int means one dimension).
+        kernel, stride, dilation: an int for all dimensions or one per dimension.
+        padding: an int, one entry per dimension where an entry is an int or a pair (before, after), or
+            "same" (output is ceil(in / stride); an odd total pads more after) or "valid". `after` may be
+            negative: that many input elements at the end are not used.
+        batch: n.
+        groups: None means in_channels for depthwise, else 1.
+        layout: of input and output; None means channels first.
+        dtype: of input, weights and output.
+        bias, activation, residual: y = activation(conv + bias + residual).
+        output_padding: `transposed` only. offset_groups, modulated: `deformable` only.
+
+    Raises:
+        SpecError: a field is malformed or they contradict each other.
+        UnknownNameError: there is no such variant.
+    """
+
+    variant: str
+    in_channels: int
+    out_channels: int
+    in_size: Dims
+    kernel: Dims
+    batch: int = 1
+    stride: Dims = 1  # type: ignore[assignment]
+    padding: Pads = 0  # type: ignore[assignment]
+    dilation: Dims = 1  # type: ignore[assignment]
+    groups: int = None  # type: ignore[assignment]
+    layout: str = None  # type: ignore[assignment]
+    dtype: str = "float32"
+    bias: bool = False
+    activation: str | None = None
+    residual: bool = False
+    output_padding: Dims | None = None
+    offset_groups: int | None = None
+    modulated: bool | None = None
+
+    def __post_init__(self) -> None:
+        variant = self._variant
+        self._set("in_size", _dims("in_size", self.in_size, None, least=1))
+        rank = self.rank
+        if rank not in variant.ranks:
+            raise SpecError(f"in_size {_x(self.in_size)} has {rank} dimensions; {self.variant} takes {variant.ranks}")
+        for field in ("in_channels", "out_channels", "batch"):
+            self._set(field, _integer(field, getattr(self, field), least=1))
+        for field in ("kernel", "stride", "dilation"):
+            self._set(field, _dims(field, getattr(self, field), rank, least=1))
+        self._set("padding", _pads(self))
+        groups = self.in_channels if self.variant == "depthwise" else 1
+        self._set("groups", _integer("groups", groups if self.groups is None else self.groups, least=1))
+        self._set("layout", LAYOUTS[rank][0] if self.layout is None else self.layout)
+        for field, allowed in (("layout", LAYOUTS[rank]), ("dtype", tuple(DTYPES)), ("activation", (None, *ACTIVATIONS))):
+            _choice(field, getattr(self, field), allowed)
+        for field in ("bias", "residual"):
+            _choice(field, getattr(self, field), (False, True))
+        self._extras(variant)
+        _divides("groups", self.groups, "in_channels", self.in_channels)
+        _divides("groups", self.groups, "out_channels", self.out_channels)
+        variant.check(self)
+        self._check_sizes()
+
+    def _extras(self, variant: Variant) -> None:
+        for field, default in (("output_padding", 0), ("offset_groups", 1), ("modulated", False)):
+            value = getattr(self, field)
+            if field not in variant.extras:
+                if value is not None:
+                    raise SpecError(f"{field}={value!r}: {self.variant} has no {field}; leave it out")
+                continue
+            value = default if value is None else value
+            if field == "output_padding":
+                value = _dims(field, value, self.rank, least=0)
+            elif field == "offset_groups":
+                value = _integer(field, value, least=1)
+            else:
+                _choice(field, value, (False, True))
+            self._set(field, value)
+
+    def _check_sizes(self) -> None:
+        for axis, out in enumerate(self.out_size):
+            if out < 1:
+                before, after = self.padding[axis]
+                padded = self.in_size[axis] + before + after
+                raise SpecError(
+                    f"output dimension {axis} would be {out}: kernel {self.kernel[axis]} with dilation "
+                    f"{self.dilation[axis]} spans {self.span[axis]}, the padded input is {padded}; "
+                    "the span may be at most the padded input"
+                )
+        shapes = (self.in_shape, self.out_shape, *self.weight_shapes)
+        if max(count(shape) for shape in shapes) > LARGEST_DIMENSION:
+            raise SpecError(f"a tensor of {self.variant} has more than {LARGEST_DIMENSION} elements; shapes {shapes}")
+
+    def _set(self, field: str, value: Any) -> None:
+        object.__setattr__(self, field, value)
+
+    @functools.cached_property
+    def _variant(self) -> Variant:
+        from convtune import variants
+
+        return variants.get(self.variant)
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial dimensions, 1 to 3."""
+        return len(self.in_size)
+
+    @property
+    def channels_last(self) -> bool:
+        return self.layout.endswith("C")
+
+    @property
+    def span(self) -> Dims:
+        """Input elements from a window's first tap to its last, per dimension: d (k - 1) + 1."""
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation))
+
+    @property
+    def out_size(self) -> Dims:
+        """Spatial size of the output, as the variant defines it."""
+        return self._variant.out_size(self)
+
+    @property
+    def in_shape(self) -> Dims:
+        """Shape of x in the spec's layout."""
+        return self.shape_in_layout(self.in_channels, self.in_size)
+
+    @property
+    def out_shape(self) -> Dims:
+        """Shape of y in the spec's layout."""
+        return self.shape_in_layout(self.out_channels, self.out_size)
+
+    @property
+    def weight_shapes(self) -> tuple[Dims, ...]:
+        """Shapes of the weights, in PyTorch's layout and stage order."""
+        return self._variant.weight_shapes(self)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, and of biases where there are any."""
+        return sum(count(shape) for shape in self.weight_shapes) + (self.out_channels if self.bias else 0)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, taps on the zero padding included, as is usual."""
+        return self._variant.macs(self)
+
+    @property
+    def flops(self) -> int:
+        """Two per multiply-accumulate. The epilogue is not counted."""
+        return 2 * self.macs
+
+    @property
+    def bytes(self) -> int:
+        """Bytes moved if every tensor crosses the memory bus once."""
+        elements = count(self.in_shape) + count(self.out_shape) * (2 if self.residual else 1) + self.parameters
+        return (elements + self._variant.extra_elements(self)) * DTYPES[self.dtype]
+
+    def shape_in_layout(self, channels: int, size: Dims) -> Dims:
+        """(n, *size, channels) or (n, channels, *size), as the layout says."""
+        return (self.batch, *size, channels) if self.channels_last else (self.batch, channels, *size)
+
+    def replace(self, **changes: Any) -> ConvSpec:
+        """A copy with some fields changed; raises SpecError as the constructor does."""
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def parse(cls, text: str) -> ConvSpec:
+        """The spec of a canonical string, such as `conv,ic=64,oc=64,in=56x56,k=3x3,p=1,layout=NHWC`."""
+        from convtune.canonical import parse
+
+        return parse(text)
+
+    def __str__(self) -> str:
+        from convtune.canonical import render
+
+        return render(self)
+
+
+def count(shape: Sequence[int]) -> int:
+    """Number of elements of a tensor of this shape."""
+    return functools.reduce(lambda a, b: a * b, shape, 1)
+
+
+def _x(dims: Sequence[int]) -> str:
+    return "x".join(map(str, dims))
+
+
+def _integer(field: str, value: object, least: int) -> int:
+    # bool is an int to Python; numpy integers are not, yet mean one
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise SpecError(f"{field}={value!r} is not an integer; it must be an integer of at least {least}")
+    number = int(value.__index__())
+    if not least <= number <= LARGEST_DIMENSION:
+        raise SpecError(f"{field}={number} is out of range; it must be between {least} and {LARGEST_DIMENSION}")
+    return number
+
+
+def _dims(field: str, value: object, rank: int | None, least: int) -> Dims:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        return (_integer(field, value, least),) * (rank or 1)
+    dims = tuple(_integer(field, v, least) for v in value)  # type: ignore[attr-defined]
+    if rank is None and not 1 <= len(dims) <= 3:
+        raise SpecError(f"{field}={dims} has {len(dims)} dimensions; 1 to 3 are allowed")
+    if rank is not None and len(dims) != rank:
+        raise SpecError(f"{field}={dims} has {len(dims)} entries; in_size has {rank} dimensions: give {rank}, or one int")
+    return dims
+
+
+def _pads(spec: ConvSpec) -> Pads:
+    value: Any = spec.padding
+    if value == "valid":
+        value = 0
+    if value == "same":
+        return tuple(map(_same, spec.in_size, spec.stride, spec.span))
+    if isinstance(value, str):
+        raise SpecError(f"padding={value!r} is not known; it must be an int, one entry per dimension, 'same' or 'valid'")
+    entries = tuple(value) if hasattr(value, "__iter__") else (value,) * spec.rank
+    if len(entries) != spec.rank:
+        raise SpecError(f"padding={value!r} has {len(entries)} entries; in_size has {spec.rank} dimensions")
+    return tuple(_pad(entry) for entry in entries)
+
+
+def _same(size: int, stride: int, span: int) -> tuple[int, int]:
+    total = max((-(-size // stride) - 1) * stride + span - size, 0)
+    return total // 2, total - total // 2
+
+
+def _pad(entry: Any) -> tuple[int, int]:
+    if not hasattr(entry, "__iter__"):
+        both = _integer("padding", entry, least=0)
+        return both, both
+    pair = tuple(entry)
+    if len(pair) != 2:
+        raise SpecError(f"padding entry {entry!r} is not a pair; it must be an int or (before, after)")
+    return _integer("padding", pair[0], least=0), _integer("padding", pair[1], least=-LARGEST_DIMENSION)
+
+
+def _choice(field: str, value: object, allowed: Sequence[object]) -> None:
+    if not any(value is option or (isinstance(value, str) and value == option) for option in allowed):
+        raise SpecError(f"{field}={value!r} is not allowed; it must be one of {', '.join(map(str, allowed))}")
+
+
+def _divides(field: str, divisor: int, whole_field: str, whole: int) -> None:
+    if whole % divisor:
+        raise SpecError(f"{field}={divisor} does not divide {whole_field}={whole}")
