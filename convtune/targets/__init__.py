@@ -1,1 +1,80 @@
-"""TODO"""
+"""From what --target says to the machine compiled for. Imports no TVM, which costs a second."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from convtune.discovery import discover
+from convtune.errors import TargetError, UnknownNameError
+from convtune.targets import document
+from convtune.targets.base import Family, Target
+from convtune.targets.host import Host, current
+
+__all__ = ["Family", "Target", "families", "known", "resolve"]
+
+NATIVE = ("native", "host")
+PLANNED = ("arm", "arm64", "aarch64", "cuda", "gpu")
+"""Names that mean a family of which this version has no file."""
+
+
+def resolve(text: str, threads: int | None = None) -> Target:
+    """The target that `text` names.
+
+    text: "native" (the machine at hand; also "host", and its family's name), a CPU by LLVM's name, or JSON with
+    Target's fields, inline or as the path of a .json file. threads: cores to use; default: CONVTUNE_NUM_THREADS,
+    else the physical cores that this process may use.
+
+    Raises:
+        UnknownNameError: no such target. TargetError: a family this version lacks, or an impossible machine.
+    """
+    host = current()
+    if document.is_document(text):
+        return _from_document(text, host, threads)
+    if text in NATIVE:
+        return _host_family(host).native(host, threads)
+    for family in families().values():
+        if text == family.name:
+            return family.native(host, threads)
+        if text in family.names():
+            return family.named(text, host, threads)
+    if text in PLANNED:
+        raise TargetError(f"target {text!r}: no such family in this version; it has: {', '.join(families())}")
+    raise UnknownNameError("target", text, _names())
+
+
+def known() -> list[Target]:
+    """The machine at hand, where its family is known, then every named CPU."""
+    host = current()
+    targets = [f.native(host, None) for f in families().values() if host.machine in f.machines and host.flags]
+    return targets + [f.named(name, host, None) for f in families().values() for name in f.names()]
+
+
+def families() -> Mapping[str, Family]:
+    """The families of this version, by name."""
+    return discover("convtune.targets", Family)
+
+
+def _names() -> list[str]:
+    return [*NATIVE[:1], *families(), *(name for family in families().values() for name in family.names())]
+
+
+def _host_family(host: Host) -> Family:
+    for family in families().values():
+        if host.machine in family.machines:
+            return family
+    raise TargetError(
+        f"target 'native': this machine is {host.machine}, and this version compiles for {', '.join(families())} "
+        "only; name a CPU to compile for it from here"
+    )
+
+
+def _from_document(text: str, host: Host, threads: int | None) -> Target:
+    fields = document.load(text)
+    base = None
+    for family in families().values():
+        if fields["mcpu"] in family.names():
+            base = family.named(fields["mcpu"], host, None)
+    target = document.build(fields, base, host, threads)
+    if target.family not in families():
+        raise TargetError(f"target {target.name!r}: family is {target.family!r}; allowed: {', '.join(families())}")
+    return target

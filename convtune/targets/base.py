@@ -5,8 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from convtune.errors import TargetError
+
+if TYPE_CHECKING:
+    from convtune.targets.host import Host
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,11 @@ class Target:
     mcpu, triple, features: for LLVM (features as "+avx2", "-sse4a"; empty where mcpu says it all).
     machine: as platform.machine() prints it. required_features: /proc/cpuinfo names without which code must not run.
     vector_bytes, vector_registers: of the widest vectors used. threads: kernels run on so many cores.
+    l1d_bytes, l2_bytes: of one core. l3_bytes: of one L3, shared by some cores; 0 where there is none.
     is_host: kernels can be run and timed on this machine.
+
+    Raises:
+        TargetError: a field's value is impossible.
     """
 
     name: str
@@ -35,6 +47,25 @@ class Target:
     l2_bytes: int
     l3_bytes: int
     is_host: bool
+
+    def __post_init__(self) -> None:
+        for field in ("name", "family", "model", "mcpu", "triple", "machine"):
+            if not getattr(self, field):
+                raise TargetError(f"target {self.name!r}: {field} is empty")
+        for field in ("vector_bytes", "vector_registers", "threads", "l1d_bytes", "l2_bytes"):
+            if getattr(self, field) < 1:
+                raise TargetError(f"target {self.name!r}: {field} is {getattr(self, field)}; allowed: 1 and up")
+        if self.l3_bytes < 0:
+            raise TargetError(f"target {self.name!r}: l3_bytes is {self.l3_bytes}; allowed: 0 (no L3) and up")
+        if self.vector_bytes < 4 or self.vector_bytes & (self.vector_bytes - 1):
+            raise TargetError(
+                f"target {self.name!r}: vector_bytes is {self.vector_bytes}; allowed: 4, 8, 16, 32, 64, …"
+            )
+        for feature in self.features:
+            if not re.fullmatch(r"[+-][\w.-]+", feature):
+                raise TargetError(
+                    f'target {self.name!r}: feature {feature!r}; allowed: "+name" or "-name", LLVM\'s name'
+                )
 
     @property
     def lanes(self) -> int:
@@ -54,13 +85,18 @@ class Target:
             "family": self.family,
             "model": self.model,
             "mcpu": self.mcpu,
+            "features": list(self.features),
             "vector_bytes": self.vector_bytes,
             "threads": self.threads,
             "fingerprint": self.fingerprint,
         }
 
     def to_tvm(self) -> Any:
-        """The tvm.target.Target that generates code for this machine."""
+        """The tvm.target.Target that generates code for this machine.
+
+        Raises:
+            TargetError: LLVM does not know the mcpu.
+        """
         import tvm
 
         config: dict[str, Any] = {
@@ -69,6 +105,41 @@ class Target:
             "mtriple": self.triple,
             "num-cores": self.threads,
         }
+        if self.mcpu not in _llvm_cpus(self.triple):
+            # TVM 0.27 prints an error here and goes on with generic code.
+            raise TargetError(f"target {self.name!r}: LLVM knows no CPU {self.mcpu!r} for {self.triple}")
         if self.features:
             config["mattr"] = list(self.features)
         return tvm.target.Target(config)
+
+
+@functools.cache
+def _llvm_cpus(triple: str) -> frozenset[str]:
+    import tvm
+
+    list_cpus = tvm.get_global_func("target.llvm_get_cpu_archlist")
+    return frozenset(map(str, list_cpus(tvm.target.Target({"kind": "llvm", "mtriple": triple}))))
+
+
+class Family(ABC):
+    """Processors that one set of facts describes. A family is one file with one instance, found by discovery."""
+
+    name: str
+    machines: tuple[str, ...]
+    """What platform.machine() prints on hosts of this family."""
+
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """The processors that can be named for cross-compiling."""
+
+    @abstractmethod
+    def native(self, host: Host, threads: int | None) -> Target:
+        """The machine at hand.
+
+        Raises:
+            TargetError: the host is of another family, or does not say what it is.
+        """
+
+    @abstractmethod
+    def named(self, name: str, host: Host, threads: int | None) -> Target:
+        """The processor of that name, one of `names()`; runnable here if the host has all it needs."""

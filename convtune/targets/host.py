@@ -1,0 +1,154 @@
+"""What the machine at hand is: processor, instruction sets, caches and the cores this process may use."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from convtune.errors import TargetError
+
+THREADS_VARIABLE = "CONVTUNE_NUM_THREADS"
+
+
+@dataclass(frozen=True)
+class Host:
+    """Facts read from the operating system; empty or 0 where it does not say.
+
+    machine: as platform.machine() prints it. flags: as /proc/cpuinfo spells them. cores: physical cores that this
+    process may use, after affinity and cgroup quota. l1d_bytes, l2_bytes: of one core; l3_bytes: of one L3.
+    """
+
+    machine: str
+    vendor: str
+    family: int
+    model: int
+    model_name: str
+    flags: frozenset[str]
+    cores: int
+    l1d_bytes: int
+    l2_bytes: int
+    l3_bytes: int
+
+    @property
+    def title(self) -> str:
+        """The processor's name. Virtual machines may shorten it ("AMD EPYC"), so the numbers stand beside it."""
+        return f"{self.model_name} (family {self.family} model {self.model})"
+
+    def lacks(self, machine: str, required_features: Iterable[str]) -> tuple[str, ...]:
+        """What code for `machine` that needs these /proc/cpuinfo flags would miss here; empty if it can run."""
+        if machine != self.machine:
+            return (machine,)
+        return tuple(sorted(set(required_features) - self.flags))
+
+
+@functools.cache
+def current() -> Host:
+    """The machine at hand, read once."""
+    return read(Path("/"), platform.machine(), usable_cpus())
+
+
+def usable_cpus() -> frozenset[int]:
+    """The logical CPUs on which the operating system may run this process."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def read(root: Path, machine: str, cpus: frozenset[int]) -> Host:
+    """The host whose /proc and /sys are under `root`, seen by a process that may run on `cpus`."""
+    info = _cpuinfo(root / "proc/cpuinfo")
+    caches = _caches(root / f"sys/devices/system/cpu/cpu{min(cpus)}/cache")
+    return Host(
+        machine=machine,
+        vendor=info.get("vendor_id", ""),
+        family=int(info.get("cpu family", 0)),
+        model=int(info.get("model", 0)),
+        model_name=info.get("model name", "unknown processor"),
+        flags=frozenset((info.get("flags") or info.get("Features", "")).split()),
+        cores=max(1, min([_physical_cores(root, cpus), *map(int, _cpu_quotas(root))])),
+        l1d_bytes=caches.get(("1", "Data"), 0),
+        l2_bytes=caches.get(("2", "Unified"), 0),
+        l3_bytes=caches.get(("3", "Unified"), 0),
+    )
+
+
+def choose_threads(threads: int | None, default: int) -> int:
+    """The number asked for, else that of the environment, else `default`.
+
+    Raises:
+        TargetError: a number below 1, or an environment variable that is no number.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise TargetError(f"threads is {threads}; allowed: 1 and up")
+        return threads
+    text = os.environ.get(THREADS_VARIABLE, "")
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) < 1:
+        raise TargetError(f"environment variable {THREADS_VARIABLE} is {text!r}; allowed: 1 and up")
+    return int(text)
+
+
+def _cpuinfo(path: Path) -> dict[str, str]:
+    """The first processor's entry. The others are not read: on large machines that takes a while."""
+    entry: dict[str, str] = {}
+    if not path.exists():
+        return entry
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            key, colon, value = line.partition(":")
+            if not colon:
+                break
+            entry[key.strip()] = value.strip()
+    return entry
+
+
+def _caches(folder: Path) -> dict[tuple[str, str], int]:
+    """Bytes by (level, type) of one CPU's caches."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    caches = {}
+    for index in sorted(folder.glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        caches[level, kind] = int(size[:-1]) * units[size[-1]] if size[-1:] in units else int(size)
+    return caches
+
+
+def _physical_cores(root: Path, cpus: frozenset[int]) -> int:
+    """Cores behind the logical CPUs: two threads of one core share its FMA units."""
+    cores = set()
+    for cpu in cpus:
+        siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
+    return len(cores)
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    """CPUs' worth of time that each cgroup of this process grants."""
+    membership = root / "proc/self/cgroup"
+    for line in membership.read_text().splitlines() if membership.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = base / path.lstrip("/")
+        # The path may be the host's and not visible here: then only the ancestors count.
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(base):
+                yield from _quota_of(folder)
+
+
+def _quota_of(cgroup: Path) -> Iterator[float]:
+    version2, version1 = cgroup / "cpu.max", cgroup / "cpu.cfs_quota_us"
+    if version2.exists():
+        quota, period = version2.read_text().split()
+        if quota != "max":
+            yield int(quota) / int(period)
+    elif version1.exists():
+        quota_us = int(version1.read_text())
+        if quota_us > 0:
+            yield quota_us / int((cgroup / "cpu.cfs_period_us").read_text())
