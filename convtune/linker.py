@@ -1,0 +1,179 @@
+"""Turns a kernel's object file into a shared library that needs no TVM: the C compiler, the runtime, the link."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from convtune.errors import BuildError, TargetError
+
+RUNTIME_NAME = "libconvtune_runtime.so.1"
+_SOURCES = Path(__file__).parent / "runtime"
+_TIMEOUT_S = 180  # zig compiles its own C library stubs at first use: 15 s on an idle machine
+_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
+# What glue.c defines. TVM's code generator knows more of these pointers, and a null one crashes when called.
+_BOUND_POINTERS = {"__TVMBackendParallelLaunch", "__TVMBackendAllocWorkspace", "__TVMBackendFreeWorkspace"}
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C compiler that also links, for one machine (`x86_64` or `aarch64`)."""
+
+    command: tuple[str, ...]
+    machine: str
+    version: str
+
+    def run(self, arguments: list[str]) -> str:
+        """Runs it; returns an empty string, or in one line why it failed."""
+        try:
+            done = subprocess.run(
+                [*self.command, *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return f"{shlex.join(self.command)} took longer than {_TIMEOUT_S} s"
+        except OSError as error:
+            return f"{shlex.join(self.command)} did not start: {error}"
+        if done.returncode == 0:
+            return ""
+        said = " | ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
+        return f"{shlex.join(self.command)} exited with {done.returncode}: {said[-2000:] or 'it said nothing'}"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The compiled runtime: the shared library and the object linked into every kernel."""
+
+    library: Path
+    glue: Path
+
+
+def find_compiler(machine: str | None = None) -> Compiler:
+    """The C compiler for `machine`, by default this one.
+
+    For this machine: `$CONVTUNE_CC`, `cc`, `gcc`, `clang`, then the `ziglang` package; for another one its GNU
+    cross compiler (`aarch64-linux-gnu-gcc`), then `ziglang`.
+
+    Raises TargetError where there is none, and where `$CONVTUNE_CC` does not work.
+    """
+    return _find_compiler(machine or platform.machine(), os.environ.get("CONVTUNE_CC", ""))
+
+
+@functools.cache
+def _find_compiler(machine: str, wanted: str) -> Compiler:
+    native = machine == platform.machine()
+    if native and wanted:
+        command = tuple(shlex.split(wanted))
+        version = _version(command)
+        if not version:
+            raise TargetError(f"CONVTUNE_CC={wanted!r} is not a C compiler that runs")
+        return Compiler(command, machine, version)
+    for command in _candidates(machine, native):
+        if version := _version(command):
+            return Compiler(command, machine, version)
+    tried = "CONVTUNE_CC, cc, gcc, clang, ziglang" if native else f"{machine}-linux-gnu-gcc, ziglang"
+    raise TargetError(f"no C compiler for {machine} found (tried {tried}); `pip install ziglang` brings one")
+
+
+def _candidates(machine: str, native: bool) -> Iterator[tuple[str, ...]]:
+    for name in ("cc", "gcc", "clang") if native else (f"{machine}-linux-gnu-gcc",):
+        if path := shutil.which(name):
+            yield (path,)
+    if importlib.util.find_spec("ziglang"):
+        yield (sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.2.28")
+
+
+def _version(command: tuple[str, ...]) -> str:
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.partition("\n")[0] if done.returncode == 0 else ""
+
+
+def build_runtime(compiler: Compiler, cache_dir: Path) -> Runtime:
+    """Compiles the runtime once per source and compiler into `cache_dir`, which only its owner may enter.
+
+    Safe between processes: whoever is first wins. Raises TargetError when the compiler fails, since no kernel
+    will link either.
+    """
+    sources = [_SOURCES / name for name in ("runtime.c", "glue.c")]
+    key = hashlib.sha256(repr((compiler, _FLAGS)).encode())
+    for source in sources:
+        key.update(source.read_bytes())
+    home = cache_dir / f"runtime-{compiler.machine}-{key.hexdigest()[:16]}"
+    built = Runtime(home / RUNTIME_NAME, home / "glue.o")
+    if home.is_dir():
+        return built
+    cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".runtime-") as scratch:
+        work = Path(scratch) / "runtime"
+        work.mkdir(mode=0o700)
+        shared = ["-shared", f"-Wl,-soname,{RUNTIME_NAME}", "-Wl,-z,nodelete", "-o", str(work / RUNTIME_NAME)]
+        for arguments in ([*shared, str(sources[0])], ["-c", "-o", str(work / "glue.o"), str(sources[1])]):
+            if failure := compiler.run([*_FLAGS, *arguments]):
+                raise TargetError(f"cannot compile convtune's runtime: {failure}")
+        try:
+            work.rename(home)
+        except OSError:
+            if not home.is_dir():
+                raise
+    return built
+
+
+def link(object_path: Path, library_path: Path, cache_dir: Path, machine: str | None = None) -> Path:
+    """Links `object_path`, as TVM wrote it, into `library_path`, and puts the runtime beside it.
+
+    The library finds the runtime in its own directory, and shares the one already loaded, if any.
+
+    Returns `library_path`. Raises BuildError when the object does not link or needs what the runtime does not
+    have, TargetError without a working compiler.
+    """
+    pointers = {name.decode() for name in re.findall(rb"__TVM\w+", object_path.read_bytes())}
+    if missing := sorted(pointers - _BOUND_POINTERS):
+        raise BuildError(
+            f"{object_path.name} needs {', '.join(missing)}; convtune's runtime has {', '.join(sorted(_BOUND_POINTERS))}"
+        )
+    compiler = find_compiler(machine)
+    runtime = build_runtime(compiler, cache_dir)
+    unfinished = library_path.with_name(f".{library_path.name}.{os.getpid()}")
+    arguments = ["-shared", "-nostartfiles", "-o", str(unfinished), str(object_path), str(runtime.glue)]
+    arguments += [
+        str(runtime.library),
+        "-Wl,-rpath,$ORIGIN",
+        "-Wl,-z,defs",
+        "-Wl,-S",
+        "-Wl,--as-needed",
+        "-lm",
+    ]
+    try:
+        if failure := compiler.run(arguments):
+            raise BuildError(f"cannot link {object_path.name}: {failure}")
+        _place(runtime.library, library_path.with_name(RUNTIME_NAME))
+        unfinished.replace(library_path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return library_path
+
+
+def _place(source: Path, destination: Path) -> None:
+    if destination.exists() and destination.samefile(source):
+        return
+    unfinished = destination.with_name(f".{destination.name}.{os.getpid()}")
+    unfinished.unlink(missing_ok=True)
+    try:
+        os.link(source, unfinished)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, unfinished)
+    unfinished.replace(destination)

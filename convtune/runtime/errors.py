@@ -1,0 +1,11 @@
+"""The runtime's errors, which a saved package carries with it."""
+
+from __future__ import annotations
+
+
+class ConvtuneError(Exception):
+    """Base of every error that convtune raises on purpose. `str(error)` is one line."""
+
+
+class KernelError(ConvtuneError, RuntimeError):
+    """A compiled kernel cannot be loaded, cannot take these arguments, or failed while it ran."""

@@ -1,0 +1,144 @@
+"""Calls a compiled kernel, a shared library, with NumPy arrays, and times it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import KernelError
+
+ALIGNMENT = 64
+"""Bytes. TVM's generated code assumes it of every buffer: a vector load from a lesser address may fault."""
+
+_DLPACK_CODES = {"i": 0, "u": 1, "f": 2}  # DLDataTypeCode, by NumPy's dtype.kind
+_CPU = 1  # kDLCPU
+_TENSOR = 7  # kTVMFFIDLTensorPtr
+
+
+class _Tensor(ctypes.Structure):
+    """DLTensor of dlpack.h."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.c_void_p),  # null: C-contiguous
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+class _Any(ctypes.Structure):
+    """TVMFFIAny of tvm/ffi/c_api.h."""
+
+    _fields_ = [("type_index", ctypes.c_int32), ("zero", ctypes.c_int32), ("pointer", ctypes.c_void_p)]
+
+
+class Kernel:
+    """A loaded library. May be called from several threads at once."""
+
+    def __init__(self, library: Path) -> None:
+        """Loads `library` and, from beside it, the runtime. Raises KernelError when it does not load."""
+        try:
+            self._library = ctypes.CDLL(str(Path(library).resolve()))
+            self._main = self._library["__tvm_ffi_main"]  # an attribute of that name would be mangled
+            self._time = self._library.convtune_time
+        except (OSError, AttributeError) as error:
+            raise KernelError(f"cannot load kernel {library}: {error}") from error
+        self._library.convtune_kernel_error.restype = ctypes.c_char_p
+        self._time.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 3, ctypes.c_void_p]
+        self._main.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
+
+    def __call__(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Runs the kernel once on its arguments in order, outputs included. Raises KernelError when it fails."""
+        self.prepare(arrays)()
+
+    def prepare(self, arrays: Sequence[NDArray[Any]]) -> Call:
+        """Checks and binds the arguments, so that calling the result costs little more than the kernel itself."""
+        return Call(self, arrays)
+
+    def time(self, arrays: Sequence[NDArray[Any]], number: int, repeat: int) -> NDArray[np.float64]:
+        """Seconds per call, `repeat` times the mean of `number` calls in a row. No warm-up: call it once before."""
+        return self.prepare(arrays).time(number, repeat)
+
+    @property
+    def num_threads(self) -> int:
+        """Threads on which kernels of this process run: all kernels share one pool."""
+        return int(self._library.convtune_num_threads())
+
+    @num_threads.setter
+    def num_threads(self, count: int) -> None:
+        if count < 1:
+            raise KernelError(f"num_threads is {count}; it must be at least 1")
+        self._library.convtune_set_num_threads(count)
+
+    def _raise_failure(self, status: int) -> None:
+        message = self._library.convtune_kernel_error().decode(errors="replace")
+        self._library.convtune_release_workspace()
+        line = " ".join(message.split())
+        raise KernelError(f"kernel failed with status {status}: {line or 'it gave no message'}")
+
+
+class Call:
+    """A kernel with its arguments bound. For one thread at a time."""
+
+    def __init__(self, kernel: Kernel, arrays: Sequence[NDArray[Any]]) -> None:
+        count = len(arrays)
+        self._kernel = kernel
+        self._arrays: list[NDArray[Any]] = list(arrays)  # kept alive as long as their addresses are
+        self._shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
+        self._tensors = (_Tensor * count)()
+        self._args = (_Any * count)()
+        self._result = _Any()
+        for index, array in enumerate(arrays):
+            tensor = self._tensors[index]
+            tensor.device_type, tensor.lanes, tensor.ndim = _CPU, 1, array.ndim
+            if array.dtype.kind not in _DLPACK_CODES or not array.dtype.isnative:
+                raise KernelError(f"argument {index} has dtype {array.dtype}; kernels take native numbers")
+            tensor.code, tensor.bits = _DLPACK_CODES[array.dtype.kind], 8 * array.dtype.itemsize
+            tensor.shape = self._shapes[index]
+            self._args[index].type_index = _TENSOR
+            self._args[index].pointer = ctypes.addressof(tensor)
+            self.bind(index, array)
+        self._invocation = (None, ctypes.addressof(self._args), count, ctypes.addressof(self._result))
+
+    def bind(self, index: int, array: NDArray[Any]) -> None:
+        """Replaces an argument by an array of the same shape and dtype, which the caller has checked.
+
+        Raises KernelError when it is not C-contiguous or not aligned to 64 bytes.
+        """
+        address = array.ctypes.data
+        if address % ALIGNMENT or not array.flags.c_contiguous:
+            where = f"at address {address:#x}" if address % ALIGNMENT else f"with strides {array.strides}"
+            raise KernelError(
+                f"argument {index} lies {where}; kernels take C-contiguous arrays at multiples of {ALIGNMENT}"
+            )
+        self._arrays[index] = array
+        self._tensors[index].data = address
+
+    def __call__(self) -> None:
+        """Runs the kernel once. Raises KernelError when it fails."""
+        status = self._kernel._main(*self._invocation)
+        if status != 0:
+            self._kernel._raise_failure(status)
+
+    def time(self, number: int, repeat: int) -> NDArray[np.float64]:
+        """Seconds per call, `repeat` times the mean of `number` calls in a row."""
+        if number < 1 or repeat < 1:
+            raise KernelError(f"number is {number} and repeat is {repeat}; both must be at least 1")
+        seconds = np.empty(repeat)
+        main = ctypes.cast(self._kernel._main, ctypes.c_void_p)
+        _, args, count, _ = self._invocation
+        status = self._kernel._time(main, args, count, number, repeat, seconds.ctypes.data)
+        if status != 0:
+            self._kernel._raise_failure(status)
+        return seconds

@@ -1,0 +1,208 @@
+"""Kernels run on convtune's own runtime: results, threads, fork, concurrency, errors, scratch memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runtime_kernels import COLUMNS, ROWS, random_aligned, stencil, stencil_library
+
+from convtune.runtime.arrays import empty_aligned
+from convtune.runtime.errors import KernelError
+from convtune.runtime.kernel import Kernel
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stencil_library(tmp_path_factory.mktemp("stencil"))
+
+
+@pytest.fixture
+def kernel(library: Path) -> Kernel:
+    return Kernel(library)
+
+
+def poisoned() -> np.ndarray:
+    y = empty_aligned((ROWS, COLUMNS), np.float32)
+    y[...] = np.nan
+    return y
+
+
+def check(kernel: Kernel, seed: int) -> None:
+    x, y = random_aligned((ROWS, COLUMNS), seed), poisoned()
+    kernel([x, y])
+    np.testing.assert_allclose(y, stencil(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_result_on_any_number_of_threads(kernel: Kernel, threads: int) -> None:
+    before = kernel.num_threads
+    kernel.num_threads = threads
+    try:
+        assert kernel.num_threads == threads
+        for seed in range(20):
+            check(kernel, seed)
+    finally:
+        kernel.num_threads = before
+
+
+def test_time_calls_the_kernel_and_gives_seconds_per_call(kernel: Kernel) -> None:
+    x, y = random_aligned((ROWS, COLUMNS)), poisoned()
+    seconds = kernel.time([x, y], number=3, repeat=4)
+    assert seconds.shape == (4,) and seconds.dtype == np.float64
+    assert (seconds > 0).all()
+    np.testing.assert_allclose(y, stencil(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bound_call_can_take_other_arrays(kernel: Kernel) -> None:
+    call = kernel.prepare([random_aligned((ROWS, COLUMNS), 1), poisoned()])
+    call()
+    x, y = random_aligned((ROWS, COLUMNS), 2), poisoned()
+    call.bind(0, x)
+    call.bind(1, y)
+    call()
+    np.testing.assert_allclose(y, stencil(x), rtol=1e-5, atol=1e-5)
+
+
+def test_two_threads_may_call_at_once(kernel: Kernel) -> None:
+    before = kernel.num_threads
+    kernel.num_threads = 3
+    failures: list[BaseException] = []
+
+    def call_often(first_seed: int) -> None:
+        try:
+            for seed in range(first_seed, first_seed + 200):
+                check(kernel, seed)
+        except BaseException as error:
+            failures.append(error)
+
+    users = [threading.Thread(target=call_often, args=(1000 * n,)) for n in range(3)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(timeout=120)
+    kernel.num_threads = before
+    assert not any(user.is_alive() for user in users)
+    assert not failures
+
+
+def test_two_libraries_share_one_pool(kernel: Kernel, tmp_path: Path) -> None:
+    other = Kernel(stencil_library(tmp_path, scale=-2.0))
+    before = kernel.num_threads
+    kernel.num_threads = 7
+    try:
+        assert other.num_threads == 7
+        x, y = random_aligned((ROWS, COLUMNS)), poisoned()
+        other([x, y])
+        np.testing.assert_allclose(y, stencil(x, scale=-2.0), rtol=1e-5, atol=1e-5)
+        check(kernel, 3)
+    finally:
+        kernel.num_threads = before
+
+
+FORK = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from runtime_kernels import COLUMNS, ROWS, random_aligned, stencil
+from convtune.runtime.kernel import Kernel
+import numpy as np
+
+kernel = Kernel(Path(sys.argv[1]))
+kernel.num_threads = 3
+x, y = random_aligned((ROWS, COLUMNS)), random_aligned((ROWS, COLUMNS))
+call = kernel.prepare([x, y])
+for generation in range(20):
+    call()
+    child = os.fork()
+    if child == 0:
+        y[...] = 0
+        for _ in range(20):
+            call()
+        os._exit(0 if np.allclose(y, stencil(x), rtol=1e-5, atol=1e-5) and kernel.num_threads == 3 else 1)
+    assert os.waitpid(child, 0)[1] == 0, "the child failed"
+print("ok")
+"""
+
+
+def run_script(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_kernels_run_after_fork(library: Path) -> None:
+    here = Path(__file__).parent
+    done = run_script(FORK, str(library), str(here), str(here.parent))
+    assert done.stdout == "ok\n", done.stderr
+
+
+COUNT = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).convtune_num_threads())"
+
+
+def test_number_of_threads_comes_from_the_environment(library: Path) -> None:
+    assert run_script(COUNT, str(library), CONVTUNE_NUM_THREADS="5").stdout == "5\n"
+
+
+def test_number_of_threads_is_the_number_of_usable_cpus(library: Path) -> None:
+    pin = "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    assert run_script(pin + COUNT, str(library), CONVTUNE_NUM_THREADS="").stdout == "1\n"
+    usable = len(os.sched_getaffinity(0))
+    assert run_script(COUNT, str(library), CONVTUNE_NUM_THREADS="").stdout == f"{usable}\n"
+
+
+@pytest.mark.parametrize("value", ["many", "0", "-3", "4x", "100000"])
+def test_a_bad_number_of_threads_is_reported(library: Path, value: str) -> None:
+    done = run_script(COUNT, str(library), CONVTUNE_NUM_THREADS=value)
+    usable = len(os.sched_getaffinity(0))
+    assert done.stdout == f"{usable}\n"
+    assert f"CONVTUNE_NUM_THREADS={value} is not a number from 1 to 1024; using {usable}" in done.stderr
+
+
+def test_wrong_number_of_threads_is_refused(kernel: Kernel) -> None:
+    with pytest.raises(KernelError, match="num_threads is 0; it must be at least 1"):
+        kernel.num_threads = 0
+
+
+def test_the_kernels_own_message_surfaces(kernel: Kernel) -> None:
+    with pytest.raises(KernelError, match=r"shape\[0\] on argument #1 .*expected 37"):
+        kernel([random_aligned((ROWS, COLUMNS)), random_aligned((ROWS + 1, COLUMNS))])
+    with pytest.raises(KernelError, match="Expected 2 arguments"):
+        kernel([random_aligned((ROWS, COLUMNS))])
+    with pytest.raises(KernelError, match="Expected 2 arguments"):
+        kernel.time([random_aligned((ROWS, COLUMNS))], number=1, repeat=1)
+    check(kernel, 0)
+
+
+def test_arrays_a_kernel_cannot_read_are_refused(kernel: Kernel) -> None:
+    x, y = random_aligned((ROWS, COLUMNS)), poisoned()
+    shifted = empty_aligned((ROWS * COLUMNS + 1,), np.float32)[1:].reshape(ROWS, COLUMNS)
+    with pytest.raises(KernelError, match=r"argument 0 lies at address .* multiples of 64"):
+        kernel([shifted, y])
+    with pytest.raises(KernelError, match="argument 1 lies with strides"):
+        kernel([x, random_aligned((COLUMNS, ROWS)).T])
+    with pytest.raises(KernelError, match="argument 0 has dtype >f4"):
+        kernel([x.astype(">f4"), y])
+
+
+def test_timing_nothing_is_refused(kernel: Kernel) -> None:
+    with pytest.raises(KernelError, match="number is 0 and repeat is 1; both must be at least 1"):
+        kernel.time([random_aligned((ROWS, COLUMNS)), poisoned()], number=0, repeat=1)
+
+
+def test_a_file_that_is_no_kernel_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.so").write_text("not a library")
+    with pytest.raises(KernelError, match=r"cannot load kernel .*text.so"):
+        Kernel(tmp_path / "text.so")
+    with pytest.raises(KernelError, match=r"cannot load kernel .*absent.so"):
+        Kernel(tmp_path / "absent.so")
