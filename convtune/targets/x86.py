@@ -172,7 +172,7 @@ def _target(name: str, cpu: Cpu, has: frozenset[str], features: list[str], host:
     required = tuple(sorted(_flags(has)))
     is_host = not host.lacks("x86_64", required)
     wide = "avx512f" in has
-    # Beside our full vectors LLVM copies with half ones where it thinks of Intel; AMD's CPUs lack this feature.
+    # For Intel's CPUs LLVM vectorises plain loops with half vectors; AMD's do not have this feature there.
     tuning = ["-prefer-256-bit"] if wide and cpu.vendor != AMD else []
     return Target(
         name=name,
