@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convtune.errors import BuildError, TargetError
+from convtune.runtime.names import RUNTIME_NAME
 
-RUNTIME_NAME = "libconvtune_runtime.so.1"
 _SOURCES = Path(__file__).parent / "runtime"
 _TIMEOUT_S = 180  # zig compiles its own C library stubs at first use: 15 s on an idle machine
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
@@ -142,9 +142,8 @@ def link(object_path: Path, library_path: Path, cache_dir: Path, machine: str | 
     """
     pointers = {name.decode() for name in re.findall(rb"__TVM\w+", object_path.read_bytes())}
     if missing := sorted(pointers - _BOUND_POINTERS):
-        raise BuildError(
-            f"{object_path.name} needs {', '.join(missing)}; convtune's runtime has {', '.join(sorted(_BOUND_POINTERS))}"
-        )
+        has = ", ".join(sorted(_BOUND_POINTERS))
+        raise BuildError(f"{object_path.name} needs {', '.join(missing)}; convtune's runtime has {has}")
     compiler = find_compiler(machine)
     runtime = build_runtime(compiler, cache_dir)
     unfinished = library_path.with_name(f".{library_path.name}.{os.getpid()}")

@@ -15,7 +15,8 @@ from runtime_kernels import build_stencil, cache_dir
 
 from convtune import linker
 from convtune.errors import BuildError, TargetError
-from convtune.linker import RUNTIME_NAME, build_runtime, find_compiler, link
+from convtune.linker import build_runtime, find_compiler, link
+from convtune.runtime.names import RUNTIME_NAME
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,14 @@ def empty_aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return memory[start : start + bytes_needed].view(dtype).reshape(shape)
 
 
-def is_ready(array: NDArray[Any]) -> bool:
-    """Whether a kernel can read the array where it lies."""
-    return array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
+def is_ready(array: NDArray[Any], alignment: int) -> bool:
+    """Whether a kernel that assumes `alignment` bytes can use the array where it lies."""
+    return array.flags.c_contiguous and array.ctypes.data % alignment == 0
 
 
-def aligned(array: NDArray[Any]) -> NDArray[Any]:
+def ready(array: NDArray[Any], alignment: int) -> NDArray[Any]:
     """The array itself when a kernel can read it where it lies, else a copy."""
-    if is_ready(array):
+    if is_ready(array, alignment):
         return array
     copy = empty_aligned(array.shape, array.dtype)
     copy[...] = array

@@ -62,9 +62,12 @@ class Kernel:
         """Runs the kernel once on its arguments in order, outputs included. Raises KernelError when it fails."""
         self.prepare(arrays)()
 
-    def prepare(self, arrays: Sequence[NDArray[Any]]) -> Call:
-        """Checks and binds the arguments, so that calling the result costs little more than the kernel itself."""
-        return Call(self, arrays)
+    def prepare(self, arrays: Sequence[NDArray[Any]], alignments: Sequence[int] = ()) -> Call:
+        """Checks and binds the arguments, so that calling the result costs little more than the kernel itself.
+
+        `alignments` are the bytes that the kernel assumes of each argument, by default 64 of all.
+        """
+        return Call(self, arrays, alignments or [ALIGNMENT] * len(arrays))
 
     def time(self, arrays: Sequence[NDArray[Any]], number: int, repeat: int) -> NDArray[np.float64]:
         """Seconds per call, `repeat` times the mean of `number` calls in a row. No warm-up: call it once before."""
@@ -91,10 +94,11 @@ class Kernel:
 class Call:
     """A kernel with its arguments bound. For one thread at a time."""
 
-    def __init__(self, kernel: Kernel, arrays: Sequence[NDArray[Any]]) -> None:
+    def __init__(self, kernel: Kernel, arrays: Sequence[NDArray[Any]], alignments: Sequence[int]) -> None:
         count = len(arrays)
         self._kernel = kernel
-        self._arrays: list[NDArray[Any]] = list(arrays)  # kept alive as long as their addresses are
+        self._alignments = list(alignments)
+        self._arrays: list[NDArray[Any] | None] = [None] * count  # kept alive as long as their addresses are
         self._shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
         self._tensors = (_Tensor * count)()
         self._args = (_Any * count)()
@@ -114,16 +118,22 @@ class Call:
     def bind(self, index: int, array: NDArray[Any]) -> None:
         """Replaces an argument by an array of the same shape and dtype, which the caller has checked.
 
-        Raises KernelError when it is not C-contiguous or not aligned to 64 bytes.
+        Raises KernelError when it is not C-contiguous or not aligned.
         """
-        address = array.ctypes.data
-        if address % ALIGNMENT or not array.flags.c_contiguous:
-            where = f"at address {address:#x}" if address % ALIGNMENT else f"with strides {array.strides}"
-            raise KernelError(
-                f"argument {index} lies {where}; kernels take C-contiguous arrays at multiples of {ALIGNMENT}"
-            )
+        if self._arrays[index] is array:
+            return
+        address, alignment = array.ctypes.data, self._alignments[index]
+        if address % alignment or not array.flags.c_contiguous:
+            where = f"at address {address:#x}" if address % alignment else f"with strides {array.strides}"
+            allowed = f"C-contiguous and at a multiple of {alignment}"
+            raise KernelError(f"argument {index} lies {where}; for this kernel it must be {allowed}")
         self._arrays[index] = array
         self._tensors[index].data = address
+
+    def release(self, index: int) -> None:
+        """Lets go of an argument's array. Bind another before the next call: the kernel refuses the null address."""
+        self._arrays[index] = None
+        self._tensors[index].data = None
 
     def __call__(self) -> None:
         """Runs the kernel once. Raises KernelError when it fails."""

@@ -234,7 +234,7 @@ EXPORT void *convtune_alloc_workspace(int device_type, int device_id, uint64_t b
     if (!best) {
         drop_unused_blocks();
         size_t capacity = ((size_t)bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-        best = capacity < bytes ? NULL : aligned_alloc(ALIGNMENT, ALIGNMENT + capacity);
+        best = bytes > SIZE_MAX / 2 ? NULL : aligned_alloc(ALIGNMENT, ALIGNMENT + capacity);
         if (!best) {
             snprintf(message, sizeof message, "MemoryError: no %llu bytes of scratch memory", (unsigned long long)bytes);
             return NULL;

@@ -1,0 +1,238 @@
+"""A compiled convolution: its kernel with the checks, the packing and the array conversions around it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import cpu, packing
+from .arrays import converter_to, empty_aligned, is_ready, ready, to_numpy
+from .errors import KernelError
+from .kernel import Call, Kernel
+from .manifest import Argument, Manifest, Resolution
+from .names import MANIFEST_NAME, RUNTIME_NAME
+from .package import write_package
+
+_PARAMETERS = ("weight", "bias")
+_EXTRAS = ("offset", "mask", "residual")
+_SECONDS_PER_TIMING = 0.01
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights and biases as one kernel reads them, by argument index; made by `CompiledConv.pack`."""
+
+    library_sha256: str
+    arrays: Mapping[int, NDArray[Any]]
+
+
+class CompiledConv:
+    """One convolution, compiled. Call it with arrays; may be called from several threads at once.
+
+    Attributes:
+        manifest: all that is known about the kernel.
+        kernel: the loaded library; `kernel.num_threads` is the number of threads of all kernels in the process.
+    """
+
+    def __init__(self, directory: Path | str) -> None:
+        """Loads a package that `save` or the compiler wrote.
+
+        Raises KernelError when it is not one, its files do not match its hashes, or this CPU cannot execute it.
+        """
+        self._directory = Path(directory)
+        try:
+            text = (self._directory / MANIFEST_NAME).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise KernelError(f"{directory} is not a convtune package: {error}") from error
+        self.manifest = manifest = Manifest.from_json(text)
+        target = manifest.target
+        cpu.check(target.machine, target.required_features)
+        library = self._directory / manifest.library_name
+        _check_hash(library, manifest.library_sha256)
+        _check_hash(self._directory / RUNTIME_NAME, manifest.runtime_sha256)
+        self.kernel = Kernel(library)
+        self._indices: dict[str, list[int]] = {}
+        for index, argument in enumerate(manifest.arguments):
+            self._indices.setdefault(argument.name, []).append(index)
+        self._alignments = [argument.alignment for argument in manifest.arguments]
+        self._idle: list[Call] = []  # list.pop and list.append are atomic: a thread takes one, and gives it back
+
+    @property
+    def spec(self) -> str:
+        """The convolution's canonical string."""
+        return self.manifest.spec
+
+    @property
+    def error(self) -> float:
+        """max |y - reference| / max |reference| at compile time, with the reference in float64."""
+        return self.manifest.error
+
+    @property
+    def resolution(self) -> Resolution:
+        """Which schedule was compiled, and why."""
+        return self.manifest.resolution
+
+    def __repr__(self) -> str:
+        return f"CompiledConv({self.spec!r}, target={self.manifest.target.name!r}, error={self.error:.1e})"
+
+    def __call__(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any = None,
+        offset: Any = None,
+        mask: Any = None,
+        residual: Any = None,
+    ) -> Any:
+        """Packs the weights and runs: `run(x, pack(weight, bias), ...)`."""
+        return self.run(x, self.pack(weight, bias), offset=offset, mask=mask, residual=residual)
+
+    def pack(self, weight: Any, bias: Any = None) -> Packed:
+        """Arranges constant weights, in PyTorch's layout, for the kernel; a tuple of them for composite variants.
+
+        Raises KernelError when a shape or dtype is not the kernel's, and where a bias is missing or superfluous.
+        """
+        arrays: dict[int, NDArray[Any]] = {}
+        for name, given in zip(_PARAMETERS, (weight, bias)):
+            self._check_presence(name, given)
+            for label, index, value in self._each(name, given):
+                argument = self.manifest.arguments[index]
+                array = self._checked(label, value, argument, argument.user_shape)
+                arrays[index] = packing.apply(argument.pack, array, argument.dtype)
+        return Packed(self.manifest.library_sha256, arrays)
+
+    def run(
+        self,
+        x: Any,
+        packed: Packed,
+        *,
+        offset: Any = None,
+        mask: Any = None,
+        residual: Any = None,
+        out: Any = None,
+    ) -> Any:
+        """The convolution of x with packed weights; the result is of x's kind, or `out` where that is given.
+
+        Arrays that are C-contiguous and aligned as the kernel assumes are not copied. `out` must not overlap an input.
+
+        Raises KernelError when a shape or dtype is not the kernel's, and where an argument is missing or superfluous.
+        """
+        if packed.library_sha256 != self.manifest.library_sha256:
+            raise self._error("packed was made by another kernel; pack the weights with this one")
+        arrays = dict(packed.arrays)
+        for name, value in zip(("x", *_EXTRAS), (x, offset, mask, residual)):
+            self._check_presence(name, value)
+            for index in self._indices.get(name, ()):
+                argument = self.manifest.arguments[index]
+                arrays[index] = ready(self._checked(name, value, argument, argument.shape), argument.alignment)
+        convert = None if out is not None else converter_to(x)
+        (y_index,) = self._indices["y"]
+        result = self._result(out, arrays)
+        in_place = is_ready(result, self._alignments[y_index])
+        arrays[y_index] = y = result if in_place else empty_aligned(result.shape, result.dtype)
+        self._call(arrays)
+        if not in_place:
+            result[...] = y
+        return out if convert is None else convert(result)
+
+    def time(self, repeat: int = 10) -> NDArray[np.float64]:
+        """Seconds per call on random data, `repeat` times, each the mean of calls that take 10 ms together."""
+        rng = np.random.default_rng(0)
+        arrays = []
+        for argument in self.manifest.arguments:
+            array = empty_aligned(argument.shape, argument.dtype)
+            array[...] = (
+                rng.standard_normal(argument.shape) if array.dtype.kind == "f" else rng.integers(0, 9, argument.shape)
+            )
+            arrays.append(array)
+        call = self.kernel.prepare(arrays)
+        call()
+        once = float(call.time(number=1, repeat=3).min())
+        return call.time(number=max(1, math.ceil(_SECONDS_PER_TIMING / max(once, 1e-9))), repeat=repeat)
+
+    def save(self, directory: Path | str) -> Path:
+        """Writes a Python package that needs NumPy only: `from kernels import g32; y = g32(x, weight)`.
+
+        An earlier convtune package there is replaced, all at once; raises KernelError where anything else is.
+        """
+        files = self._directory / self.manifest.library_name, self._directory / RUNTIME_NAME
+        return write_package(Path(directory), self.manifest, *files)
+
+    def _call(self, arrays: Mapping[int, NDArray[Any]]) -> None:
+        ordered = [arrays[index] for index in range(len(arrays))]
+        try:
+            call = self._idle.pop()
+        except IndexError:
+            call = self.kernel.prepare(ordered, self._alignments)
+        else:
+            for index, array in enumerate(ordered):
+                call.bind(index, array)
+        call()
+        for name in ("x", *_EXTRAS, "y"):  # the weights stay bound: they are likely to come again
+            for index in self._indices.get(name, ()):
+                call.release(index)
+        self._idle.append(call)
+
+    def _result(self, out: Any, inputs: Mapping[int, NDArray[Any]]) -> NDArray[Any]:
+        argument = self.manifest.arguments[self._indices["y"][0]]
+        if out is None:
+            return empty_aligned(argument.shape, argument.dtype)
+        result = self._checked("out", out, argument, argument.shape)
+        if not result.flags.writeable:
+            raise self._error("out is read-only")
+        for index, array in inputs.items():
+            if np.may_share_memory(result, array):
+                raise self._error(
+                    f"out overlaps {self.manifest.arguments[index].name}; the kernel would read its own output"
+                )
+        return result
+
+    def _each(self, name: str, given: Any) -> list[tuple[str, int, Any]]:
+        """Label, argument index and array of each weight or bias."""
+        indices = self._indices.get(name, [])
+        if len(indices) <= 1:
+            return [(name, index, given) for index in indices]
+        if not isinstance(given, Sequence) or len(given) != len(indices):
+            found = f"{len(given)} arrays" if isinstance(given, Sequence) else f"a {type(given).__name__}"
+            raise self._error(f"{name} is {found}; this kernel takes a tuple of {len(indices)}")
+        return [(f"{name}[{i}]", index, value) for i, (index, value) in enumerate(zip(indices, given))]
+
+    def _check_presence(self, name: str, value: Any) -> None:
+        indices = self._indices.get(name, [])
+        if indices and value is None:
+            shapes = " and ".join(str(self.manifest.arguments[index].user_shape) for index in indices)
+            raise self._error(f"{name} is missing; this kernel takes one of shape {shapes}")
+        if not indices and value is not None:
+            raise self._error(f"{name} was given; this kernel takes none")
+
+    def _checked(self, label: str, value: Any, argument: Argument, shape: tuple[int, ...]) -> NDArray[Any]:
+        array = to_numpy(label, value)
+        if array.shape != shape:
+            raise self._error(f"{label} has shape {array.shape}; this kernel takes {shape}")
+        if array.dtype != argument.dtype:
+            raise self._error(f"{label} has dtype {array.dtype}; this kernel takes {argument.dtype}")
+        return array
+
+    def _error(self, message: str) -> KernelError:
+        return KernelError(f"{message} (spec: {self.spec})")
+
+
+def load(directory: Path | str) -> CompiledConv:
+    """The convolution saved in `directory`. Raises KernelError as CompiledConv does."""
+    return CompiledConv(directory)
+
+
+def _check_hash(file: Path, expected: str) -> None:
+    try:
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise KernelError(f"{file.parent} is not a complete convtune package: {error}") from error
+    if found != expected:
+        raise KernelError(f"{file} has SHA-256 {found[:16]}…; the manifest says {expected[:16]}…: the file was changed")

@@ -1,0 +1,65 @@
+"""Writes a compiled convolution as a Python package that needs NumPy only."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
+
+from .errors import KernelError
+from .manifest import Manifest
+from .names import MANIFEST_NAME, RUNTIME_NAME
+
+_RUNTIME_FOLDER = "_runtime"
+_ENTRIES = (MANIFEST_NAME, RUNTIME_NAME, "kernel-*.so", "__init__.py", _RUNTIME_FOLDER, "__pycache__")
+
+# The same for every kernel: what a manifest says is data, and must not become code.
+_INIT = '''"""A convolution compiled by convtune; manifest.json says which. Needs Python and NumPy, nothing else."""
+
+from pathlib import Path
+
+from ._runtime.callable_module import publish
+
+publish(__name__, Path(__file__).parent)
+'''
+
+
+def write_package(directory: Path, manifest: Manifest, library: Path, runtime: Path) -> Path:
+    """Writes manifest, kernel, runtime and the Python around them into `directory`, all at once or not at all.
+
+    Returns `directory`. Raises KernelError where something else than an earlier convtune package is there.
+    """
+    directory = directory.resolve()
+    _check_replaceable(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        (new / _RUNTIME_FOLDER).mkdir(parents=True)
+        shutil.copyfile(library, new / manifest.library_name)
+        shutil.copyfile(runtime, new / RUNTIME_NAME)
+        (new / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        (new / "__init__.py").write_text(_INIT, encoding="utf-8")
+        for source in sorted(Path(__file__).parent.glob("*.py")):
+            shutil.copyfile(source, new / _RUNTIME_FOLDER / source.name)
+        if directory.exists():
+            directory.rename(old)
+        try:
+            new.rename(directory)
+        except OSError:
+            if old.exists():
+                old.rename(directory)
+            raise
+    return directory
+
+
+def _check_replaceable(directory: Path) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise KernelError(f"{directory} is a file; a package is a directory")
+    names = [entry.name for entry in directory.iterdir()]
+    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in _ENTRIES)]
+    if foreign or (names and MANIFEST_NAME not in names):
+        because = f"it holds {min(foreign)}" if foreign else f"it has no {MANIFEST_NAME}"
+        raise KernelError(f"{directory} is not an earlier convtune package ({because}); not overwriting it")

@@ -1,0 +1,181 @@
+"""The C runtime by itself, driven through ctypes: which tasks run, whose error is told, what memory is given."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runtime_kernels import cache_dir
+
+from convtune.linker import build_runtime, find_compiler
+
+
+class Env(ctypes.Structure):
+    _fields_ = [("sync_handle", ctypes.c_void_p), ("num_task", ctypes.c_int32)]
+
+
+LAMBDA = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.POINTER(Env), ctypes.c_void_p)
+
+
+@pytest.fixture(scope="module")
+def library() -> Any:
+    runtime = ctypes.CDLL(str(build_runtime(find_compiler(), cache_dir()).library))
+    runtime.convtune_alloc_workspace.restype = ctypes.c_void_p
+    runtime.convtune_alloc_workspace.argtypes = [
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_uint64,
+        ctypes.c_int,
+        ctypes.c_int,
+    ]
+    runtime.convtune_free_workspace.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    runtime.convtune_kernel_error.restype = ctypes.c_char_p
+    return runtime
+
+
+@pytest.fixture(params=[1, 2, 4])
+def threads(library: Any, request: pytest.FixtureRequest) -> Iterator[int]:
+    before = library.convtune_num_threads()
+    library.convtune_set_num_threads(request.param)
+    yield request.param
+    library.convtune_set_num_threads(before)
+
+
+def launch(library: Any, task: Callable[[int, int], int], num_task: int = 0) -> int:
+    function = LAMBDA(lambda index, env, _: task(index, env.contents.num_task))
+    return int(library.convtune_parallel_launch(function, None, num_task))
+
+
+@pytest.mark.parametrize("num_task", [0, 1, 2, 13, 40000])
+def test_each_task_runs_once(library: Any, threads: int, num_task: int) -> None:
+    ran: list[tuple[int, int]] = []
+    assert launch(library, lambda index, count: ran.append((index, count)) or 0, num_task) == 0
+    count = num_task or threads
+    assert sorted(ran) == [(index, count) for index in range(count)]
+
+
+def test_tasks_run_at_the_same_time(library: Any, threads: int) -> None:
+    """Each waits for all the others, so that fewer threads than tasks would never end."""
+    meeting = threading.Barrier(threads, timeout=60)
+    assert launch(library, lambda index, count: meeting.wait() * 0) == 0
+
+
+def test_sleeping_threads_wake_up(library: Any, threads: int) -> None:
+    for _ in range(3):
+        time.sleep(0.02)
+        test_tasks_run_at_the_same_time(library, threads)
+
+
+def test_a_region_in_a_region_runs_on_its_own_thread(library: Any, threads: int) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def outer(index: int, count: int) -> int:
+        here = threading.get_native_id()
+        return launch(library, lambda i, n: seen.append((here, threading.get_native_id())) or 0, 5)
+
+    assert launch(library, outer) == 0
+    assert len(seen) == 5 * threads
+    assert all(outer_thread == inner_thread for outer_thread, inner_thread in seen)
+
+
+def test_the_error_of_another_thread_is_told(library: Any, threads: int) -> None:
+    meeting = threading.Barrier(threads, timeout=60)
+
+    def fail_in_last(index: int, count: int) -> int:
+        meeting.wait()
+        if index < count - 1:
+            return 0
+        parts = (ctypes.c_char_p * 3)(b"task ", None, str(index).encode())
+        library.convtune_set_error(b"ValueError", parts, 3)
+        return -1
+
+    assert launch(library, fail_in_last) == -1
+    assert library.convtune_kernel_error() == f"ValueError: task {threads - 1}".encode()
+    assert launch(library, lambda index, count: 0) == 0
+
+
+def test_long_messages_are_cut(library: Any) -> None:
+    parts = (ctypes.c_char_p * 2)(b"x" * 900, b"y" * 900)
+    library.convtune_set_error(b"E", parts, 2)
+    assert library.convtune_kernel_error() == b"E: " + b"x" * 900 + b"y" * 120
+
+
+def alloc(library: Any, size: int) -> int:
+    return int(library.convtune_alloc_workspace(1, 0, size, 2, 32) or 0)
+
+
+def free(library: Any, address: int) -> None:
+    assert library.convtune_free_workspace(1, 0, address) == 0
+
+
+def in_new_thread(function: Callable[[], None]) -> None:
+    """A fresh thread has no blocks yet."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def test_workspaces_are_aligned_apart_and_used_again(library: Any) -> None:
+    def use() -> None:
+        sizes = [1, 63, 64, 65, 100_000, 0, 3_000_000]
+        first = [alloc(library, size) for size in sizes]
+        for address, size in zip(first, sizes):
+            assert address and address % 64 == 0
+            ctypes.memset(address, 0xA5, size)
+        spans = sorted((address, address + size) for address, size in zip(first, sizes))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+        for address in (first[4], first[0], first[6], *first[1:4], first[5]):  # any order
+            free(library, address)
+        again = [alloc(library, size) for size in sizes]
+        assert set(again) == set(first)
+        for address in again:
+            free(library, address)
+
+    in_new_thread(use)
+
+
+def test_growing_workspaces_do_not_pile_up(library: Any) -> None:
+    def resident_kb() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4
+
+    def use() -> None:
+        before = resident_kb()
+        for size in range(1_000_000, 41_000_000, 1_000_000):
+            address = alloc(library, size)
+            ctypes.memset(address, 1, size)
+            free(library, address)
+        assert resident_kb() - before < 120_000  # all of them together: 820 MB
+
+    in_new_thread(use)
+
+
+def test_workspaces_of_a_failed_kernel_can_be_released(library: Any) -> None:
+    def use() -> None:
+        lost = alloc(library, 5000)
+        library.convtune_release_workspace()
+        assert alloc(library, 5000) == lost
+        library.convtune_release_workspace()
+
+    in_new_thread(use)
+
+
+def test_no_memory_is_an_error_and_not_a_crash(library: Any) -> None:
+    for size in (2**62, 2**64 - 1, 2**64 - 64):
+        assert alloc(library, size) == 0
+        assert library.convtune_kernel_error() == f"MemoryError: no {size} bytes of scratch memory".encode()
