@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from convtune.discovery import discover
 from convtune.errors import UnknownNameError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-KnobValue = Union[int, str]
+KnobValue = int | str
 Knobs = Mapping[str, KnobValue]
 PackStep = Mapping[str, Any]
 
@@ -44,6 +45,11 @@ class Space(ABC):
     def default(self, spec: ConvSpec, target: Target) -> Knobs:
         """Knobs that are good with no tuning, from the target's facts. Always in the domain."""
 
+    def features(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Mapping[str, float]:
+        """Numbers that explain a schedule's speed better than its knobs do, such as the registers it holds, for the
+        search's model; the same names whatever the knobs. Called for thousands of candidates, so it must be cheap."""
+        return {}
+
     @abstractmethod
     def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         """For each weight the steps that turn PyTorch's layout into what the kernel reads (`runtime.packing`)."""
@@ -55,6 +61,20 @@ class Space(ABC):
         Raises:
             ScheduleError: the knobs are outside the domain.
         """
+
+
+class Estimating(Space):
+    """A space with a model of its own time, which gives the default and helps the search."""
+
+    @abstractmethod
+    def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely: it orders schedules and is never shown as a time."""
+
+    def default(self, spec: ConvSpec, target: Target) -> Knobs:
+        return min(all_knobs(self, spec, target), key=lambda knobs: self.estimate(spec, target, knobs))
+
+    def features(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Mapping[str, float]:
+        return {"log_estimate": math.log(self.estimate(spec, target, knobs))}
 
 
 @dataclass(frozen=True)
@@ -102,8 +122,26 @@ def enumerate_candidates(space: Space, spec: ConvSpec, target: Target) -> Iterat
     """Every candidate of the space, the default first, each once."""
     default = Candidate(space.name, dict(space.default(spec, target)))
     yield default
+    for knobs in all_knobs(space, spec, target):
+        if knobs != default.knobs:
+            yield Candidate(space.name, knobs)
+
+
+def all_knobs(space: Space, spec: ConvSpec, target: Target) -> Iterator[Knobs]:
+    """Every combination of knobs that the space allows."""
     domain = space.knobs(spec, target)
     for values in itertools.product(*domain.values()):
-        candidate = Candidate(space.name, dict(zip(domain, values)))
-        if candidate != default and space.allows(spec, target, candidate.knobs):
-            yield candidate
+        knobs = dict(zip(domain, values))
+        if space.allows(spec, target, knobs):
+            yield knobs
+
+
+def default_candidate(spec: ConvSpec, target: Target) -> Candidate:
+    """What is used with no tuning: the default of the space that estimates its own to be the fastest."""
+    spaces = accepting(spec, target)
+    estimating = [space for space in spaces if isinstance(space, Estimating)]
+    if not estimating:
+        return Candidate(spaces[0].name, dict(spaces[0].default(spec, target)))
+    defaults = [(space, space.default(spec, target)) for space in estimating]
+    space, knobs = min(defaults, key=lambda pair: pair[0].estimate(spec, target, pair[1]))
+    return Candidate(space.name, dict(knobs))

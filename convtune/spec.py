@@ -226,7 +226,7 @@ def _integer(field: str, value: object, least: int) -> int:
 def _dims(field: str, value: object, rank: int | None, least: int) -> Dims:
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
         return (_integer(field, value, least),) * (rank or 1)
-    dims = tuple(_integer(field, v, least) for v in value)  # type: ignore[attr-defined]
+    dims = tuple(_integer(field, v, least) for v in value)
     if rank is None and not 1 <= len(dims) <= 3:
         raise SpecError(f"{field}={dims} has {len(dims)} dimensions; 1 to 3 are allowed")
     if rank is not None and len(dims) != rank:

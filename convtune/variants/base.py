@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from convtune.spec import ConvSpec
 
+    Array = NDArray[np.float64]
+
 Expr = Any  # a TVM expression, or a Python number where an index is constant
 Dims = tuple[int, ...]
 
@@ -66,7 +68,9 @@ class Variant(ABC):
         return 0
 
     @abstractmethod
-    def reference(self, spec: ConvSpec, x: NDArray[np.float64], weights: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def reference(
+        self, spec: ConvSpec, x: NDArray[np.float64], weights: Sequence[NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
         """The convolution alone. x: (n, ic, *in_size), weights as `weight_shapes`; returns (n, oc, *out_size)."""
 
     @abstractmethod

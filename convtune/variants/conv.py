@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convtune.errors import SpecError
 from convtune.variants.base import Dims, Expr, Operands, Term, Variant
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from convtune.spec import ConvSpec
+
+    Array = NDArray[np.float64]
 
 
 class Convolution(Variant):
@@ -28,7 +30,9 @@ class Convolution(Variant):
 
     def check(self, spec: ConvSpec) -> None:
         if spec.groups != 1:
-            raise SpecError(f"groups={spec.groups} is not {self.name}; it must be 1, or the variant grouped or depthwise")
+            raise SpecError(
+                f"groups={spec.groups} is not {self.name}; it must be 1, or the variant grouped or depthwise"
+            )
         if any(d != 1 for d in spec.dilation):
             raise SpecError(f"dilation={spec.dilation} is not {self.name}; it must be 1, or the variant dilated")
 
@@ -47,16 +51,19 @@ class Convolution(Variant):
 
         return count(spec.out_shape) * (spec.in_channels // spec.groups) * count(spec.kernel)
 
-    def reference(self, spec: ConvSpec, x: NDArray[np.float64], weights: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def reference(
+        self, spec: ConvSpec, x: NDArray[np.float64], weights: Sequence[NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
         import numpy as np
 
         (weight,), groups, out = weights, spec.groups, spec.out_size
         padded = np.pad(x, [(0, 0), (0, 0), *((before, max(after, 0)) for before, after in spec.padding)])
         y = np.zeros((spec.batch, groups, spec.out_channels // groups, *out))
         for tap in itertools.product(*map(range, spec.kernel)):
-            window = padded[(slice(None), slice(None), *_window(spec, tap))]
+            seen: Any = (slice(None), slice(None), *_window(spec, tap))
+            window = padded[seen]
             window = window.reshape(spec.batch, groups, -1, *out)
-            w = weight[(..., *tap)].reshape(groups, -1, weight.shape[1])
+            w = np.moveaxis(weight, (0, 1), (-2, -1))[tap].reshape(groups, -1, weight.shape[1])
             if weight.shape[1] == 1:  # one product an output: a batched matmul of 1 x 1 matrices is far slower
                 y += window * w.reshape(1, groups, -1, *(1 for _ in out))
             else:

@@ -1,0 +1,152 @@
+"""The tensor expression around a variant's formula: arguments, zero padding and epilogue, for any arrangement.
+
+Schedules see every convolution with three spatial dimensions; a missing one has size 1. Stages are named `pad`,
+`acc` and `y`, so a schedule finds them by these names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune import activations
+from convtune.variants import Operands
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+Expr = Any
+Dims = tuple[int, ...]
+
+
+def cube(dims: Sequence[Any], fill: Any = 1) -> tuple[Any, Any, Any]:
+    """Dimensions right-aligned to three: (7, 9) is (1, 7, 9)."""
+    missing = (fill,) * (3 - len(dims))
+    return (*missing, *dims)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A plain convolution's sizes with three spatial dimensions each."""
+
+    out: Dims
+    kernel: Dims
+    stride: Dims
+    dilation: Dims
+    before: Dims  # zero padding before the first input element
+    padded: Dims  # input elements that the outputs reach, padding included
+
+    @classmethod
+    def of(cls, spec: ConvSpec, out: Sequence[int] | None = None) -> Geometry:
+        """The geometry; `out` replaces the output size where a schedule rounds it up."""
+        size = cube(spec.out_size) if out is None else tuple(out)
+        stride, span = cube(spec.stride), cube(spec.span)
+        return cls(
+            out=size,
+            kernel=cube(spec.kernel),
+            stride=stride,
+            dilation=cube(spec.dilation),
+            before=tuple(before for before, _ in cube(spec.padding, (0, 0))),
+            padded=tuple((o - 1) * s + k for o, s, k in zip(size, stride, span)),
+        )
+
+    def inside(self, spec: ConvSpec) -> bool:
+        """Whether every position reached lies in the input, so that no padded copy is needed."""
+        sizes = cube(spec.in_size)
+        return not any(self.before) and all(reach <= size for reach, size in zip(self.padded, sizes))
+
+
+class Arguments:
+    """The placeholders of a kernel, in the order it takes them: x, weights, bias, residual; y is last."""
+
+    def __init__(self, spec: ConvSpec, weight_shapes: Sequence[Sequence[int]]) -> None:
+        from tvm import te
+
+        self.spec = spec
+        self.x = te.placeholder(spec.in_shape, spec.dtype, name="x")
+        names = ["weight"] if len(weight_shapes) == 1 else [f"weight{i}" for i in range(len(weight_shapes))]
+        self.weights = [te.placeholder(shape, spec.dtype, name=n) for n, shape in zip(names, weight_shapes)]
+        self.bias = te.placeholder((spec.out_channels,), spec.dtype, name="bias") if spec.bias else None
+        self.residual = te.placeholder(spec.out_shape, spec.dtype, name="residual") if spec.residual else None
+
+    def read_x(self, n: Expr, ic: Expr, position: Sequence[Expr]) -> Expr:
+        """x at a position inside the input; `position` has three entries."""
+        place = tuple(position)[3 - self.spec.rank :]
+        return self.x(n, *place, ic) if self.spec.channels_last else self.x(n, ic, *place)
+
+    def primfunc(self, y: Any) -> Any:
+        """The function of all arguments, to be scheduled."""
+        from tvm import te
+
+        inputs = [self.x, *self.weights, self.bias, self.residual]
+        return te.create_prim_func([a for a in inputs if a is not None] + [y])
+
+
+def padded_input(arguments: Arguments, geometry: Geometry) -> Any:
+    """The stage `pad`: (n, d, h, w, ic), the input with zeros around it, channels last whatever the layout."""
+    from tvm import te
+
+    shape = (arguments.spec.batch, *geometry.padded, arguments.spec.in_channels)
+    return te.compute(shape, lambda n, d, h, w, c: read_padded(arguments, geometry, n, c, (d, h, w)), name="pad")
+
+
+def read_padded(arguments: Arguments, geometry: Geometry, n: Expr, ic: Expr, position: Sequence[Expr]) -> Expr:
+    """x at a position of the padded input, zero outside of x; conditions only where they can fail."""
+    from tvm import te, tirx
+
+    spec = arguments.spec
+    place = [p - before for p, before in zip(position, geometry.before)]
+    edges = zip(place, geometry.before, cube(spec.in_size), geometry.padded)
+    inside = [condition for edge in edges for condition in _bounds(*edge)]
+    read = arguments.read_x(n, ic, place)
+    return te.if_then_else(tirx.all(*inside), read, tirx.const(0.0, spec.dtype)) if inside else read
+
+
+def _bounds(position: Expr, before: int, size: int, reach: int) -> list[Expr]:
+    lower = [position >= 0] if before else []
+    return lower + ([position < size] if reach - before > size else [])
+
+
+def operands(geometry: Geometry, x: Any, weight: Any) -> Operands:
+    """A variant's operands: x(n, ic, position) and weight(oc, ic, taps) in terms of three-dimensional accessors."""
+
+    def read(n: Expr, ic: Expr, *position: Expr) -> Expr:
+        place = cube(position, 0)
+        return x(n, ic, [p + before for p, before in zip(place, geometry.before)])
+
+    return Operands(read, lambda oc, ic, *taps: weight(oc, ic, cube(taps, 0)))
+
+
+def epilogue(arguments: Arguments, value: Expr, n: Expr, oc: Expr, out: Sequence[Expr]) -> Expr:
+    """activation(value + bias + residual) at one output element."""
+    spec = arguments.spec
+    if arguments.bias is not None:
+        value = value + arguments.bias[oc]
+    if arguments.residual is not None:
+        value = value + arguments.residual[(n, *out, oc) if spec.channels_last else (n, oc, *out)]
+    return value if spec.activation is None else activations.get(spec.activation).expression(value)
+
+
+def output(arguments: Arguments, groups: int, value: Any) -> Any:
+    """The stage `y`; value(n, group, channel in group, position) reads the sum, with `position` of three entries.
+
+    Channels are two dimensions, (groups, channels in a group), where there is more than one group: TVM 0.27 cannot see
+    through the divisions that one dimension would need. The memory is that of the spec's layout all the same.
+    """
+    from tvm import te
+
+    spec = arguments.spec
+    run = spec.out_channels // groups
+    channels = (run,) if groups == 1 else (groups, run)
+    last = spec.channels_last
+    shape = (*spec.out_size, *channels) if last else (*channels, *spec.out_size)
+
+    def at(n: Expr, *index: Expr) -> Expr:
+        cut = spec.rank if last else len(channels)
+        channel, position = (index[cut:], index[:cut]) if last else (index[:cut], index[cut:])
+        group, within = cube(channel, 0)[1:]
+        oc = within if groups == 1 else group * run + within
+        return epilogue(arguments, value(n, group, within, cube(position, 0)), n, oc, position)
+
+    return te.compute((spec.batch, *shape), at, name="y")

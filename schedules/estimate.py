@@ -1,0 +1,53 @@
+"""A coarse model of a register-tile schedule's time, in cycles: enough to choose a default, never shown as a time.
+
+It knows the FMA and load ports, from which cache each operand streams, and how evenly tasks fill the threads. The
+constants are those of recent x86 and ARM server cores; what differs between machines comes from the target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from convtune.schedules.tiling import ceil_div
+
+if TYPE_CHECKING:
+    from convtune.targets import Target
+
+FMAS_PER_CYCLE = 2.0
+LOADS_PER_CYCLE = 1.8  # two ports, less the conflicts of unaligned and broadcast loads
+FEWEST_SUMS = 8  # 4 cycles of latency on 2 ports
+L2_BYTES_PER_CYCLE = 32.0
+L3_BYTES_PER_CYCLE = 10.0
+TILE_CYCLES = 20.0  # loop and address arithmetic
+TASK_CYCLES = 300.0
+BARRIER_CYCLES = 4000.0  # one more parallel region
+
+
+def step_cycles(sums: int, loads: int) -> float:
+    """One step of the reduction: `sums` FMAs of vectors that need `loads` loads."""
+    return max(max(sums, FEWEST_SUMS) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
+
+
+def stream_cycles(target: Target, size_bytes: float, resident_bytes: float) -> float:
+    """Reading `size_bytes` that are part of a working set of `resident_bytes`, from the cache that holds the set."""
+    if resident_bytes <= target.l1d_bytes / 2:
+        return 0.0
+    fits_l2 = resident_bytes <= target.l2_bytes * 0.75
+    return size_bytes / (L2_BYTES_PER_CYCLE if fits_l2 else L3_BYTES_PER_CYCLE)
+
+
+def overlapped(compute: float, stream: float) -> float:
+    """Compute and streaming side by side: the longer one, and a share of the other that does not hide."""
+    return max(compute, stream) + 0.15 * min(compute, stream)
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """A parallel loop: how many tasks, and cycles of one."""
+
+    count: int
+    cycles: float
+
+    def on(self, target: Target) -> float:
+        return ceil_div(self.count, target.threads) * (self.cycles + TASK_CYCLES)

@@ -1,0 +1,192 @@
+"""What the register-tile schedules share: sizes of tiles and blocks, and the loops from the store to the registers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune.expression import cube, output
+
+if TYPE_CHECKING:
+    from convtune.space import PackStep
+    from convtune.spec import ConvSpec
+
+
+def ceil_div(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The least multiple that is at least `size`."""
+    return ceil_div(size, multiple) * multiple
+
+
+def even_blocks(size: int, most: int) -> tuple[int, ...]:
+    """Block sizes worth trying for a loop: for every number of blocks the smallest that needs no more, up to `most`."""
+    return tuple(sorted({ceil_div(size, n) for n in range(1, size + 1)} & set(range(1, most + 1))))
+
+
+def spaced(values: Iterable[int], count: int) -> tuple[int, ...]:
+    """At most `count` of the values, about evenly spaced in their logarithm, both ends kept."""
+    ordered = sorted(set(values))
+    if len(ordered) <= count:
+        return tuple(ordered)
+    low, high = ordered[0], ordered[-1]
+    wanted = [low * (high / low) ** (i / (count - 1)) for i in range(count)]
+    return tuple(sorted({min(ordered, key=lambda v: abs(v - w)) for w in wanted}))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A register tile of output: rows x columns x vectors of `width` lanes, and how channels fill the vectors.
+
+    Channels come in `groups` runs of `run`; each run is cut into blocks of vectors * lanes and rounded up. `lanes` are
+    the lanes of a vector that hold channels, the first ones.
+    """
+
+    rows: int
+    columns: int
+    vectors: int
+    lanes: int
+    width: int
+    groups: int
+    run: int
+
+    @property
+    def block(self) -> int:
+        """Channels of a block."""
+        return self.vectors * self.lanes
+
+    @property
+    def blocks(self) -> int:
+        """Channel blocks of a run."""
+        return ceil_div(self.run, self.block)
+
+    def locate(self, within: Any) -> tuple[Any, Any, Any]:
+        """A channel of a run as (block, vector, lane)."""
+        return within // self.block, within % self.block // self.lanes, within % self.block % self.lanes
+
+
+def needs_staging(spec: ConvSpec, tile: Tile) -> bool:
+    """Whether the store goes through a copy of the tile in memory.
+
+    Accumulators stay in registers only while every access to them has a constant index, so a direct store is fully
+    unrolled; one that goes lane by lane, or has a long activation in it, would be too much code for that.
+    """
+    long_activation = spec.activation in ("silu", "gelu", "sigmoid", "tanh")
+    return long_activation or not stores_vectors(spec, tile)
+
+
+def stores_vectors(spec: ConvSpec, tile: Tile) -> bool:
+    """Whether a vector of accumulators is a vector of the output."""
+    return spec.channels_last and tile.lanes == tile.width and tile.run % tile.lanes == 0
+
+
+@dataclass
+class OutputLoops:
+    """The loops of the stage `y`, split for a tile; loops that a rank lacks are left out."""
+
+    outer: list[Any]  # n, od, oh_outer, ow_outer: what tasks are made of
+    channels: Any  # channel blocks
+    inner: list[Any]  # tiles of a task: oh_middle, ow_middle
+    store: list[Any]  # within a tile: oh_inner, ow_inner, vector, lane
+
+
+def split_output(sch: Any, spec: ConvSpec, tile: Tile, oh_block: int, ow_block: int) -> OutputLoops:
+    """Splits `y` into tasks of oh_block x ow_block tiles, tiles, and what a tile stores."""
+    n, *rest = sch.get_loops(sch.get_sblock("y"))
+    spatial, channels = (
+        (rest[: spec.rank], rest[spec.rank :]) if spec.channels_last else (rest[-spec.rank :], rest[: -spec.rank])
+    )
+    blocks, vector, lane = _split_channels(sch, channels, tile)
+    ow_tiles, ow_inner = sch.split(spatial[-1], [None, tile.columns])
+    ow_outer, ow_middle = sch.split(ow_tiles, [None, ow_block])
+    if spec.rank == 1:
+        return OutputLoops([n, ow_outer], blocks, [ow_middle], [ow_inner, vector, lane])
+    oh_tiles, oh_inner = sch.split(spatial[-2], [None, tile.rows])
+    oh_outer, oh_middle = sch.split(oh_tiles, [None, oh_block])
+    outer = [n, *spatial[:-2], oh_outer, ow_outer]
+    return OutputLoops(outer, blocks, [oh_middle, ow_middle], [oh_inner, ow_inner, vector, lane])
+
+
+def _split_channels(sch: Any, channels: Sequence[Any], tile: Tile) -> tuple[Any, Any, Any]:
+    *group, run = channels
+    if tile.run % tile.lanes == 0:  # then the border's condition is one of whole vectors
+        vectors, lane = sch.split(run, [None, tile.lanes])
+        block, vector = sch.split(vectors, [None, tile.vectors])
+    else:
+        block, inner = sch.split(run, [None, tile.block])
+        vector, lane = sch.split(inner, [tile.vectors, tile.lanes])
+    return (sch.fuse(*group, block) if group else block), vector, lane
+
+
+def unroll(sch: Any, loops: Sequence[Any]) -> None:
+    """Unrolls all loops but the last, which becomes vectors."""
+    for loop in loops[:-1]:
+        sch.unroll(loop)
+    sch.vectorize(loops[-1])
+
+
+def place_store(sch: Any, spec: ConvSpec, tile: Tile, at: Any, store: Sequence[Any]) -> None:
+    """Makes the store of a tile vectors, or lets it read the stage `tile`, a copy in memory."""
+    if not needs_staging(spec, tile):
+        unroll(sch, store)
+        return
+    staged = sch.get_sblock("tile")
+    sch.compute_at(staged, at, preserve_unit_loops=True)
+    unroll(sch, sch.get_loops(staged)[-4:])
+    if stores_vectors(spec, tile):
+        sch.vectorize(store[-1])
+
+
+def place_accumulators(sch: Any, at: Any, reductions: int, order: Sequence[int], unrolled: int) -> Any:
+    """Computes `acc` at a loop, in registers: its reduction loops in `order`, the last `unrolled` of them unrolled.
+
+    Returns the outermost reduction loop.
+    """
+    acc = sch.get_sblock("acc")
+    sch.compute_at(acc, at, preserve_unit_loops=True)
+    loops = sch.get_loops(acc)
+    axes, tile = loops[-reductions:], loops[-reductions - 4 : -reductions]
+    axes = [axes[i] for i in order]
+    sch.reorder(*axes, *tile)
+    unroll(sch, [*axes[len(axes) - unrolled :], *tile])
+    unroll(sch, sch.get_loops(sch.decompose_reduction(acc, axes[0]))[-4:])
+    sch.set_scope(acc, 0, "local")
+    return axes[0]
+
+
+def tiled_output(arguments: Any, tile: Tile, outer: Sequence[int], summand: Any) -> Any:
+    """The stages `acc`, where needed `tile`, and `y`, in terms of tiles.
+
+    acc: (n, d, h_tile, w_tile, group, block, row, column, vector, lane) sums `summand` of these ten indices; `outer`
+    are the first four extents.
+    """
+    from tvm import te
+
+    spec = arguments.spec
+    shape = (*outer, tile.groups, tile.blocks, tile.rows, tile.columns, tile.vectors, tile.width)
+    acc = te.compute(shape, summand, name="acc")
+    result = te.compute(shape, lambda *i: acc[i], name="tile") if needs_staging(spec, tile) else acc
+
+    def value(n: Any, group: Any, within: Any, position: Any) -> Any:
+        d, h, w = position
+        block, vector, lane = tile.locate(within)
+        rows, columns = tile.rows, tile.columns
+        return result(n, d, h // rows, w // columns, group, block, h % rows, w % columns, vector, lane)
+
+    return output(arguments, tile.groups, value)
+
+
+def pack_blocks(spec: ConvSpec, tile: Tile) -> tuple[PackStep, ...]:
+    """PyTorch's (oc, ic, taps) to (group, block, kd, kh, kw, ic, channel in block), zeros where a run ends."""
+    rank, depth = spec.rank, spec.in_channels // spec.groups
+    full = tile.blocks * tile.block
+    return (
+        {"op": "reshape", "shape": [tile.groups, tile.run, depth, *spec.kernel]},
+        {"op": "pad", "widths": [[0, 0], [0, full - tile.run], *([0, 0] for _ in range(rank + 1))]},
+        {"op": "reshape", "shape": [tile.groups, tile.blocks, tile.block, depth, *spec.kernel]},
+        {"op": "transpose", "axes": [0, 1, *range(4, 4 + rank), 3, 2]},
+        {"op": "reshape", "shape": [tile.groups, tile.blocks, *cube(spec.kernel), depth, tile.block]},
+    )
