@@ -32,6 +32,7 @@ from convtune.schedules.tiling import (
     Tile,
     ceil_div,
     even_blocks,
+    merge_groups,
     pack_blocks,
     place_accumulators,
     place_store,
@@ -138,6 +139,7 @@ class DenseDirect(Estimating):
         place_accumulators(sch, order[-1], reductions=4, order=(0, 1, 2, 3), unrolled=0)
         if knobs["pad_at"] != "none":
             self._place_pad(sch, spec, target, task if knobs["pad_at"] == "task" else None)
+        merge_groups(sch, spec, tile)
         return sch.mod
 
     def _tile(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Tile:

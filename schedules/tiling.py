@@ -121,6 +121,17 @@ def _split_channels(sch: Any, channels: Sequence[Any], tile: Tile) -> tuple[Any,
     return (sch.fuse(*group, block) if group else block), vector, lane
 
 
+def merge_groups(sch: Any, spec: ConvSpec, tile: Tile) -> None:
+    """Gives `y` the spec's shape, with one dimension of channels, once nothing needs to see two of them any more."""
+    if tile.groups == 1:
+        return
+    run = tile.run
+    if spec.channels_last:
+        sch.transform_layout("y", ("write", 0), lambda *i: [*i[:-2], i[-2] * run + i[-1]])
+    else:
+        sch.transform_layout("y", ("write", 0), lambda n, group, channel, *i: [n, group * run + channel, *i])
+
+
 def unroll(sch: Any, loops: Sequence[Any]) -> None:
     """Unrolls all loops but the last, which becomes vectors."""
     for loop in loops[:-1]:
