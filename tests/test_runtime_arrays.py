@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convtune.runtime.arrays import converter_to, empty_aligned, is_ready, ready, to_numpy
+from convtune.runtime.arrays import aligned_copy, converter_to, empty_aligned, ready, to_numpy
 from convtune.runtime.errors import KernelError
 
 
@@ -55,18 +55,23 @@ def test_empty_aligned(shape: tuple[int, ...], dtype: str) -> None:
     array[...] = 1
 
 
-def test_ready_copies_only_what_a_kernel_cannot_read() -> None:
+def test_aligned_copy() -> None:
+    array = np.arange(64, dtype="f").reshape(4, 16)
+    for source in (array, array[:, ::2], array.T):
+        copy = aligned_copy(source)
+        assert copy.ctypes.data % 64 == 0 and copy.flags.c_contiguous and not np.may_share_memory(copy, array)
+        np.testing.assert_array_equal(copy, source)
+
+
+def test_ready_copies_only_what_a_kernel_cannot_use() -> None:
     good = empty_aligned((4, 16), "f")
-    good[...] = np.arange(64).reshape(4, 16)
-    assert ready(good, 64) is good
-    memory = empty_aligned((65,), "f")
-    memory[1:] = np.arange(64)
-    shifted = memory[1:].reshape(4, 16)
+    assert ready(good) is good
+    shifted = empty_aligned((65,), "f")[1:].reshape(4, 16)
+    shifted[...] = 3
     assert ready(shifted, 4) is shifted
-    for bad in (shifted, good[:, ::2], good.T):
-        copy = ready(bad, 64)
-        assert copy is not bad and is_ready(copy, 64)
-        np.testing.assert_array_equal(copy, bad)
+    copy = ready(shifted)
+    assert copy.ctypes.data % 64 == 0 and (copy == 3).all()
+    assert ready(good.T) is not good.T
 
 
 def test_foreign_arrays_go_in_and_out_without_a_copy(library: type[Foreign]) -> None:

@@ -63,8 +63,7 @@ def test_a_bound_call_can_take_other_arrays(kernel: Kernel) -> None:
     call = kernel.prepare([random_aligned((ROWS, COLUMNS), 1), poisoned()])
     call()
     x, y = random_aligned((ROWS, COLUMNS), 2), poisoned()
-    call.bind(0, x)
-    call.bind(1, y)
+    assert call.bind(0, x) and call.bind(1, y)
     call()
     np.testing.assert_allclose(y, stencil(x), rtol=1e-5, atol=1e-5)
 
@@ -187,9 +186,9 @@ def test_the_kernels_own_message_surfaces(kernel: Kernel) -> None:
 def test_arrays_a_kernel_cannot_read_are_refused(kernel: Kernel) -> None:
     x, y = random_aligned((ROWS, COLUMNS)), poisoned()
     shifted = empty_aligned((ROWS * COLUMNS + 1,), np.float32)[1:].reshape(ROWS, COLUMNS)
-    with pytest.raises(KernelError, match=r"argument 0 lies at address .* multiple of 64"):
+    with pytest.raises(KernelError, match=r"argument 0 lies at address .* multiples of 64"):
         kernel([shifted, y])
-    with pytest.raises(KernelError, match="argument 1 lies with strides"):
+    with pytest.raises(KernelError, match=r"argument 1 lies at .* with strides \(4, 148\)"):
         kernel([x, random_aligned((COLUMNS, ROWS)).T])
     with pytest.raises(KernelError, match="argument 0 has dtype >f4"):
         kernel([x.astype(">f4"), y])

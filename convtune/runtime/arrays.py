@@ -25,18 +25,17 @@ def empty_aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return memory[start : start + bytes_needed].view(dtype).reshape(shape)
 
 
-def is_ready(array: NDArray[Any], alignment: int) -> bool:
-    """Whether a kernel that assumes `alignment` bytes can use the array where it lies."""
-    return array.flags.c_contiguous and array.ctypes.data % alignment == 0
-
-
-def ready(array: NDArray[Any], alignment: int) -> NDArray[Any]:
-    """The array itself when a kernel can read it where it lies, else a copy."""
-    if is_ready(array, alignment):
-        return array
+def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
+    """A C-contiguous copy that starts at a multiple of 64 bytes."""
     copy = empty_aligned(array.shape, array.dtype)
     copy[...] = array
     return copy
+
+
+def ready(array: NDArray[Any], alignment: int = ALIGNMENT) -> NDArray[Any]:
+    """The array itself when a kernel that assumes `alignment` bytes can use it where it lies, else a copy."""
+    usable = array.flags.c_contiguous and array.ctypes.data % alignment == 0
+    return array if usable else aligned_copy(array)
 
 
 def to_numpy(name: str, array: Any) -> NDArray[Any]:

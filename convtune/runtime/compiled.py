@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import cpu, packing
-from .arrays import converter_to, empty_aligned, is_ready, ready, to_numpy
+from .arrays import aligned_copy, converter_to, empty_aligned, to_numpy
 from .errors import KernelError
 from .kernel import Call, Kernel
 from .manifest import Argument, Manifest, Resolution
@@ -61,7 +61,9 @@ class CompiledConv:
         self._indices: dict[str, list[int]] = {}
         for index, argument in enumerate(manifest.arguments):
             self._indices.setdefault(argument.name, []).append(index)
-        self._alignments = [argument.alignment for argument in manifest.arguments]
+        self._signature = [(a.shape, np.dtype(a.dtype), a.alignment) for a in manifest.arguments]
+        (self._y_index,) = self._indices["y"]
+        self._transient = [i for i, argument in enumerate(manifest.arguments) if argument.name not in _PARAMETERS]
         self._idle: list[Call] = []  # list.pop and list.append are atomic: a thread takes one, and gives it back
 
     @property
@@ -127,20 +129,23 @@ class CompiledConv:
         if packed.library_sha256 != self.manifest.library_sha256:
             raise self._error("packed was made by another kernel; pack the weights with this one")
         arrays = dict(packed.arrays)
-        for name, value in zip(("x", *_EXTRAS), (x, offset, mask, residual)):
+        for name, value in (("x", x), ("offset", offset), ("mask", mask), ("residual", residual)):
             self._check_presence(name, value)
             for index in self._indices.get(name, ()):
                 argument = self.manifest.arguments[index]
-                arrays[index] = ready(self._checked(name, value, argument, argument.shape), argument.alignment)
-        convert = None if out is not None else converter_to(x)
-        (y_index,) = self._indices["y"]
-        result = self._result(out, arrays)
-        in_place = is_ready(result, self._alignments[y_index])
-        arrays[y_index] = y = result if in_place else empty_aligned(result.shape, result.dtype)
+                arrays[index] = self._checked(name, value, argument, argument.shape)
+        if out is None:
+            convert = converter_to(x)
+            shape, dtype, _ = self._signature[self._y_index]
+            arrays[self._y_index] = y = empty_aligned(shape, dtype)
+            self._call(arrays)
+            return convert(y)
+        argument = self.manifest.arguments[self._y_index]
+        arrays[self._y_index] = result = self._checked("out", out, argument, argument.shape)
+        if not result.flags.writeable:
+            raise self._error("out is read-only")
         self._call(arrays)
-        if not in_place:
-            result[...] = y
-        return out if convert is None else convert(result)
+        return out
 
     def time(self, repeat: int = 10) -> NDArray[np.float64]:
         """Seconds per call on random data, `repeat` times, each the mean of calls that take 10 ms together."""
@@ -166,33 +171,27 @@ class CompiledConv:
         return write_package(Path(directory), self.manifest, *files)
 
     def _call(self, arrays: Mapping[int, NDArray[Any]]) -> None:
-        ordered = [arrays[index] for index in range(len(arrays))]
         try:
             call = self._idle.pop()
         except IndexError:
-            call = self.kernel.prepare(ordered, self._alignments)
-        else:
-            for index, array in enumerate(ordered):
-                call.bind(index, array)
+            call = Call(self.kernel, self._signature)
+        scratch = None  # where y goes when the kernel cannot write it in place
+        for index, array in arrays.items():
+            if not call.bind(index, array):
+                copy = aligned_copy(array)
+                call.bind(index, copy)
+                if index == self._y_index:
+                    scratch = copy
+        overlapped = call.overlapping(self._y_index)
+        if overlapped is not None:
+            name = self.manifest.arguments[overlapped].name
+            raise self._error(f"out overlaps {name}; the kernel would read its own output")
         call()
-        for name in ("x", *_EXTRAS, "y"):  # the weights stay bound: they are likely to come again
-            for index in self._indices.get(name, ()):
-                call.release(index)
+        if scratch is not None:
+            arrays[self._y_index][...] = scratch
+        for index in self._transient:  # the weights stay bound: they are likely to come again
+            call.release(index)
         self._idle.append(call)
-
-    def _result(self, out: Any, inputs: Mapping[int, NDArray[Any]]) -> NDArray[Any]:
-        argument = self.manifest.arguments[self._indices["y"][0]]
-        if out is None:
-            return empty_aligned(argument.shape, argument.dtype)
-        result = self._checked("out", out, argument, argument.shape)
-        if not result.flags.writeable:
-            raise self._error("out is read-only")
-        for index, array in inputs.items():
-            if np.may_share_memory(result, array):
-                raise self._error(
-                    f"out overlaps {self.manifest.arguments[index].name}; the kernel would read its own output"
-                )
-        return result
 
     def _each(self, name: str, given: Any) -> list[tuple[str, int, Any]]:
         """Label, argument index and array of each weight or bias."""

@@ -62,12 +62,18 @@ class Kernel:
         """Runs the kernel once on its arguments in order, outputs included. Raises KernelError when it fails."""
         self.prepare(arrays)()
 
-    def prepare(self, arrays: Sequence[NDArray[Any]], alignments: Sequence[int] = ()) -> Call:
-        """Checks and binds the arguments, so that calling the result costs little more than the kernel itself.
+    def prepare(self, arrays: Sequence[NDArray[Any]]) -> Call:
+        """Binds the arguments, so that calling the result costs little more than the kernel itself.
 
-        `alignments` are the bytes that the kernel assumes of each argument, by default 64 of all.
+        Raises KernelError when one is not C-contiguous and aligned to 64 bytes.
         """
-        return Call(self, arrays, alignments or [ALIGNMENT] * len(arrays))
+        call = Call(self, [(array.shape, array.dtype, ALIGNMENT) for array in arrays])
+        for index, array in enumerate(arrays):
+            if not call.bind(index, array):
+                where = f"at address {array.ctypes.data:#x} with strides {array.strides}"
+                needed = f"kernels take C-contiguous arrays at multiples of {ALIGNMENT}"
+                raise KernelError(f"argument {index} lies {where}; {needed}")
+        return call
 
     def time(self, arrays: Sequence[NDArray[Any]], number: int, repeat: int) -> NDArray[np.float64]:
         """Seconds per call, `repeat` times the mean of `number` calls in a row. No warm-up: call it once before."""
@@ -92,48 +98,57 @@ class Kernel:
 
 
 class Call:
-    """A kernel with its arguments bound. For one thread at a time."""
+    """A kernel with its arguments bound, checked no further than said here. For one thread at a time."""
 
-    def __init__(self, kernel: Kernel, arrays: Sequence[NDArray[Any]], alignments: Sequence[int]) -> None:
-        count = len(arrays)
+    def __init__(self, kernel: Kernel, arguments: Sequence[tuple[tuple[int, ...], np.dtype[Any], int]]) -> None:
+        """`arguments`: shape, dtype and alignment in bytes of each; bind an array to each before the first call."""
+        count = len(arguments)
         self._kernel = kernel
-        self._alignments = list(alignments)
+        self._alignments = [alignment for _, _, alignment in arguments]
+        self._shapes = [(ctypes.c_int64 * len(shape))(*shape) for shape, _, _ in arguments]
         self._arrays: list[NDArray[Any] | None] = [None] * count  # kept alive as long as their addresses are
-        self._shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
+        self._addresses = [0] * count
         self._tensors = (_Tensor * count)()
         self._args = (_Any * count)()
         self._result = _Any()
-        for index, array in enumerate(arrays):
+        for index, (shape, dtype, _) in enumerate(arguments):
+            if dtype.kind not in _DLPACK_CODES or not dtype.isnative:
+                raise KernelError(f"argument {index} has dtype {dtype}; kernels take native numbers")
             tensor = self._tensors[index]
-            tensor.device_type, tensor.lanes, tensor.ndim = _CPU, 1, array.ndim
-            if array.dtype.kind not in _DLPACK_CODES or not array.dtype.isnative:
-                raise KernelError(f"argument {index} has dtype {array.dtype}; kernels take native numbers")
-            tensor.code, tensor.bits = _DLPACK_CODES[array.dtype.kind], 8 * array.dtype.itemsize
+            tensor.device_type, tensor.lanes, tensor.ndim = _CPU, 1, len(shape)
+            tensor.code, tensor.bits = _DLPACK_CODES[dtype.kind], 8 * dtype.itemsize
             tensor.shape = self._shapes[index]
             self._args[index].type_index = _TENSOR
             self._args[index].pointer = ctypes.addressof(tensor)
-            self.bind(index, array)
         self._invocation = (None, ctypes.addressof(self._args), count, ctypes.addressof(self._result))
 
-    def bind(self, index: int, array: NDArray[Any]) -> None:
-        """Replaces an argument by an array of the same shape and dtype, which the caller has checked.
+    def bind(self, index: int, array: NDArray[Any]) -> bool:
+        """Makes `array`, whose shape and dtype the caller has checked, the argument.
 
-        Raises KernelError when it is not C-contiguous or not aligned.
+        Returns False, and changes nothing, where the kernel cannot use it where it lies.
         """
         if self._arrays[index] is array:
-            return
-        address, alignment = array.ctypes.data, self._alignments[index]
-        if address % alignment or not array.flags.c_contiguous:
-            where = f"at address {address:#x}" if address % alignment else f"with strides {array.strides}"
-            allowed = f"C-contiguous and at a multiple of {alignment}"
-            raise KernelError(f"argument {index} lies {where}; for this kernel it must be {allowed}")
+            return True
+        address = array.ctypes.data
+        if address % self._alignments[index] or not array.flags.c_contiguous:
+            return False
         self._arrays[index] = array
-        self._tensors[index].data = address
+        self._addresses[index] = self._tensors[index].data = address
+        return True
 
     def release(self, index: int) -> None:
         """Lets go of an argument's array. Bind another before the next call: the kernel refuses the null address."""
         self._arrays[index] = None
         self._tensors[index].data = None
+
+    def overlapping(self, index: int) -> int | None:
+        """The first other argument that shares memory with this one."""
+        sizes = [0 if array is None else array.nbytes for array in self._arrays]
+        start, end = self._addresses[index], self._addresses[index] + sizes[index]
+        for other, (address, size) in enumerate(zip(self._addresses, sizes)):
+            if other != index and address < end and start < address + size:
+                return other
+        return None
 
     def __call__(self) -> None:
         """Runs the kernel once. Raises KernelError when it fails."""
