@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -122,7 +123,7 @@ def test_no_cross_compiler_is_one_line(no_compiler: None) -> None:
 
 def test_the_environment_chooses_the_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wrapper = tmp_path / "my cc"
-    wrapper.write_text(f'#!/bin/sh\nexec {find_compiler().command[0]} "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(find_compiler().command)} "$@"\n')
     wrapper.chmod(0o755)
     monkeypatch.setenv("CONVTUNE_CC", f"'{wrapper}' -DCHOSEN")
     assert find_compiler().command == (str(wrapper), "-DCHOSEN")
@@ -165,3 +166,17 @@ def test_what_the_runtime_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="TVMFFIFunctionCall"):
         link(unknown, tmp_path / "k.so", cache_dir())
     assert not (tmp_path / "k.so").exists()
+
+
+def test_cross_linking_for_aarch64(tmp_path: Path) -> None:
+    pytest.importorskip("ziglang")
+    import tvm
+    from tvm import te
+
+    x = te.placeholder((64,), "float32", name="x")
+    y = te.compute((64,), lambda i: te.exp(x[i]), name="y")
+    target = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}
+    tvm.compile(te.create_prim_func([x, y]), target=target).mod.write_to_file(str(tmp_path / "k.o"), "o")
+    library = link(tmp_path / "k.o", tmp_path / "k.so", tmp_path / "cache", machine="aarch64")
+    for file in (library, library.with_name(RUNTIME_NAME)):
+        assert int.from_bytes(file.read_bytes()[18:20], "little") == 183  # ELF's e_machine: EM_AARCH64
