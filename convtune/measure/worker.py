@@ -1,0 +1,243 @@
+"""Worker processes that may crash, hang or eat memory, and a pool of them that goes on regardless."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from convtune.errors import MeasureError
+
+START_TIMEOUT_S = 120.0  # importing TVM takes 1.5 s here, and many times that on a cold, busy machine
+MEMORY_BYTES = 4 << 30
+
+Service = Callable[..., Callable[[Any], Any]]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a request: status "ok" with a value, or "error", "timeout", "crash" or "out_of_memory"."""
+
+    status: str
+    value: Any = None
+    message: str = ""
+
+
+class Worker:
+    """One process, in its own session so that the terminal's Ctrl-C passes it by. Starts on demand."""
+
+    def __init__(self, service: Service, arguments: tuple[Any, ...], directory: Path, memory_bytes: int) -> None:
+        self._first_message = (service, arguments, memory_bytes)
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+        self._timeout_s = 0.0
+        self.busy = self.ready = False
+
+    def start(self) -> None:
+        """Starts the process unless it runs; returns before it is ready."""
+        if self._process is not None:
+            return
+        self.connection, theirs = Pipe()
+        lifeline, self._lifeline = os.pipe()
+        self._output = (self._directory / f"worker-{next(_numbers)}.txt").open("ab+")
+        descriptors = (theirs.fileno(), lifeline)
+        path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "convtune.measure.worker_main", *map(str, descriptors)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,  # C code prints here too, so replies need a channel of their own
+            stderr=subprocess.STDOUT,
+            cwd=self._directory,  # which python -m searches first: not where the user happens to be
+            env={**os.environ, "PYTHONPATH": path},
+            pass_fds=descriptors,
+            start_new_session=True,
+        )
+        theirs.close()
+        os.close(lifeline)
+        self.deadline = time.monotonic() + START_TIMEOUT_S
+        self._send(self._first_message)
+
+    def submit(self, request: Any, timeout_s: float) -> None:
+        """Sends a request to a ready, idle worker."""
+        os.ftruncate(self._output.fileno(), 0)
+        self.busy, self._timeout_s = True, timeout_s
+        self.deadline = time.monotonic() + timeout_s
+        self._send(request)
+
+    def receive(self) -> Reply | None:
+        """The reply, if there is one by now or never will be; then the worker is idle or stopped.
+
+        Raises:
+            MeasureError: the process does not start.
+        """
+        try:
+            if self.connection.poll():
+                status, value = self.connection.recv()
+                return self._received(status, value)
+        except (EOFError, OSError):
+            return self._died()
+        if time.monotonic() < self.deadline:
+            return None
+        started = self.ready
+        self.stop()
+        if not started:
+            raise MeasureError(f"a worker process was not ready in {START_TIMEOUT_S:g} s; is the machine overloaded?")
+        return Reply("timeout", message=f"no answer in {self._timeout_s:g} s")
+
+    def _received(self, status: str, value: Any) -> Reply | None:
+        if status == "ready":
+            self.ready = True
+            return None
+        if not self.ready:
+            self.stop()
+            raise MeasureError(f"a worker process does not start: {value}")
+        self.busy = False
+        if status == "out_of_memory":
+            self.stop()  # what it holds on to would be missing to the next request
+        return Reply(status, value) if status == "ok" else Reply(status, message=value)
+
+    def _died(self) -> Reply:
+        started, output = self.ready, self._tail()
+        code = self.stop()
+        cause = signal.Signals(-code).name if code < 0 else f"exited with code {code}"
+        message = f"{cause}; last output: {output}" if output else cause
+        if not started:
+            raise MeasureError(f"a worker process does not start: {message}")
+        # SIGKILL is not ours here: the kernel sends it when the machine runs out of memory
+        out_of_memory = cause == "SIGKILL" or "bad_alloc" in output or "out of memory" in output
+        return Reply("out_of_memory" if out_of_memory else "crash", message=message)
+
+    def _tail(self) -> str:
+        size = self._output.seek(0, os.SEEK_END)
+        self._output.seek(max(size - 2000, 0))
+        lines = [line.strip() for line in self._output.read().decode(errors="replace").splitlines()]
+        return " / ".join([line for line in lines if line][-2:])[:300]
+
+    def stop(self) -> int:
+        """Kills the process and all it started; returns its exit code, as subprocess does, or 0 if there was none."""
+        if self._process is None:
+            return 0
+        with contextlib.suppress(ProcessLookupError):  # gone already, with all of its group
+            os.killpg(self._process.pid, signal.SIGKILL)
+        code = self._process.wait()
+        self._process = None
+        self.connection.close()
+        os.close(self._lifeline)
+        self._output.close()
+        Path(self._output.name).unlink()
+        self.busy = self.ready = False
+        return code
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    @property
+    def died_idle(self) -> bool:
+        """Whether the process ended between two requests, so that none is to blame."""
+        return self.ready and not self.busy and self.connection.poll()
+
+    def _send(self, message: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # receive() finds out why
+            self.connection.send(message)
+
+
+class Pool:
+    """Workers of one service. Requests run in parallel; whatever one does to its worker, the others get replies.
+
+    Args:
+        service: called in each worker with `arguments`, it makes the function that answers requests. Found by
+            import, so a module-level name.
+        size: number of workers.
+        directory: for their output; exists.
+        memory_bytes: what a worker may use beyond what it has once the service is made.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        arguments: tuple[Any, ...],
+        size: int,
+        directory: Path,
+        memory_bytes: int,
+    ) -> None:
+        self._workers = [Worker(service, arguments, directory, memory_bytes) for _ in range(size)]
+
+    def start(self) -> None:
+        """Starts all workers, without waiting until they are ready."""
+        for worker in self._workers:
+            worker.start()
+
+    def map(self, requests: Sequence[Any], timeout_s: float) -> list[Reply]:
+        """One reply per request, in their order; `timeout_s` holds for each, from when it starts.
+
+        Raises:
+            MeasureError: a worker does not start.
+        """
+        replies: dict[int, Reply] = {}
+        pending = deque(range(len(requests)))
+        running: dict[Worker, int] = {}
+        try:
+            while len(replies) < len(requests):
+                self._dispatch(pending, running, requests, timeout_s)
+                for worker in self._wait():
+                    reply = worker.receive()
+                    if reply is not None:
+                        replies[running.pop(worker)] = reply
+        finally:
+            for worker in running:
+                worker.stop()  # interrupted: its late reply must not be taken for the next request's
+        return [replies[index] for index in range(len(requests))]
+
+    def _dispatch(
+        self, pending: deque[int], running: dict[Worker, int], requests: Sequence[Any], timeout_s: float
+    ) -> None:
+        for worker in self._workers[: len(pending) + len(running)]:
+            if worker.died_idle:
+                worker.stop()
+            worker.start()
+        for worker in self._workers:
+            if pending and worker.ready and not worker.busy:
+                running[worker] = pending.popleft()
+                worker.submit(requests[running[worker]], timeout_s)
+
+    def call(self, request: Any, timeout_s: float) -> Reply:
+        """`map` for one request."""
+        return self.map([request], timeout_s)[0]
+
+    def stop(self) -> None:
+        """Kills all workers. They start again when they are needed."""
+        for worker in self._workers:
+            worker.stop()
+
+    def _wait(self) -> list[Worker]:
+        """Workers that have something to say, once one has."""
+        waiting = [worker for worker in self._workers if worker.running and (worker.busy or not worker.ready)]
+        if not waiting:
+            return []
+        seconds = min(worker.deadline for worker in waiting) - time.monotonic()
+        wait([worker.connection for worker in waiting], timeout=max(seconds, 0))
+        return waiting
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+_numbers = itertools.count()
