@@ -1,0 +1,195 @@
+"""Builds, verifies and times candidates in worker processes, so that none can take the tuner down with it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from convtune import linker
+from convtune.errors import MeasureError, TargetError
+from convtune.measure.builder import Builder, BuildRequest, Library
+from convtune.measure.device import Compare, Device, Measure, Measurement, Prepare
+from convtune.measure.worker import MEMORY_BYTES, Pool, Reply
+from convtune.paths import cache_dir
+
+if TYPE_CHECKING:
+    from convtune.space import Candidate
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds that a request may take; `device_s` and `reference_s` grow with the spec."""
+
+    build_s: float = 20.0
+    device_s: float = 20.0
+    reference_s: float = 60.0
+
+    def device(self, spec: ConvSpec) -> float:
+        """Enough for a kernel of 0.2 GFLOP/s, which is slower than a plain scalar loop, to be verified."""
+        return self.device_s + 2 * spec.flops / 0.2e9
+
+    def reference(self, spec: ConvSpec) -> float:
+        """NumPy's depthwise reference, the slowest, makes 0.2 GFLOP/s on a busy machine."""
+        return self.reference_s + spec.flops / 0.2e9
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of building a candidate: status "ok" with its library, or why there is none."""
+
+    candidate: Candidate
+    status: str
+    message: str = ""
+    library: Library | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a candidate, as a record keeps it.
+
+    status: "ok", "wrong", "build_error", "timeout", "crash", "out_of_memory" or "error". message: why it is not ok.
+    error: max |y - reference| / max |reference|, None where there is no finite one. times_us: all repeats, in order.
+    """
+
+    status: str
+    message: str = ""
+    error: float | None = None
+    times_us: tuple[float, ...] = ()
+    build_s: float | None = None
+
+
+@dataclass
+class Bench:
+    """A build worker per core, and one worker in which kernels run. A context manager; for one thread.
+
+    directory: where its temporary directory goes; None: the system's place. seed: of the operands. memory_bytes: what
+    each worker may use beyond what it has when it starts.
+    """
+
+    target: Target
+    directory: Path | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    seed: int = 0
+    memory_bytes: int = MEMORY_BYTES
+
+    def __post_init__(self) -> None:
+        """Raises TargetError where there is no C compiler for the target."""
+        cache = cache_dir()
+        # now, in this process: without it every candidate would be a build error
+        linker.build_runtime(linker.find_compiler(self.target.machine), cache)
+        self._temporary = tempfile.TemporaryDirectory(prefix="convtune-", dir=self.directory)
+        self._home, self._numbers = Path(self._temporary.name).absolute(), itertools.count()
+        self._builders = Pool(
+            Builder, (self.target, cache), len(os.sched_getaffinity(0)), self._home, self.memory_bytes
+        )
+        self._device = Pool(Device, (self._home, self.target.threads, self.seed), 1, self._home, self.memory_bytes)
+        self._prepared: ConvSpec | None = None
+
+    def start(self) -> None:
+        """Starts all workers without waiting; otherwise they start when they are needed."""
+        self._builders.start()
+        if self.target.is_host:
+            self._device.start()
+
+    def build(self, spec: ConvSpec, candidates: Sequence[Candidate]) -> list[Built]:
+        """Builds the candidates in parallel; one result each, in their order.
+
+        Raises:
+            MeasureError: a worker does not start.
+        """
+        directories = [self._home / f"candidate-{next(self._numbers)}" for _ in candidates]
+        for directory in directories:
+            directory.mkdir()
+        requests = [BuildRequest(spec, candidate, directory) for candidate, directory in zip(candidates, directories)]
+        replies = self._builders.map(requests, self.timeouts.build_s)
+        return [self._built(request, reply) for request, reply in zip(requests, replies)]
+
+    def _built(self, request: BuildRequest, reply: Reply) -> Built:
+        if reply.status == "ok":
+            return Built(request.candidate, "ok", library=reply.value)
+        shutil.rmtree(request.directory)
+        status = "build_error" if reply.status == "error" else reply.status
+        message = reply.message if reply.status == "error" else f"while building: {reply.message}"
+        return Built(request.candidate, status, message)
+
+    def measure(self, spec: ConvSpec, built: Built, limit: float, best_us: float | None = None) -> Outcome:
+        """Verifies a kernel against the reference and, if its error is at most `limit`, times it.
+
+        best_us: the best time so far; a kernel far slower is timed less. A candidate that was not built keeps its
+        status. The library stays, for `finals`, until `discard`; one that is not ok goes at once.
+
+        Raises:
+            MeasureError: the device worker does not start, or the reference cannot be computed.
+            TargetError: the target is not this machine.
+        """
+        if built.library is None:
+            return Outcome(built.status, built.message)
+        self._prepare(spec)
+        library = built.library
+        request = Measure(spec, library.path, library.pack, limit, best_us)
+        reply = self._device.call(request, self.timeouts.device(spec))
+        if reply.status == "ok":
+            found: Measurement = reply.value
+            outcome = Outcome(found.status, found.message, found.error, found.times_us, library.build_s)
+            if found.suspect:
+                self._device.stop()
+        else:
+            outcome = Outcome(reply.status, f"while running: {reply.message}", build_s=library.build_s)
+        if outcome.status != "ok":
+            self.discard(built)
+        return outcome
+
+    def finals(self, spec: ConvSpec, built: Sequence[Built], rounds: int = 9) -> list[tuple[float, ...]]:
+        """Times verified kernels in turn, A B C A B C …; all times of each in microseconds. The lowest median wins.
+
+        Raises:
+            MeasureError: one of them failed after all.
+        """
+        libraries = [b.library for b in built if b.library is not None]
+        if len(libraries) != len(built):
+            raise MeasureError("finals of a candidate that was not built; every finalist must have been measured")
+        self._prepare(spec)
+        request = Compare(spec, tuple((library.path, library.pack) for library in libraries), rounds)
+        reply = self._device.call(request, self.timeouts.device(spec) * (1 + len(libraries)))
+        if reply.status != "ok":
+            raise MeasureError(f"finals of {spec} failed ({reply.status}): {reply.message}")
+        times: list[tuple[float, ...]] = reply.value
+        return times
+
+    def discard(self, built: Built) -> None:
+        """Removes a library that is needed no more. Closing removes all."""
+        if built.library is not None:
+            shutil.rmtree(built.library.path.parent, ignore_errors=True)
+
+    def _prepare(self, spec: ConvSpec) -> None:
+        if not self.target.is_host:
+            raise TargetError(f"target {self.target.name!r} is not this machine, so its kernels cannot be timed here")
+        if spec == self._prepared:
+            return
+        reply = self._device.call(Prepare(spec), self.timeouts.reference(spec))
+        if reply.status != "ok":
+            raise MeasureError(f"no reference of {spec} ({reply.status}): {reply.message}")
+        self._prepared = spec
+
+    def close(self) -> None:
+        """Ends all workers and removes all files. May be called twice."""
+        self._builders.stop()
+        self._device.stop()
+        self._temporary.cleanup()
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,79 @@
+"""Turns a candidate into a shared library: schedule, compile, link. Runs in the build workers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convtune import linker, space
+from convtune.space import Candidate, PackStep
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+Pack = tuple[tuple[PackStep, ...], ...]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build, and an existing, empty directory for the result."""
+
+    spec: ConvSpec
+    candidate: Candidate
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Library:
+    """A built kernel: the library, how its weights are packed, and what building it took and gave."""
+
+    path: Path
+    pack: Pack
+    build_s: float
+    size_bytes: int
+
+
+class Builder:
+    """The service of a build worker: TVM is loaded, and LLVM has compiled once, before the first request comes."""
+
+    def __init__(self, target: Target, cache_dir: Path) -> None:
+        """cache_dir: of the linker's runtime. Raises TargetError where LLVM does not know the target."""
+        self._target, self._cache_dir = target, cache_dir
+        self._tvm_target = target.to_tvm()
+        warm_up(self._tvm_target)
+
+    def __call__(self, request: BuildRequest) -> Library:
+        """Raises what scheduling, compiling or linking raises."""
+        import tvm
+
+        start = time.perf_counter()
+        module, pack = scheduled(request.spec, self._target, request.candidate)
+        object_path = request.directory / "kernel.o"
+        tvm.compile(module, target=self._tvm_target).mod.write_to_file(str(object_path), "o")
+        path = linker.link(object_path, request.directory / "kernel.so", self._cache_dir, self._target.machine)
+        object_path.unlink()
+        return Library(path, pack, time.perf_counter() - start, path.stat().st_size)
+
+
+def scheduled(spec: ConvSpec, target: Target, candidate: Candidate) -> tuple[Any, Pack]:
+    """The scheduled tvm.IRModule of a candidate and the packing of its weights. Engines differ here and nowhere else.
+
+    Raises:
+        UnknownNameError: there is no such space.
+        ScheduleError: the knobs are outside the space's domain.
+    """
+    owner = space.get(candidate.space)
+    return owner.schedule(spec, target, candidate.knobs), owner.pack(spec, target, candidate.knobs)
+
+
+def warm_up(tvm_target: Any) -> None:
+    """Compiles a function of one element, which sets up LLVM for the target."""
+    import tvm
+    from tvm import te
+
+    x = te.placeholder((1,), "float32", name="x")
+    function = te.create_prim_func([x, te.compute((1,), lambda i: x[i] + x[i], name="y")])
+    tvm.compile(function, target=tvm_target)

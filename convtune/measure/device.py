@@ -1,0 +1,145 @@
+"""Loads, verifies and times kernels. Runs in the device worker, which imports no TVM and so starts in no time."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convtune.measure import timing
+from convtune.measure.builder import Pack
+from convtune.measure.verify import difference_in_bits, verify
+from convtune.reference import random_operands
+from convtune.runtime import packing
+from convtune.runtime.arrays import empty_aligned
+from convtune.runtime.kernel import Kernel
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Make the operands and the reference of a spec; answered with None."""
+
+    spec: ConvSpec
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Verify a kernel, then time it; answered with a Measurement."""
+
+    spec: ConvSpec
+    library: Path
+    pack: Pack
+    limit: float
+    best_us: float | None
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Time several verified kernels in turn; answered with the times of each, in microseconds."""
+
+    spec: ConvSpec
+    kernels: tuple[tuple[Path, Pack], ...]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """status: "ok" or "wrong". suspect: the kernel wrote where it must not, so this process is not to be trusted."""
+
+    status: str
+    message: str = ""
+    error: float | None = None
+    times_us: tuple[float, ...] = ()
+    suspect: bool = False
+
+
+class Case:
+    """A spec's operands, from a fixed seed, and its reference, which is kept on disk for the next worker."""
+
+    def __init__(self, spec: ConvSpec, seed: int, directory: Path) -> None:
+        self.spec = spec
+        self._operands = random_operands(spec, seed)
+        rest = {"bias": self._operands.bias, "residual": self._operands.residual}
+        self._x = _aligned(self._operands.x)
+        self._rest = {name: _aligned(array) for name, array in rest.items() if array is not None}
+        self.reference = self._stored_reference(directory, f"{spec} {seed}")
+        self.y = empty_aligned(spec.out_shape, np.float32)
+
+    def _stored_reference(self, directory: Path, name: str) -> NDArray[np.float64]:
+        path = directory / f"reference-{hashlib.sha256(name.encode()).hexdigest()[:16]}.npy"
+        if not path.exists():
+            for other in directory.glob("reference-*"):  # of the spec before, or torn
+                other.unlink()
+            unfinished = path.with_suffix(".unfinished.npy")
+            np.save(unfinished, self._operands.reference(self.spec))
+            unfinished.replace(path)
+        stored: NDArray[np.float64] = np.load(path)
+        return stored
+
+    def inputs(self, pack: Pack) -> dict[str, Array]:
+        """The kernel's inputs by name, in the order it takes them, weights packed."""
+        packed = [packing.apply(steps, weight) for steps, weight in zip(pack, self._operands.weights)]
+        names = ["weight"] if len(packed) == 1 else [f"weight[{i}]" for i in range(len(packed))]
+        return {"x": self._x, **dict(zip(names, packed)), **self._rest}
+
+
+class Device:
+    """The service of the device worker."""
+
+    def __init__(self, directory: Path, threads: int, seed: int) -> None:
+        """directory: for references. threads: that kernels run on."""
+        self._directory, self._threads, self._seed = directory, threads, seed
+        self._last_case: Case | None = None
+
+    def __call__(self, request: Prepare | Measure | Compare) -> Any:
+        """The answer that the request's class names. Raises KernelError where a kernel does not load or run."""
+        case = self._case(request.spec)
+        if isinstance(request, Measure):
+            return self._measure(case, request)
+        if isinstance(request, Compare):
+            return self._compare(case, request)
+        return None
+
+    def _case(self, spec: ConvSpec) -> Case:
+        if self._last_case is None or self._last_case.spec != spec:
+            self._last_case = None  # first, so that never two are in memory
+            self._last_case = Case(spec, self._seed, self._directory)
+        return self._last_case
+
+    def _kernel(self, library: Path) -> Kernel:
+        kernel = Kernel(library)
+        if kernel.num_threads != self._threads:
+            kernel.num_threads = self._threads
+        return kernel
+
+    def _measure(self, case: Case, request: Measure) -> Measurement:
+        kernel, inputs = self._kernel(request.library), case.inputs(request.pack)
+        verdict = verify(kernel, inputs, case.reference, request.limit)
+        if verdict.y is None:
+            return Measurement("wrong", verdict.problem, verdict.error, suspect=verdict.overran)
+        # in memory as a program would have it: page ends and fences are for verifying only
+        times = timing.repeats_us(kernel.prepare([*inputs.values(), case.y]), request.best_us)
+        if change := difference_in_bits("y", verdict.y, case.y):
+            return Measurement("wrong", f"gives another result when run often: {change}", verdict.error)
+        return Measurement("ok", "", verdict.error, tuple(times))
+
+    def _compare(self, case: Case, request: Compare) -> list[tuple[float, ...]]:
+        calls = []
+        for library, pack in request.kernels:
+            calls.append(self._kernel(library).prepare([*case.inputs(pack).values(), case.y]))
+        return [tuple(times) for times in timing.in_turn_us(calls, request.rounds)]
+
+
+def _aligned(array: Array) -> Array:
+    copy = empty_aligned(array.shape, array.dtype)
+    copy[...] = array
+    return copy

@@ -1,0 +1,75 @@
+"""Arrays between red zones, so that a kernel which reads or writes beside them is found out."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALIGNMENT = 64  # what kernels assume of every buffer
+ZONE_BYTES = mmap.PAGESIZE  # of the zone in front, at least
+FENCE_BYTES = 1 << 20  # without access: address space only, so wide enough to catch a jump of several rows
+
+UNWRITTEN, OUTSIDE = 0x7FDA5A5A, 0x7FE5A5A5
+"""What arrays and zones hold first: as float32 quiet NaNs, which processors pass on as they are, and never make."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_PROT_NONE = 0
+
+
+class Guarded:
+    """A float32 array in memory of its own:
+
+        fence | zone in front | array | up to 63 bytes | fence
+
+    The array ends as close to the fence behind it as its alignment allows. At first it is full of UNWRITTEN, the
+    zones of OUTSIDE: what a kernel reads there shows in its result. Touching a fence is a segmentation fault.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        count = prod(shape)
+        body = -(-(count * 4 + ZONE_BYTES + ALIGNMENT) // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = mmap.mmap(-1, body + 2 * FENCE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        words = np.frombuffer(memory, np.uint32, body // 4, FENCE_BYTES)
+        for fence in (words.ctypes.data - FENCE_BYTES, words.ctypes.data + body):
+            if _libc.mprotect(fence, FENCE_BYTES, _PROT_NONE) != 0:
+                raise OSError(ctypes.get_errno(), f"mprotect: {os.strerror(ctypes.get_errno())}")
+        start = (body - count * 4) // ALIGNMENT * ALIGNMENT // 4
+        self._before, self._words, self._after = np.split(words, [start, start + count])
+        self.array: NDArray[np.float32] = self._words.view(np.float32).reshape(shape)
+        words.fill(OUTSIDE)
+        self.poison()
+
+    @classmethod
+    def copy_of(cls, array: NDArray[np.float32]) -> Guarded:
+        """A guarded array of the same contents."""
+        guarded = cls(array.shape)
+        guarded.array[...] = array
+        return guarded
+
+    def poison(self) -> None:
+        """Fills the array with UNWRITTEN again."""
+        self._words.fill(UNWRITTEN)
+
+    def unwritten(self) -> NDArray[np.intp]:
+        """Flat indices of the elements that are still UNWRITTEN, or were computed from it."""
+        return np.flatnonzero(self._words == UNWRITTEN)
+
+    def overrun(self) -> str:
+        """Where a zone was written, such as "1 element after its end"; "" where neither was."""
+        before, after = (np.flatnonzero(zone != OUTSIDE) for zone in (self._before, self._after))
+        found = []
+        if before.size:
+            found.append(f"{_elements(self._before.size - int(before[0]))} before its start")
+        if after.size:
+            found.append(f"{_elements(int(after[-1]) + 1)} after its end")
+        return " and ".join(found)
+
+
+def _elements(count: int) -> str:
+    return f"{count} element{'s' if count > 1 else ''}"

@@ -1,0 +1,143 @@
+"""Guarded arrays, and what verifying finds, with Python functions as kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convtune.measure.guards import ALIGNMENT, OUTSIDE, UNWRITTEN, Guarded
+from convtune.measure.verify import Verdict, largest_error, verify
+
+Arrays = Sequence[np.ndarray]
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((3, 7)).astype(np.float32)
+RIGHT = 2.0 * X.astype(np.float64)
+
+
+def double(arrays: Arrays) -> None:
+    x, y = arrays
+    np.multiply(x, 2, out=y)
+
+
+def verdict(*after: Callable[[np.ndarray, np.ndarray], Any], limit: float = 1e-6) -> Verdict:
+    """Of a kernel that doubles x, and then does as it likes."""
+
+    def kernel(arrays: Arrays) -> None:
+        double(arrays)
+        for action in after:
+            action(*arrays)
+
+    return verify(kernel, {"x": X}, RIGHT, limit)
+
+
+def poke(array: np.ndarray, index: int, word: int) -> None:
+    """Writes 4 bytes at an index that may lie outside."""
+    ctypes.c_uint32.from_address(array.ctypes.data + 4 * index).value = word
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+def test_a_guarded_array_is_aligned_close_to_the_fence_and_unwritten(shape: list[int]) -> None:
+    guarded = Guarded(tuple(shape))
+    array = guarded.array
+    assert array.shape == tuple(shape)
+    assert array.flags.c_contiguous
+    assert array.ctypes.data % ALIGNMENT == 0
+    assert -(array.ctypes.data + array.nbytes) % 4096 < ALIGNMENT
+    assert np.isnan(array).all()
+    assert guarded.unwritten().size == array.size
+    assert guarded.overrun() == ""
+    array[...] = 1
+    assert guarded.unwritten().size == 0
+    guarded.poison()
+    assert guarded.unwritten().size == array.size
+
+
+@pytest.mark.parametrize(
+    ("index", "where"),
+    [
+        (-1, "1 element before its start"),
+        (-9, "9 elements before its start"),
+        (21, "1 element after its end"),
+        (31, "11 elements after its end"),
+    ],
+)
+def test_a_write_outside_is_found(index: int, where: str) -> None:
+    guarded = Guarded((21,))
+    poke(guarded.array, index, 0)
+    assert guarded.overrun() == where
+
+
+def test_writes_on_both_sides_are_found() -> None:
+    guarded = Guarded((21,))
+    poke(guarded.array, -2, 0)
+    poke(guarded.array, 22, 0)
+    assert guarded.overrun() == "2 elements before its start and 2 elements after its end"
+
+
+def test_a_right_kernel_passes_with_its_error_and_result() -> None:
+    found = verdict()
+    assert found.problem == ""
+    assert found.error == 0
+    assert found.y is not None
+    np.testing.assert_array_equal(found.y, RIGHT)
+
+
+def test_the_error_is_relative_to_the_largest_of_the_reference() -> None:
+    wrong = RIGHT.astype(np.float32)
+    wrong[1, 1] += 0.5
+    assert largest_error(wrong, RIGHT) == pytest.approx(0.5 / np.abs(RIGHT).max(), rel=1e-6)
+    assert largest_error(np.full(3, 0.25, np.float32), np.zeros(3)) == 0.25
+    assert np.isnan(largest_error(np.array([np.nan, 1], np.float32), np.ones(2)))
+
+
+@pytest.mark.parametrize(
+    ("action", "problem"),
+    [
+        (lambda x, y: y.__setitem__((2, 6), 9), "wrong result: error"),
+        (lambda x, y: y.__setitem__((0, 2), np.inf), "first y[0, 2] = inf"),
+        (lambda x, y: y.__setitem__((1, 0), np.nan), "first y[1, 0] = nan"),
+        (
+            lambda x, y: poke(y, 8, UNWRITTEN),
+            "left output unwritten, or read it first: 1 of 21 elements, first y[1, 1]",
+        ),
+        (lambda x, y: poke(y, 8, OUTSIDE), "read outside an array"),
+        (lambda x, y: poke(y, 21, 0), "wrote outside y: 1 element after its end"),
+        (lambda x, y: poke(x, -1, 0), "wrote outside x: 1 element before its start"),
+        (lambda x, y: x.__setitem__((1, 0), 3), "changed its input x: 1 of 21 elements, first x[1, 0] = 3 instead of"),
+        (lambda x, y: x.__imul__(1 + 1e-7), "changed its input x"),
+    ],
+)
+def test_a_wrong_kernel_is_told_what_is_wrong(action: Callable[..., Any], problem: str) -> None:
+    found = verdict(action)
+    assert problem in found.problem
+    assert found.y is None
+    assert found.error is None or np.isfinite(found.error)
+    assert found.overran == problem.startswith(("wrote", "changed"))
+
+
+def test_zero_of_the_other_sign_is_another_result() -> None:
+    zeros = iter([0.0, -0.0])
+    found = verify(lambda arrays: arrays[0].fill(next(zeros)), {}, np.zeros((2, 2)), 1e-6)
+    assert found.problem.startswith("gives another result when run again: 4 of 4 elements, first y[0, 0]")
+
+
+def test_only_the_second_run_overran() -> None:
+    runs = iter([lambda y: None, lambda y: poke(y, 21, 5)])
+    found = verdict(lambda x, y: next(runs)(y))
+    assert (found.problem, found.overran) == ("wrote outside y: 1 element after its end", True)
+
+
+def test_an_error_at_the_limit_passes_and_above_it_fails() -> None:
+    def off(x: np.ndarray, y: np.ndarray) -> None:
+        y[0, 0] += 0.01
+
+    error = verdict(off).error
+    assert error is not None
+    assert verdict(off, limit=error).problem == ""
+    assert verdict(off, limit=np.nextafter(error, 0)).problem.startswith("wrong result")
