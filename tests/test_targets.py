@@ -34,7 +34,15 @@ def _no_thread_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_host(flags: str, vendor: str = "GenuineIntel", family: int = 6, model: int = 0x55, **facts: Any) -> Host:
-    known = {"machine": "x86_64", "model_name": "Test CPU", "cores": 8, "l1d_bytes": 1, "l2_bytes": 2, "l3_bytes": 3}
+    known = {
+        "machine": "x86_64",
+        "model_name": "Test CPU",
+        "cpus": tuple(range(8)),
+        "cores": 8,
+        "l1d_bytes": 1,
+        "l2_bytes": 2,
+        "l3_bytes": 3,
+    }
     return Host(vendor=vendor, family=family, model=model, flags=frozenset(flags.split()), **(known | facts))
 
 
@@ -69,12 +77,20 @@ def test_host_is_read_from_proc_and_sys(tmp_path: Path) -> None:
     assert read.flags == {"fpu", "avx2"}
     assert (read.l1d_bytes, read.l2_bytes, read.l3_bytes) == (48 << 10, 2 << 20, 105 << 20)
     assert read.cores == 2, "two threads of a core share its FMA units"
+    assert read.cpus == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize(("cpus", "cores"), [({0, 1}, 2), ({1, 3}, 1), ({2}, 1)])
 def test_affinity_limits_the_cores(tmp_path: Path, cpus: set[int], cores: int) -> None:
     write_machine(tmp_path)
     assert host.read(tmp_path, "x86_64", frozenset(cpus)).cores == cores
+
+
+def test_one_cpu_of_each_core_comes_first(tmp_path: Path) -> None:
+    write_machine(tmp_path)
+    for cpu in range(4):  # siblings side by side
+        write_files(tmp_path, {f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list": f"{cpu // 2}\n"})
+    assert host.read(tmp_path, "x86_64", frozenset(range(4))).cpus == (0, 2, 1, 3)
 
 
 @pytest.mark.parametrize(

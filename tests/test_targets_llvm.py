@@ -70,7 +70,9 @@ def test_plain_loops_use_full_vectors(name: str) -> None:
 
 def test_features_that_a_hypervisor_hides_are_not_used() -> None:
     flags = frozenset(x86.CPUINFO_NAMES[name] for name in x86.CPUS["x86-64-v3"].features)
-    hidden = x86.FAMILY.native(Host("x86_64", "AuthenticAMD", 0x1A, 2, "virtual Zen 5", flags, 2, 0, 0, 0), None)
+    hidden = x86.FAMILY.native(
+        Host("x86_64", "AuthenticAMD", 0x1A, 2, "virtual Zen 5", flags, (0, 1), 2, 0, 0, 0), None
+    )
     assert (hidden.mcpu, hidden.vector_bytes) == ("znver5", 32)
     asm = doubling_asm(hidden)
     assert "%ymm" in asm

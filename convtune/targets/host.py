@@ -18,8 +18,9 @@ THREADS_VARIABLE = "CONVTUNE_NUM_THREADS"
 class Host:
     """Facts read from the operating system; empty or 0 where it does not say.
 
-    machine: as platform.machine() prints it. flags: as /proc/cpuinfo spells them. cores: physical cores that this
-    process may use, after affinity and cgroup quota. l1d_bytes, l2_bytes: of one core; l3_bytes: of one L3.
+    machine: as platform.machine() prints it. flags: as /proc/cpuinfo spells them. cpus: the logical CPUs that this
+    process may use, one of each physical core before their siblings. cores: the physical ones among them, or fewer if
+    the cgroup's quota grants less time. l1d_bytes, l2_bytes: of one core; l3_bytes: of one L3.
     """
 
     machine: str
@@ -28,6 +29,7 @@ class Host:
     model: int
     model_name: str
     flags: frozenset[str]
+    cpus: tuple[int, ...]
     cores: int
     l1d_bytes: int
     l2_bytes: int
@@ -61,15 +63,17 @@ def usable_cpus() -> frozenset[int]:
 def read(root: Path, machine: str, cpus: frozenset[int]) -> Host:
     """The host whose /proc and /sys are under `root`, seen by a process that may run on `cpus`."""
     info = _cpuinfo(root / "proc/cpuinfo")
+    siblings = _siblings(root, cpus)
     caches = _caches(root / f"sys/devices/system/cpu/cpu{min(cpus)}/cache")
     return Host(
         machine=machine,
         vendor=info.get("vendor_id", ""),
-        family=int(info.get("cpu family", 0)),
-        model=int(info.get("model", 0)),
+        family=_number(info.get("cpu family", "")),
+        model=_number(info.get("model", "")),
         model_name=info.get("model name", "unknown processor"),
         flags=frozenset((info.get("flags") or info.get("Features", "")).split()),
-        cores=max(1, min([_physical_cores(root, cpus), *map(int, _cpu_quotas(root))])),
+        cpus=tuple(sorted(cpus, key=lambda cpu: (siblings[cpu].index(cpu), cpu))),
+        cores=max(1, min([len(set(siblings.values())), *map(int, _cpu_quotas(root))])),
         l1d_bytes=caches.get(("1", "Data"), 0),
         l2_bytes=caches.get(("2", "Unified"), 0),
         l3_bytes=caches.get(("3", "Unified"), 0),
@@ -108,6 +112,10 @@ def _cpuinfo(path: Path) -> dict[str, str]:
     return entry
 
 
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0  # some architectures print a name
+
+
 def _caches(folder: Path) -> dict[tuple[str, str], int]:
     """Bytes by (level, type) of one CPU's caches."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -118,13 +126,13 @@ def _caches(folder: Path) -> dict[tuple[str, str], int]:
     return caches
 
 
-def _physical_cores(root: Path, cpus: frozenset[int]) -> int:
-    """Cores behind the logical CPUs: two threads of one core share its FMA units."""
-    cores = set()
-    for cpu in cpus:
-        siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
-    return len(cores)
+def _siblings(root: Path, cpus: frozenset[int]) -> dict[int, tuple[int, ...]]:
+    """For each of `cpus` those on the same physical core: they share its FMA units."""
+    groups: dict[str, list[int]] = {}
+    for cpu in sorted(cpus):
+        path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        groups.setdefault(path.read_text() if path.exists() else str(cpu), []).append(cpu)
+    return {cpu: tuple(group) for group in groups.values() for cpu in group}
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
