@@ -25,7 +25,7 @@ _HOME = {
     "compile": "compiler",
     "load": "runtime",
     "CompiledConv": "runtime",
-} | {name: "errors" for name in vars(_errors) if name.endswith("Error")}
+} | dict.fromkeys(_errors.__all__, "errors")
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604
 

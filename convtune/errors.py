@@ -5,9 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# saved packages raise these where no convtune is installed, so they are defined there
+from convtune.runtime.errors import ConvtuneError, KernelError
 
-class ConvtuneError(Exception):
-    """Base of all errors below. `str(error)` is one line: what was wrong, its value, what is allowed."""
+__all__ = [
+    "BuildError",
+    "ConvtuneError",
+    "KernelError",
+    "LogError",
+    "MeasureError",
+    "ScheduleError",
+    "SpecError",
+    "TargetError",
+    "UnknownNameError",
+    "VerifyError",
+]
 
 
 class SpecError(ConvtuneError, ValueError):

@@ -136,6 +136,13 @@ def all_knobs(space: Space, spec: ConvSpec, target: Target) -> Iterator[Knobs]:
             yield knobs
 
 
+def contains(space: Space, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+    """Whether these knobs, and no others, have values of the domain that the space allows together."""
+    domain = space.knobs(spec, target)
+    valid = knobs.keys() == domain.keys() and all(value in domain[name] for name, value in knobs.items())
+    return valid and space.allows(spec, target, knobs)
+
+
 def default_candidate(spec: ConvSpec, target: Target) -> Candidate:
     """What is used with no tuning: the default of the space that estimates its own to be the fastest."""
     spaces = accepting(spec, target)

@@ -72,8 +72,9 @@ class CompiledConv:
         return self.manifest.spec
 
     @property
-    def error(self) -> float:
-        """max |y - reference| / max |reference| at compile time, with the reference in float64."""
+    def error(self) -> float | None:
+        """max |y - reference| / max |reference| at compile time, with the reference in float64; None where it was
+        compiled for another machine than the one at hand then, and so not verified."""
         return self.manifest.error
 
     @property
@@ -82,7 +83,8 @@ class CompiledConv:
         return self.manifest.resolution
 
     def __repr__(self) -> str:
-        return f"CompiledConv({self.spec!r}, target={self.manifest.target.name!r}, error={self.error:.1e})"
+        error = "unverified" if self.error is None else f"{self.error:.1e}"
+        return f"CompiledConv({self.spec!r}, target={self.manifest.target.name!r}, error={error})"
 
     def __call__(
         self,

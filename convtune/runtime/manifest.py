@@ -82,8 +82,9 @@ class Manifest:
     target: KernelTarget
     library_sha256: str
     runtime_sha256: str
-    error: float
-    """max |y - reference| / max |reference|, with the reference in float64, when it was compiled."""
+    error: float | None
+    """max |y - reference| / max |reference|, with the reference in float64, when it was compiled; None where it was
+    compiled for another machine and could not be verified."""
     resolution: Resolution
     candidate: Mapping[str, Any]
     """`space` and `knobs`."""
@@ -131,7 +132,7 @@ class Manifest:
             target=_target(_read(where, record, "target", dict)),
             library_sha256=_read(where, record, "library_sha256", str),
             runtime_sha256=_read(where, record, "runtime_sha256", str),
-            error=float(_read(where, record, "error", (int, float))),
+            error=_error(record),
             resolution=_resolution(_read(where, record, "resolution", dict)),
             candidate=_read(where, record, "candidate", dict),
             versions=_read(where, record, "versions", dict),
@@ -147,6 +148,12 @@ def _read(where: str, record: Any, field: str, kind: type | tuple[type, ...]) ->
         kinds = kind if isinstance(kind, tuple) else (kind,)
         raise KernelError(f"{where}: {field} is {value!r}; it must be {' or '.join(k.__name__ for k in kinds)}")
     return value
+
+
+def _error(record: Any) -> float | None:
+    if isinstance(record, dict) and "error" in record and record["error"] is None:
+        return None
+    return float(_read("manifest.json", record, "error", (int, float)))
 
 
 def _list_of(where: str, record: Any, field: str, kind: type) -> tuple[Any, ...]:

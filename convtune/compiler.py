@@ -1,0 +1,206 @@
+"""From a spec to a verified kernel: resolve a candidate, build it, compare it with the reference, keep it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convtune import accuracy as accuracies
+from convtune import linker, resolution, targets
+from convtune.errors import BuildError, UnknownNameError, VerifyError
+from convtune.log import Log, LogStack, ShippedLog
+from convtune.paths import cache_dir, log_path
+from convtune.record import installed_versions, utc_now
+from convtune.resolution import Choice
+from convtune.runtime.manifest import Argument, KernelTarget, Manifest, Resolution
+from convtune.runtime.package import write_package
+
+if TYPE_CHECKING:
+    from convtune.measure import Bench, Built
+    from convtune.measure.builder import Pack
+    from convtune.runtime import CompiledConv
+    from convtune.space import Candidate
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+UNREACHABLE_US = 1e-9
+SOURCES = ("convtune.schedules", "convtune.variants")
+"""Packages whose code decides what a candidate compiles to, besides the modules below."""
+SOURCE_MODULES = ("convtune.expression", "convtune.activations")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A compiled kernel in a directory that `save` can copy, whether or not this machine could run it.
+
+    error: None where the target is not this machine, so that nothing could be verified here.
+    """
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def error(self) -> float | None:
+        return self.manifest.error
+
+
+def compile(  # the contract's name
+    spec: ConvSpec,
+    target: str | Target = "native",
+    *,
+    log: str | Path | None = None,
+    candidate: Candidate | None = None,
+    accuracy: str = "standard",
+) -> CompiledConv:
+    """The convolution as a kernel for this machine, verified against the float64 reference.
+
+    Args:
+        target: a name as for --target, or a Target; it must be able to run here.
+        log: a tuning log to take the schedule from; None: the user's log, over the shipped one.
+        candidate: the schedule to use, whatever the logs say.
+        accuracy: "strict", "standard" or "loose": the largest error allowed.
+
+    Raises:
+        UnknownNameError, TargetError: no such target or accuracy, or the target's kernels do not run here.
+        LogError: the log cannot be read.
+        BuildError, VerifyError: the named candidate does not build, or its result is wrong.
+    """
+    from convtune.runtime import CompiledConv
+
+    machine = targets.resolve(target) if isinstance(target, str) else target
+    with Compiler(machine, open_logs(log), accuracy) as compiler:
+        return CompiledConv(compiler.package(spec, candidate).directory)
+
+
+def open_logs(log: str | Path | None) -> LogStack:
+    """The named log alone, which must exist; or the user's own over the shipped one."""
+    if log is not None:
+        return LogStack([Log(log, must_exist=True)])
+    return LogStack([Log(log_path()), ShippedLog()])
+
+
+class Compiler:
+    """Compiles several specs with one set of workers, which start only where the cache has no answer."""
+
+    def __init__(self, target: Target, logs: LogStack, accuracy: str = "standard") -> None:
+        if accuracy not in accuracies.NAMES:
+            raise UnknownNameError("accuracy", accuracy, accuracies.NAMES)
+        self.target, self.logs, self.accuracy = target, logs, accuracy
+        self._bench: Bench | None = None
+
+    def package(self, spec: ConvSpec, candidate: Candidate | None = None) -> Package:
+        """A verified package in the user's cache; raises as `compile` does."""
+        limit = accuracies.limit(spec, self.accuracy)
+        refused: list[str] = []
+        for choice in resolution.choices(spec, self.target, self.logs, limit, candidate):
+            home = cache_dir() / "kernels" / self._key(spec, choice, limit, refused)
+            if (home / "manifest.json").exists():
+                return Package(home, Manifest.from_json((home / "manifest.json").read_text(encoding="utf-8")))
+            try:
+                return self._build(spec, choice, limit, refused, home)
+            except (BuildError, VerifyError) as error:
+                if choice.kind in ("explicit", "default"):
+                    raise
+                refused.append(f"{choice.kind} gave {choice.candidate}, refused: {error}")
+        raise AssertionError("the default is always a choice")
+
+    def _key(self, spec: ConvSpec, choice: Choice, limit: float, refused: Sequence[str]) -> str:
+        """Names all that a package depends on, so that an equal name is an equal package."""
+        parts = [str(spec), asdict(self.target), choice.candidate.key, choice.kind, choice.reason, limit, *refused]
+        text = json.dumps([*parts, installed_versions(), _source_hash()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _build(self, spec: ConvSpec, choice: Choice, limit: float, refused: Sequence[str], home: Path) -> Package:
+        bench = self._workers()
+        (built,) = bench.build(spec, [choice.candidate])
+        if built.library is None:
+            raise BuildError(f"{choice.candidate} does not build ({built.status}): {built.message} (spec: {spec})")
+        error = None
+        if self.target.is_host:
+            # times cannot matter here: a best time that nothing reaches keeps them short
+            outcome = bench.measure(spec, built, limit, best_us=UNREACHABLE_US)
+            if outcome.status != "ok":
+                found = "" if outcome.error is None else f", error {outcome.error:.2e}, allowed {limit:.2e}"
+                raise VerifyError(f"{choice.candidate} is {outcome.status}{found}: {outcome.message} (spec: {spec})")
+            error = outcome.error
+        reason = "; ".join([choice.reason, *refused])
+        manifest = self._manifest(spec, choice, built, error, reason)
+        runtime = linker.build_runtime(linker.find_compiler(self.target.machine), cache_dir()).library
+        write_package(home, manifest, built.library.path, runtime)
+        bench.discard(built)
+        return Package(home, manifest)
+
+    def _manifest(self, spec: ConvSpec, choice: Choice, built: Built, error: float | None, reason: str) -> Manifest:
+        assert built.library is not None
+        target = self.target
+        return Manifest(
+            spec=str(spec),
+            arguments=arguments(spec, built.library.pack),
+            target=KernelTarget(target.name, target.machine, target.required_features, target.threads),
+            library_sha256=hashlib.sha256(built.library.path.read_bytes()).hexdigest(),
+            runtime_sha256=self._runtime_hash(),
+            error=error,
+            resolution=Resolution(choice.kind, reason),
+            candidate={"space": choice.candidate.space, "knobs": dict(choice.candidate.knobs)},
+            versions=dict(installed_versions()),
+            created=utc_now(),
+        )
+
+    def _runtime_hash(self) -> str:
+        runtime = linker.build_runtime(linker.find_compiler(self.target.machine), cache_dir())
+        return hashlib.sha256(runtime.library.read_bytes()).hexdigest()
+
+    def _workers(self) -> Bench:
+        if self._bench is None:
+            from convtune.measure import Bench
+
+            self._bench = Bench(self.target)
+        return self._bench
+
+    def close(self) -> None:
+        """Ends the workers, where any were started."""
+        if self._bench is not None:
+            self._bench.close()
+            self._bench = None
+
+    def __enter__(self) -> Compiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def arguments(spec: ConvSpec, pack: Pack) -> tuple[Argument, ...]:
+    """A kernel's arguments as its manifest lists them, in the order of `expression.Arguments`."""
+    from convtune.runtime.packing import packed_shape
+
+    weights = [
+        Argument("weight", packed_shape(steps, shape), spec.dtype, shape, tuple(steps))
+        for shape, steps in zip(spec.weight_shapes, pack)
+    ]
+    bias = [Argument("bias", (spec.out_channels,), spec.dtype)] if spec.bias else []
+    residual = [Argument("residual", spec.out_shape, spec.dtype)] if spec.residual else []
+    y = Argument("y", spec.out_shape, spec.dtype)
+    return (Argument("x", spec.in_shape, spec.dtype), *weights, *bias, *residual, y)
+
+
+@functools.cache
+def _source_hash() -> str:
+    """Changes when a schedule or an expression does, released or not."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        for path in importlib.import_module(name).__path__:
+            for source in sorted(Path(path).glob("*.py")):
+                digest.update(source.read_bytes())
+    for name in SOURCE_MODULES:
+        found = importlib.util.find_spec(name)
+        assert found is not None and found.origin is not None
+        digest.update(Path(found.origin).read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,307 @@
+"""The tuner: search picks, build, verify, time, record, log. Nothing else knows all of these."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from convtune import accuracy as accuracies
+from convtune import space, targets
+from convtune.errors import TargetError, UnknownNameError
+from convtune.log import Layer, Log, ShippedLog
+from convtune.paths import log_path
+from convtune.record import Record, utc_now, winner
+
+if TYPE_CHECKING:
+    from convtune.measure import Bench, Built, Outcome
+    from convtune.space import Candidate
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+FINALISTS = 3
+BATCH = 8  # candidates built at once: enough to keep the build workers busy, few enough to learn from soon
+ENGINES = ("convtune", "metaschedule")
+
+
+class Engine(Protocol):
+    """What picks candidates: `search.Search`, or MetaSchedule behind the same calls."""
+
+    @property
+    def finished(self) -> str | None: ...
+    def ask(self, n: int = 1) -> list[Candidate]: ...
+    def tell(self, candidate: Candidate, time_us: float | None, status: str = "ok") -> None: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the tuning of one spec stands, after every candidate. Times in microseconds, None before there is one."""
+
+    spec: ConvSpec
+    done: int
+    trials: int
+    best_us: float | None
+    default_us: float | None
+    failures: Counter[str]
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What tuning a spec came to.
+
+    best: the record that `compile` will use; None where nothing worked. default_us, best_us: medians, measured in turn
+    with each other. trials: candidates tried now. stopped: trials, plateau, exhausted, budget. failures: by status.
+    """
+
+    spec: ConvSpec
+    target: Target
+    best: Record | None
+    default_us: float | None
+    trials: int
+    stopped: str
+    failures: Counter[str]
+    elapsed_s: float
+
+    @property
+    def best_us(self) -> float | None:
+        return None if self.best is None else self.best.time_us
+
+
+def tune(
+    spec: ConvSpec,
+    target: str | Target = "native",
+    trials: int = 64,
+    log: str | Path | None = None,
+    *,
+    budget_s: float | None = None,
+    accuracy: str = "standard",
+    seed: int = 0,
+    engine: str = "convtune",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TuneResult:
+    """Searches for the fastest verified schedule of a spec; every candidate becomes a record of the log.
+
+    Args:
+        target: a name as for --target, or a Target; it must be able to run here.
+        trials: candidates to try, those that the log already has included.
+        log: the file to append to; None: the user's own.
+        budget_s: seconds after which no further candidates are tried.
+        accuracy: "strict", "standard" or "loose": the largest error allowed.
+        seed: of the search.
+        engine: "convtune", or "metaschedule" for TVM's own auto-scheduler.
+        on_progress: called after every candidate.
+
+    Raises:
+        UnknownNameError, TargetError: no such target, accuracy or engine, or its kernels do not run here.
+        LogError: the log cannot be read or written.
+        MeasureError: the workers do not start.
+    """
+    machine = targets.resolve(target) if isinstance(target, str) else target
+    with Tuner(machine, log, accuracy=accuracy, seed=seed, engine=engine) as tuner:
+        return tuner.tune(spec, trials, budget_s, on_progress)
+
+
+@dataclass
+class _Run:
+    """One spec being tuned: the counts for its progress, and what was built for it."""
+
+    spec: ConvSpec
+    trials: int
+    limit: float
+    done: int
+    on_progress: Callable[[Progress], None] | None
+    default: Candidate
+    started: float = field(default_factory=time.monotonic)
+    tried: int = 0
+    best_us: float | None = None
+    default_us: float | None = None
+    failures: Counter[str] = field(default_factory=Counter)
+    built: dict[str, Built] = field(default_factory=dict)  # by candidate key
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    def note(self, record: Record) -> None:
+        """Counts a search record, of now or before."""
+        if record.status != "ok":
+            self.failures[record.status] += 1
+        elif record.error is not None and record.error <= self.limit:
+            self.best_us = min(record.time_us, self.best_us or record.time_us)
+            if record.candidate == self.default:
+                self.default_us = record.time_us
+
+    def report(self) -> None:
+        if self.on_progress is not None:
+            counts = Counter(self.failures)
+            self.on_progress(
+                Progress(self.spec, self.done, self.trials, self.best_us, self.default_us, counts, self.elapsed_s)
+            )
+
+
+class Tuner:
+    """Tunes several specs on one target with one set of workers, which start when there is something to build."""
+
+    def __init__(
+        self,
+        target: Target,
+        log: str | Path | None,
+        *,
+        accuracy: str = "standard",
+        seed: int = 0,
+        engine: str = "convtune",
+    ) -> None:
+        """Raises as `tune` does; a log that cannot be read is found out here."""
+        for kind, name, known in (("accuracy", accuracy, accuracies.NAMES), ("engine", engine, ENGINES)):
+            if name not in known:
+                raise UnknownNameError(kind, name, known)
+        if not target.is_host:
+            raise TargetError(
+                f"target {target.name!r} cannot be timed here: this machine lacks some of its instructions; "
+                "compile for it instead, or tune on such a machine"
+            )
+        self.target, self.accuracy, self.seed, self.engine = target, accuracy, seed, engine
+        self.log = Log(log if log is not None else log_path())
+        self.log.records()
+        self._layers: tuple[Layer, ...] = (self.log, ShippedLog()) if log is None else (self.log,)
+        self._bench: Bench | None = None
+
+    def tune(
+        self,
+        spec: ConvSpec,
+        trials: int,
+        budget_s: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> TuneResult:
+        """As the function `tune`. What the log already has counts as tried."""
+        history = [r for r in self.log.records(spec, self.target.fingerprint) if r.round == "search"]
+        limit = accuracies.limit(spec, self.accuracy)
+        default = space.default_candidate(spec, self.target)
+        run = _Run(spec, trials, limit, len({r.candidate.key for r in history}), on_progress, default)
+        for record in history:
+            run.note(record)
+        run.report()
+        engine = self._engine(run, history)
+        stopped = None
+        while stopped is None:
+            candidates = engine.ask(BATCH)
+            self._try(run, engine, candidates, budget_s)
+            out_of_time = budget_s is not None and run.elapsed_s >= budget_s
+            stopped = "budget" if out_of_time else engine.finished or (None if candidates else "exhausted")
+        self._finals(run)
+        for built in run.built.values():
+            self._workers().discard(built)
+        return self._result(run, stopped)
+
+    def _engine(self, run: _Run, history: Sequence[Record]) -> Engine:
+        if self.engine == "metaschedule":
+            from convtune.search.metaschedule import MetaScheduleSearch
+
+            return MetaScheduleSearch(run.spec, self.target, history=history, trials=run.trials, seed=self.seed)
+        from convtune.search import Search
+
+        return Search(
+            run.spec,
+            self.target,
+            space.accepting(run.spec, self.target),
+            history=history,
+            knowledge=self._knowledge(run.spec),
+            trials=run.trials,
+            seed=self.seed,
+            max_error=run.limit,
+        )
+
+    def _knowledge(self, spec: ConvSpec) -> list[Record]:
+        """Every record that is not this spec's history."""
+        own = (str(spec), self.target.fingerprint)
+        shipped = [record for layer in self._layers if layer is not self.log for record in layer.records()]
+        return [r for r in self.log.records() if (r.spec, r.fingerprint) != own] + shipped
+
+    def _try(self, run: _Run, engine: Engine, candidates: Sequence[Candidate], budget_s: float | None) -> None:
+        """Builds, measures and logs a batch; the rest of it is given up when the time is over."""
+        for built in self._workers().build(run.spec, candidates) if candidates else []:
+            if budget_s is not None and run.elapsed_s >= budget_s and run.best_us is not None:
+                return
+            outcome = self._workers().measure(run.spec, built, run.limit, run.best_us)
+            record = self._record(run.spec, built.candidate, outcome)
+            self.log.append([record])
+            run.built[built.candidate.key] = built
+            run.done, run.tried = run.done + 1, run.tried + 1
+            run.note(record)
+            engine.tell(built.candidate, record.time_us if record.status == "ok" else None, record.status)
+            run.report()
+
+    def _finals(self, run: _Run) -> None:
+        """Measures the default and the fastest again, in turn, unless that was done since the last new candidate."""
+        records = self.log.records(run.spec, self.target.fingerprint)
+        if not records or records[-1].round == "final":
+            return
+        finalists = self._finalists(run, records)
+        missing = [c for c in finalists if c.key not in run.built]
+        for built in self._workers().build(run.spec, missing) if missing else []:
+            run.built[built.candidate.key] = built
+        kernels = [run.built[c.key] for c in finalists if run.built[c.key].status == "ok"]
+        if not kernels:
+            return
+        batch = utc_now()
+        for built, times_us in zip(kernels, self._workers().finals(run.spec, kernels)):
+            known = next(r for r in reversed(records) if r.candidate == built.candidate and r.status == "ok")
+            self.log.append([dataclasses.replace(known, times_us=times_us, round="final", batch=batch, utc=utc_now())])
+
+    def _finalists(self, run: _Run, records: Sequence[Record]) -> list[Candidate]:
+        """The default, where it is right, and the fastest of the search."""
+        times: dict[str, tuple[float, Candidate]] = {}
+        for r in records:
+            if r.status == "ok" and r.round == "search" and r.error is not None and r.error <= run.limit:
+                times[r.candidate.key] = (r.time_us, r.candidate)
+        ranked = [c for _, c in sorted(times.values(), key=lambda pair: pair[0])]
+        default = [run.default] if run.default.key in times else []
+        return default + [c for c in ranked[:FINALISTS] if c != run.default]
+
+    def _record(self, spec: ConvSpec, candidate: Candidate, outcome: Outcome) -> Record:
+        return Record(
+            spec=str(spec),
+            target=self.target.facts(),
+            candidate=candidate,
+            origin="measured",
+            status=outcome.status,
+            message=outcome.message,
+            error=outcome.error,
+            times_us=outcome.times_us,
+            build_s=outcome.build_s,
+            seed=self.seed,
+        )
+
+    def _result(self, run: _Run, stopped: str) -> TuneResult:
+        records = self.log.records(run.spec, self.target.fingerprint)
+        best = winner(records, max_error=run.limit)
+        beside = [
+            r for r in records if best and r.candidate == run.default and r.batch == best.batch and r.status == "ok"
+        ]
+        default_us = beside[-1].time_us if beside else run.default_us
+        failures, elapsed_s = Counter(run.failures), run.elapsed_s
+        return TuneResult(run.spec, self.target, best, default_us, run.tried, stopped, failures, elapsed_s)
+
+    def _workers(self) -> Bench:
+        if self._bench is None:
+            from convtune.measure import Bench
+
+            self._bench = Bench(self.target, seed=0)
+        return self._bench
+
+    def close(self) -> None:
+        """Ends the workers, where any were started."""
+        if self._bench is not None:
+            self._bench.close()
+            self._bench = None
+
+    def __enter__(self) -> Tuner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
