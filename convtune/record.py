@@ -1,0 +1,309 @@
+"""Record: one candidate's outcome on one spec and target, the line of JSON that keeps it, and which record wins."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import math
+import re
+import statistics
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from convtune.errors import ConvtuneError, LogError
+from convtune.space import Candidate
+from convtune.spec import ConvSpec
+
+SCHEMA = 1
+ORIGINS = ("measured", "emulated", "estimated")
+STATUSES = ("ok", "wrong", "build_error", "timeout", "crash", "out_of_memory", "error")
+ROUNDS = ("search", "final")
+LONGEST_LINE_BYTES = 4 * 2**20  # a MetaSchedule trace of a deep nest is some 100 kB
+
+METASCHEDULE = "metaschedule"
+_UTC_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+_UTC = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z", re.ASCII)
+_NEEDED = ("spec", "target", "candidate", "origin", "status", "times_us", "versions", "seed", "utc")
+_FREE = ("message", "error", "build_s", "round", "batch")
+_TARGET_TEXTS = ("name", "family", "model", "mcpu", "fingerprint")
+_TARGET_COUNTS = ("vector_bytes", "threads")
+
+
+class NewerSchemaError(LogError):
+    """A record was written by a later convtune, in a form that this one cannot judge."""
+
+
+def utc_now() -> str:
+    """The time, written so that later times are greater strings."""
+    return datetime.now(timezone.utc).strftime(_UTC_FORMAT)
+
+
+@functools.cache
+def installed_versions() -> Mapping[str, str]:
+    from convtune import __version__
+
+    return {"convtune": __version__, "tvm": importlib.metadata.version("apache-tvm")}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """A candidate's outcome. Validated when it is made, so that what is in a log can be read again.
+
+    spec: canonical string. target: `Target.facts()`. origin, status, round: one of ORIGINS, STATUSES, ROUNDS.
+    times_us: every repeat; at least one where the status is ok. message: why the status is not ok.
+    error: max |y - reference| / max |reference|; None where there is no result, or none that is finite.
+    build_s: None where nothing was built. batch: when the measuring of these finalists in turn began, as `utc_now`
+    writes it, the same for all of them; "" in the search round. versions: of "convtune" and "tvm" at least.
+    utc: as `utc_now` writes it.
+
+    Raises:
+        LogError: a field's value is not allowed.
+    """
+
+    spec: str
+    target: Mapping[str, Any]
+    candidate: Candidate
+    origin: str
+    status: str
+    seed: int
+    times_us: tuple[float, ...] = ()
+    message: str = ""
+    error: float | None = None
+    build_s: float | None = None
+    round: str = "search"
+    batch: str = ""
+    versions: Mapping[str, str] = field(default_factory=installed_versions)
+    utc: str = field(default_factory=utc_now)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def time_us(self) -> float:
+        """Median of the repeats, in microseconds; NaN where nothing was timed."""
+        return statistics.median(self.times_us) if self.times_us else math.nan
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the target: times of different fingerprints do not compare."""
+        return str(self.target["fingerprint"])
+
+    def line(self) -> bytes:
+        """The record as one line of JSON, newline included; raises LogError where it is longer than a log allows."""
+        fields = {name: getattr(self, name) for name in ("origin", "status", "times_us", *_FREE, "seed", "utc")}
+        try:
+            data = {
+                "schema": SCHEMA,
+                "spec": self.spec,
+                "target": dict(self.target),
+                "candidate": _candidate_data(self.candidate),
+                **fields,
+                "versions": dict(self.versions),
+            }
+            line = json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as problem:
+            raise LogError(f"a record of {self.spec} cannot be written as JSON: {problem}") from None
+        if len(line) > LONGEST_LINE_BYTES:
+            raise LogError(f"a record of {self.spec} has {len(line)} bytes; at most {LONGEST_LINE_BYTES} are allowed")
+        return line
+
+    @classmethod
+    def parse(cls, line: bytes) -> Record:
+        """The record of one line of a log. Fields that this version does not know are ignored.
+
+        Raises:
+            NewerSchemaError: a later convtune wrote it.
+            LogError: it is no record.
+        """
+        try:
+            return cls(**_fields(read_object(line)))
+        except RecursionError:
+            raise LogError("JSON nested too deeply") from None
+
+
+def traced(trace: Any) -> Candidate:
+    """The candidate of a MetaSchedule trace, which is JSON data. Equal traces give equal candidates."""
+    text = json.dumps(trace, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    return Candidate(METASCHEDULE, {"trace": text})
+
+
+def trace(candidate: Candidate) -> Any:
+    """The JSON data that `traced` was given."""
+    return json.loads(str(candidate.knobs["trace"]))
+
+
+def winner(records: Iterable[Record], *, max_error: float | None, origin: str = "measured") -> Record | None:
+    """The record to build from, among those of one spec and one target; None where none will do.
+
+    Only what is ok, of this origin and known to be within `max_error` (None: any error) takes part. Finalists are
+    measured in turn, under the same conditions, so their times compare best: where there are any, the fastest of the
+    newest batch wins. Otherwise the fastest of the search does.
+    """
+    usable = [r for r in records if r.status == "ok" and r.origin == origin and _accurate(r, max_error)]
+    assert len({(r.spec, r.fingerprint) for r in usable}) <= 1, "times of different specs or targets do not compare"
+    finals = [r for r in usable if r.round == "final"]
+    if finals:
+        newest = max(r.batch for r in finals)
+        usable = [r for r in finals if r.batch == newest]
+    return min(usable, key=lambda r: r.time_us, default=None)
+
+
+def _accurate(record: Record, max_error: float | None) -> bool:
+    return max_error is None or (record.error is not None and record.error <= max_error)
+
+
+def read_object(line: bytes) -> dict[str, Any]:
+    """The JSON object of one line, fields this version does not know included; raises as `Record.parse` does."""
+    if len(line) > LONGEST_LINE_BYTES:
+        raise LogError(f"longer than {LONGEST_LINE_BYTES} bytes")
+    try:
+        data = _DECODER.decode(line.decode())
+    except UnicodeDecodeError as problem:
+        raise LogError(f"not UTF-8: byte {problem.start + 1} is 0x{line[problem.start]:02x}") from None
+    except ValueError as problem:
+        raise LogError(f"not JSON: {problem}") from None
+    if not isinstance(data, dict):
+        raise LogError(f"not a JSON object: {_short(data)}")
+    schema: Any = data.get("schema")
+    if not _is_int(schema) or schema < 1:
+        raise LogError(f"schema={_short(schema)} is not a schema number; this convtune reads up to {SCHEMA}")
+    if schema > SCHEMA:
+        raise NewerSchemaError(f"written by a newer convtune, schema {schema}; this one reads up to {SCHEMA}")
+    return data
+
+
+def _fields(data: dict[str, Any]) -> dict[str, Any]:
+    missing = [name for name in _NEEDED if name not in data]
+    if missing:
+        raise LogError(f"missing {', '.join(missing)}")
+    fields = {name: data[name] for name in (*_NEEDED, *_FREE) if name in data}
+    if not isinstance(fields["times_us"], list):
+        raise LogError(f"times_us={_short(fields['times_us'])} is not a list of numbers")
+    fields["times_us"] = tuple(fields["times_us"])
+    fields["candidate"] = _candidate(fields["candidate"])
+    fields["spec"] = _canonical(fields["spec"])
+    return fields
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
+def _candidate_data(candidate: Candidate) -> dict[str, Any]:
+    if candidate.space == METASCHEDULE:
+        return {"space": METASCHEDULE, "trace": trace(candidate)}
+    return {"space": candidate.space, "knobs": dict(candidate.knobs)}
+
+
+def _candidate(data: Any) -> Candidate:
+    if not isinstance(data, dict) or not isinstance(data.get("space"), str):
+        raise LogError(f"candidate={_short(data)} has no space")
+    if data["space"] == METASCHEDULE:
+        if "trace" not in data:
+            raise LogError(f"candidate={_short(data)} has no trace")
+        return traced(data["trace"])
+    if not isinstance(data.get("knobs"), dict):
+        raise LogError(f"candidate={_short(data)} has no knobs")
+    return Candidate(data["space"], data["knobs"])
+
+
+@functools.lru_cache(maxsize=16384)
+def _canonical_text(text: str) -> str:
+    return str(ConvSpec.parse(text))
+
+
+def _canonical(text: Any) -> str:
+    """The spec as this version writes it, so that looking up by string finds what an older one wrote."""
+    if not isinstance(text, str):
+        raise LogError(f"spec={_short(text)} is not a string")
+    try:
+        return _canonical_text(text)
+    except ConvtuneError as problem:
+        raise LogError(f"spec: {problem}") from None
+
+
+def _check(record: Record) -> None:
+    if _canonical(record.spec) != record.spec:
+        raise LogError(f"spec={_short(record.spec)} is not canonical; it must be {_canonical(record.spec)!r}")
+    _check_target(record.target)
+    _check_candidate(record.candidate)
+    for name, allowed in (("origin", ORIGINS), ("status", STATUSES), ("round", ROUNDS)):
+        if getattr(record, name) not in allowed:
+            raise LogError(f"{name}={_short(getattr(record, name))} is not allowed; one of {', '.join(allowed)} is")
+    times = record.times_us
+    if not isinstance(times, tuple) or not all(_is_number(t) and t > 0 for t in times):
+        raise LogError(f"times_us={_short(times)} must be a tuple of positive, finite numbers")
+    if record.status == "ok" and not times:
+        raise LogError("times_us is empty; a record whose status is ok has at least one time")
+    for name in ("error", "build_s"):
+        value = getattr(record, name)
+        if value is not None and not (_is_number(value) and value >= 0):
+            raise LogError(f"{name}={_short(value)} must be a finite number of at least 0, or None")
+    if not isinstance(record.message, str):
+        raise LogError(f"message={_short(record.message)} is not a string")
+    if not _is_int(record.seed):
+        raise LogError(f"seed={_short(record.seed)} is not an integer")
+    _check_versions(record.versions)
+    _check_utc("utc", record.utc)
+    if record.round == "final":
+        _check_utc("batch", record.batch)
+    elif record.batch != "":
+        raise LogError(f"batch={_short(record.batch)} in round {record.round!r}; only finalists have one")
+
+
+def _check_target(target: Any) -> None:
+    if not isinstance(target, Mapping):
+        raise LogError(f"target={_short(target)} is not an object")
+    for name in _TARGET_TEXTS:
+        if not (isinstance(target.get(name), str) and target[name]):
+            raise LogError(f"target.{name}={_short(target.get(name))} must be a string, and not empty")
+    for name in _TARGET_COUNTS:
+        if not (_is_int(target.get(name)) and target[name] >= 1):
+            raise LogError(f"target.{name}={_short(target.get(name))} must be an integer of at least 1")
+
+
+def _check_candidate(candidate: Any) -> None:
+    if not isinstance(candidate, Candidate) or not candidate.space:
+        raise LogError(f"candidate={_short(candidate)} must be a candidate whose space has a name")
+    if candidate.space == METASCHEDULE and not isinstance(candidate.knobs.get("trace"), str):
+        raise LogError(f"a candidate of {METASCHEDULE} has no trace; make it with convtune.record.traced")
+    for name, value in candidate.knobs.items():
+        if not (_is_int(value) or isinstance(value, str)):
+            raise LogError(f"knob {_short(name)}={_short(value)} must be an integer or a string")
+
+
+def _check_versions(versions: Any) -> None:
+    if not isinstance(versions, Mapping) or not {"convtune", "tvm"} <= versions.keys():
+        raise LogError(f"versions={_short(versions)} must name convtune and tvm")
+    for name, version in versions.items():
+        if not isinstance(version, str):
+            raise LogError(f"versions.{name}={_short(version)} is not a string")
+
+
+def _check_utc(name: str, value: Any) -> None:
+    if not (isinstance(value, str) and _UTC.fullmatch(value)):
+        raise LogError(f"{name}={_short(value)} is no time such as 2026-01-31T23:59:59.000000Z")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    # comparing refuses NaN, infinities and integers that no float holds
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
