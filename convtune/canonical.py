@@ -8,9 +8,11 @@ are joined by `x`; a dimension's padding is `p`, or `before:after`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+from convtune import variants
 from convtune.errors import SpecError
 from convtune.spec import LAYOUTS, ConvSpec, Dims, Pads
 
@@ -30,8 +32,9 @@ def render(spec: ConvSpec) -> str:
 
 
 def parse(text: str) -> ConvSpec:
-    """The spec that `text` describes; raises SpecError that points at the place."""
+    """The spec that `text` describes; raises SpecError that points at the place, or UnknownNameError of the variant."""
     variant, *parts = text.strip().split(",")
+    variants.get(variant)
     at = text.index(variant) + len(variant) + 1
     fields: dict[str, Any] = {}
     for part in parts:
@@ -50,7 +53,10 @@ def parse(text: str) -> ConvSpec:
     missing = [key for key in REQUIRED if _VALUES[key][0] not in fields]
     if missing:
         _fail(text, len(text), f"{', '.join(missing)} missing; an example is {EXAMPLE}")
-    return ConvSpec(variant, **fields)
+    try:
+        return ConvSpec(variant, **fields)
+    except SpecError as error:
+        raise SpecError(f"{error}; in {text}") from error
 
 
 def _fail(text: str, at: int, problem: str) -> NoReturn:
@@ -71,13 +77,26 @@ def _default(field: str, spec: ConvSpec) -> object:
     }[field]
 
 
-def _read_dims(text: str) -> Dims | int:
-    dims = tuple(int(part) for part in text.split("x"))
-    return dims if len(dims) > 1 else dims[0]
+def _read_integer(text: str) -> int:
+    # int() reads '1_000', ' 1' and digits of other scripts, too
+    if not re.fullmatch("-?[0-9]{1,10}", text):
+        raise ValueError(text)
+    return int(text)
 
 
 def _read_size(text: str) -> Dims:
-    return tuple(int(part) for part in text.split("x"))
+    return tuple(map(_read_integer, text.split("x")))
+
+
+def _read_dims(text: str) -> Dims | int:
+    dims = _read_size(text)
+    return dims if len(dims) > 1 else dims[0]
+
+
+def _read_flag(text: str) -> bool:
+    if text.lower() not in _FLAG_TEXTS:
+        raise ValueError(text)
+    return _FLAG_TEXTS[text.lower()]
 
 
 def _write_dims(dims: Dims) -> str:
@@ -91,7 +110,7 @@ def _write_size(dims: Dims) -> str:
 def _read_pads(text: str) -> Any:
     if text in ("same", "valid"):
         return text
-    pads = [tuple(int(p) for p in part.split(":")) for part in text.split("x")]
+    pads = [tuple(map(_read_integer, part.split(":"))) for part in text.split("x")]
     if any(len(pad) > 2 for pad in pads):
         raise ValueError(text)
     entries: list[Any] = [pad if len(pad) == 2 else pad[0] for pad in pads]
@@ -105,19 +124,26 @@ def _write_pads(pads: Pads) -> str:
 
 
 _VALUES: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] = {
-    "n": ("batch", int, str),
-    "ic": ("in_channels", int, str),
-    "oc": ("out_channels", int, str),
+    "n": ("batch", _read_integer, str),
+    "ic": ("in_channels", _read_integer, str),
+    "oc": ("out_channels", _read_integer, str),
     "in": ("in_size", _read_size, _write_size),
     "k": ("kernel", _read_dims, _write_size),
     "s": ("stride", _read_dims, _write_dims),
     "p": ("padding", _read_pads, _write_pads),
     "op": ("output_padding", _read_dims, _write_dims),
     "d": ("dilation", _read_dims, _write_dims),
-    "g": ("groups", int, str),
-    "og": ("offset_groups", int, str),
+    "g": ("groups", _read_integer, str),
+    "og": ("offset_groups", _read_integer, str),
     "layout": ("layout", str, str),
     "dtype": ("dtype", str, str),
     "act": ("activation", str, str),
 }
+_FLAG_TEXTS = {"0": False, "1": True, "false": False, "true": True}
 _FLAGS = {"modulated": "modulated", "bias": "bias", "residual": "residual"}
+
+FIELD_READERS: Mapping[str, Callable[[str], Any]] = {
+    **{field: read for field, read, _ in _VALUES.values()},
+    **dict.fromkeys(_FLAGS.values(), _read_flag),
+}
+"""For each field of ConvSpec but the variant what reads its text, which raises ValueError; flags are 0 and 1."""

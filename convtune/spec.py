@@ -79,7 +79,11 @@ class ConvSpec:
         groups = self.in_channels if self.variant == "depthwise" else 1
         self._set("groups", _integer("groups", groups if self.groups is None else self.groups, least=1))
         self._set("layout", LAYOUTS[rank][0] if self.layout is None else self.layout)
-        for field, allowed in (("layout", LAYOUTS[rank]), ("dtype", tuple(DTYPES)), ("activation", (None, *ACTIVATIONS))):
+        for field, allowed in (
+            ("layout", LAYOUTS[rank]),
+            ("dtype", tuple(DTYPES)),
+            ("activation", (None, *ACTIVATIONS)),
+        ):
             _choice(field, getattr(self, field), allowed)
         for field in ("bias", "residual"):
             _choice(field, getattr(self, field), (False, True))
@@ -122,7 +126,7 @@ class ConvSpec:
     def _set(self, field: str, value: Any) -> None:
         object.__setattr__(self, field, value)
 
-    @functools.cached_property
+    @property
     def _variant(self) -> Variant:
         from convtune import variants
 
@@ -230,7 +234,9 @@ def _dims(field: str, value: object, rank: int | None, least: int) -> Dims:
     if rank is None and not 1 <= len(dims) <= 3:
         raise SpecError(f"{field}={dims} has {len(dims)} dimensions; 1 to 3 are allowed")
     if rank is not None and len(dims) != rank:
-        raise SpecError(f"{field}={dims} has {len(dims)} entries; in_size has {rank} dimensions: give {rank}, or one int")
+        raise SpecError(
+            f"{field}={dims} has {len(dims)} entries; in_size has {rank} dimensions: give {rank}, or one int"
+        )
     return dims
 
 
@@ -241,7 +247,9 @@ def _pads(spec: ConvSpec) -> Pads:
     if value == "same":
         return tuple(map(_same, spec.in_size, spec.stride, spec.span))
     if isinstance(value, str):
-        raise SpecError(f"padding={value!r} is not known; it must be an int, one entry per dimension, 'same' or 'valid'")
+        raise SpecError(
+            f"padding={value!r} is not known; it must be an int, one entry per dimension, 'same' or 'valid'"
+        )
     entries = tuple(value) if hasattr(value, "__iter__") else (value,) * spec.rank
     if len(entries) != spec.rank:
         raise SpecError(f"padding={value!r} has {len(entries)} entries; in_size has {spec.rank} dimensions")

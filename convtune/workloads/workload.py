@@ -1,0 +1,46 @@
+"""A workload: a spec with a name and the number of times its network runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from convtune.errors import SpecError, UnknownNameError
+from convtune.spec import ConvSpec
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One convolution to tune.
+
+    Args:
+        name: unique in its source, such as `mobilenet_v2/dw144_56_k3s1`.
+        count: how often the network runs it; weighs its time in a network's total.
+    """
+
+    name: str
+    spec: ConvSpec
+    count: int = 1
+
+
+class LocatedNameError(UnknownNameError):
+    """An UnknownNameError of a certain place, such as a line of a file."""
+
+    def __init__(self, where: str, error: UnknownNameError) -> None:
+        super().__init__(error.kind, error.name, error.known)
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"{self.where}: {super().__str__()}"
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts `where` before the message of a SpecError or an UnknownNameError that is raised inside."""
+    try:
+        yield
+    except UnknownNameError as error:
+        raise LocatedNameError(where, error) from error
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from error
