@@ -312,6 +312,12 @@ def test_json_file_with_all_fields(tmp_path: Path) -> None:
     assert (target.name, target.mcpu, target.l3_bytes, target.vector_bytes) == ("board", "tremont", 0, 16)
 
 
+def test_the_documented_json_is_a_target() -> None:
+    text = (Path(__file__).parent.parent / "docs/targets.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert targets.resolve(example).name == "board"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,0 +1,223 @@
+"""Says whether convtune can do its work on this machine, what is missing for what, and how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from convtune import __version__, probe, targets
+from convtune.errors import ConvtuneError, TargetError
+from convtune.linker import find_compiler
+from convtune.paths import cache_dir, log_path
+from convtune.targets import Target
+
+State = Literal["ok", "absent", "broken"]
+
+OLDEST_PYTHON = (3, 10)
+# The FFI library 0.1.15, which pip takes by itself, crashes with this TVM as soon as MetaSchedule starts.
+PINS: Mapping[str, str] = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
+REQUIRED = (
+    "numpy",
+    "scipy",
+    "xgboost-cpu",
+    "psutil",
+    "cloudpickle",
+    "tornado",
+    "click",
+    "rich",
+    "tabulate",
+    "platformdirs",
+)
+_LOAD_TVM = "import tvm; print(tvm.__version__, tvm.get_global_func('target.llvm_version_major')())"
+_LOAD_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    state: "ok"; "absent", what it is for cannot be done and the rest can; "broken", convtune's main job cannot be done.
+    value: what was found, for people; figures: the same as numbers, units in their names. remedy: a command or an
+    instruction, empty where there is nothing to do.
+    """
+
+    subject: str
+    state: State
+    value: str
+    purpose: str
+    remedy: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that convtune runs without. distribution: its name for pip; program: where a program will do instead."""
+
+    subject: str
+    distribution: str
+    purpose: str
+    remedy: str
+    program: str = ""
+
+
+OPTIONAL = (
+    Part("onnx", "onnx", "workloads from ONNX files", "pip install onnx"),
+    Part("torch", "torch", "PyTorch tensors as arguments, and comparison with PyTorch", "pip install torch"),
+    Part("onnxruntime", "onnxruntime", "comparison with ONNX Runtime", "pip install onnxruntime"),
+    Part("ziglang", "ziglang", "a C compiler where there is none, or for other machines", "pip install ziglang"),
+    Part(
+        "nvcc",
+        "nvidia-cuda-nvcc",
+        "compiling CUDA kernels (this version has no CUDA target yet)",
+        "pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-runtime==13.0.*' "
+        "'nvidia-cuda-cccl==13.0.*' 'nvidia-nvvm==13.0.*'",
+        program="nvcc",
+    ),
+)
+
+
+def examine(measure: bool = True) -> list[Finding]:
+    """Everything looked at, in the order to read it. Takes three seconds, one without `measure`.
+
+    measure: also measure the FMA peak and the memory bandwidth, and remember them for this machine.
+    """
+    findings = [
+        Finding("convtune", "ok", __version__, "all"),
+        _python(),
+        *map(_pinned, PINS),
+        _tvm_loads(),
+        _required(),
+        _compiler(),
+        _directories(),
+    ]
+    try:
+        target = targets.resolve("native")
+    except TargetError as error:
+        findings.append(Finding("CPU", "absent", str(error), "tuning, and running kernels here"))
+    else:
+        findings.append(_cpu(target))
+        if measure:
+            findings += _peaks(target)
+    return findings + [_optional(part) for part in OPTIONAL]
+
+
+def _python() -> Finding:
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    good = sys.version_info[:2] >= OLDEST_PYTHON
+    remedy = "" if good else f"install Python {oldest} or newer, and convtune in it"
+    return Finding("Python", "ok" if good else "broken", platform.python_version(), f"all; {oldest} or newer", remedy)
+
+
+def _version(distribution: str) -> str:
+    """Its version, or nothing where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _pinned(distribution: str) -> Finding:
+    wanted, found = PINS[distribution], _version(distribution)
+    purpose = f"compiling; {wanted} exactly, others crash or differ"
+    if found == wanted:
+        return Finding(distribution, "ok", found, purpose)
+    return Finding(distribution, "broken", found or "not installed", purpose, f"pip install {distribution}=={wanted}")
+
+
+def _tvm_loads() -> Finding:
+    """In a process of its own: with a wrong library TVM crashes."""
+    purpose = "compiling"
+    command = [sys.executable, "-c", _LOAD_TVM]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LOAD_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return Finding("TVM", "broken", f"does not load in {_LOAD_TIMEOUT_S} s", purpose, _reinstall())
+    if done.returncode == 0:
+        version, llvm = done.stdout.split()[-2:]
+        return Finding("TVM", "ok", f"{version} with LLVM {llvm} loads", purpose)
+    if done.returncode < 0:
+        said = f"crashes on import with {signal.Signals(-done.returncode).name}"
+    else:
+        said = f"does not load: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
+    return Finding("TVM", "broken", said, purpose, _reinstall())
+
+
+def _reinstall() -> str:
+    return "pip install --force-reinstall " + " ".join(f"{name}=={version}" for name, version in PINS.items())
+
+
+def _required() -> Finding:
+    missing = [name for name in REQUIRED if not _version(name)]
+    if missing:
+        remedy = f"pip install {' '.join(missing)}"
+        return Finding("packages", "broken", f"not installed: {', '.join(missing)}", "all", remedy)
+    return Finding("packages", "ok", ", ".join(f"{name} {_version(name)}" for name in REQUIRED), "all")
+
+
+def _compiler() -> Finding:
+    purpose = "linking kernels; $CONVTUNE_CC names another one"
+    try:
+        compiler = find_compiler()
+    except TargetError as error:
+        return Finding("C compiler", "broken", str(error), purpose, "pip install ziglang")
+    return Finding("C compiler", "ok", f"{' '.join(compiler.command)}: {compiler.version}", purpose)
+
+
+def _directories() -> Finding:
+    purpose = "compiled kernels and your log; $CONVTUNE_CACHE and $CONVTUNE_LOG name other places"
+    try:
+        return Finding("files", "ok", f"cache {cache_dir()}, log {log_path()}", purpose)
+    except (ConvtuneError, ModuleNotFoundError) as error:
+        return Finding("files", "broken", str(error), purpose, "set CONVTUNE_CACHE to a directory of yours, mode 0700")
+
+
+def _cpu(target: Target) -> Finding:
+    sizes = (("L1d", target.l1d_bytes), ("L2", target.l2_bytes), ("L3", target.l3_bytes))
+    caches = ", ".join(f"{name} {size >> 10} KiB" for name, size in sizes if size)
+    value = (
+        f"{target.model}: {target.mcpu}, {target.vector_registers} vectors of {8 * target.vector_bytes} bits, "
+        f"{target.threads} threads, {caches}"
+    )
+    if target.features:
+        value += f", {' '.join(target.features)}"
+    return Finding("CPU", "ok", value, "tuning, and running kernels here", "", {"threads": target.threads})
+
+
+def _peaks(target: Target) -> list[Finding]:
+    limit, memory = "the limit of dense kernels", "the limit of kernels that hardly compute"
+    try:
+        core = probe.fma_peak_gflops(target, threads=1)
+        every = probe.fma_peak_gflops(target)
+        bandwidth = probe.bandwidth_gbs(target)
+        probe.remember(target, probe.Peaks(core, every, bandwidth))
+    except (ConvtuneError, ModuleNotFoundError) as error:
+        purpose = "the share of the peak in tables"
+        return [Finding("peaks", "absent", str(error), purpose, "mend what is broken above, then again")]
+    return [
+        Finding("FMA peak, one core", "ok", f"{core:.0f} GFLOP/s", limit, "", {"gflops": core}),
+        Finding(
+            "FMA peak, all threads", "ok", f"{every:.0f} GFLOP/s on {target.threads}", limit, "", {"gflops": every}
+        ),
+        Finding(
+            "memory, all threads",
+            "ok",
+            f"read {bandwidth.read_gbs:.1f} GB/s, triad {bandwidth.triad_gbs:.1f} GB/s",
+            memory,
+            "",
+            {"read_gbs": bandwidth.read_gbs, "triad_gbs": bandwidth.triad_gbs},
+        ),
+    ]
+
+
+def _optional(part: Part) -> Finding:
+    found = _version(part.distribution) or (part.program and shutil.which(part.program)) or ""
+    if found:
+        return Finding(part.subject, "ok", found, part.purpose)
+    return Finding(part.subject, "absent", "not installed", part.purpose, part.remedy)

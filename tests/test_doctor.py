@@ -1,0 +1,169 @@
+"""The doctor: what it finds on this machine, and what it says about machines that lack something."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convtune import doctor, probe, targets
+from convtune.doctor import Finding
+from convtune.errors import TargetError
+from convtune.targets.host import current
+
+PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
+on_x86 = pytest.mark.skipif(current().machine != "x86_64", reason="native is x86 only")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVTUNE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def no_tvm_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading TVM takes a second and is tested once."""
+    monkeypatch.setattr(doctor, "_LOAD_TVM", "print('0.0', 0)")
+
+
+def finding(findings: list[Finding], subject: str) -> Finding:
+    (found,) = (one for one in findings if one.subject == subject)
+    return found
+
+
+@on_x86
+def test_this_machine_is_sound_and_its_peaks_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = probe.bandwidth_gbs
+    monkeypatch.setattr(probe, "stream_length", lambda target, threads: 1 << 20)
+    monkeypatch.setattr(probe, "bandwidth_gbs", lambda target: real(target, seconds=0.001))
+    findings = doctor.examine()
+    assert [one.subject for one in findings if one.state == "broken"] == []
+    assert re.fullmatch(r"0\.27\S* with LLVM \d+ loads", finding(findings, "TVM").value)
+    native = targets.resolve("native")
+    peaks = probe.recall(native)
+    assert peaks is not None
+    assert finding(findings, "FMA peak, one core").figures == {"gflops": peaks.core_fma_gflops}
+    assert finding(findings, "FMA peak, all threads").figures == {"gflops": peaks.fma_gflops}
+    memory = finding(findings, "memory, all threads").figures
+    assert memory == dataclasses.asdict(peaks.bandwidth)
+    assert all(value > 0 for value in memory.values())
+    assert native.mcpu in finding(findings, "CPU").value
+    json.dumps([dataclasses.asdict(one) for one in findings])
+
+
+def test_without_measuring_nothing_is_remembered(no_tvm_load: None) -> None:
+    findings = doctor.examine(measure=False)
+    assert not [one for one in findings if one.figures.get("gflops")]
+    assert not [one for one in findings if one.state == "broken"]
+    assert probe.recall(targets.resolve("haswell")) is None
+
+
+def test_what_is_not_well_says_for_what_and_how(no_tvm_load: None) -> None:
+    for one in doctor.examine(measure=False):
+        assert one.purpose
+        assert bool(one.remedy) == (one.state != "ok")
+
+
+def test_pins_and_requirements_are_those_of_the_project() -> None:
+    text = PYPROJECT.read_text()
+    (block,) = re.findall(r"^dependencies = \[\n(.*?)^\]", text, re.DOTALL | re.MULTILINE)
+    wanted = re.findall(r'^\s*"([\w-]+)(==|>=)([^"]+)"', block, re.MULTILINE)
+    pins = {name: version for name, relation, version in wanted if relation == "==" and name in doctor.PINS}
+    assert pins == doctor.PINS
+    assert {name for name, *_ in wanted} == {*doctor.PINS, *doctor.REQUIRED}
+    assert f'requires-python = ">={".".join(map(str, doctor.OLDEST_PYTHON))}"' in text
+
+
+@pytest.mark.parametrize(("found", "value"), [("0.1.15.post2", "0.1.15.post2"), (None, "not installed")])
+def test_a_wrong_pin_is_broken(monkeypatch: pytest.MonkeyPatch, found: str | None, value: str) -> None:
+    def version(name: str) -> str:
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    wrong = doctor._pinned("apache-tvm-ffi")
+    assert (wrong.state, wrong.value) == ("broken", value)
+    assert wrong.remedy == "pip install apache-tvm-ffi==0.1.14.post1"
+
+
+@pytest.mark.parametrize(
+    ("code", "value"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashes on import with SIGSEGV"),
+        ("import no_such_module", "does not load: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise SystemExit(1)", "does not load: it said nothing"),
+    ],
+)
+def test_a_tvm_that_does_not_load_is_broken(monkeypatch: pytest.MonkeyPatch, code: str, value: str) -> None:
+    monkeypatch.setattr(doctor, "_LOAD_TVM", code)
+    found = doctor._tvm_loads()
+    assert (found.state, found.value) == ("broken", value)
+    assert "apache-tvm-ffi==0.1.14.post1" in found.remedy
+
+
+def test_a_tvm_that_hangs_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_LOAD_TVM", "import time; time.sleep(60)")
+    monkeypatch.setattr(doctor, "_LOAD_TIMEOUT_S", 0.2)
+    assert doctor._tvm_loads().state == "broken"
+
+
+@on_x86
+def test_no_compiler_is_broken_and_the_rest_is_still_told(monkeypatch: pytest.MonkeyPatch, no_tvm_load: None) -> None:
+    monkeypatch.setenv("CONVTUNE_CC", "/nowhere/cc")
+    findings = doctor.examine()
+    compiler = finding(findings, "C compiler")
+    assert (compiler.state, compiler.remedy) == ("broken", "pip install ziglang")
+    assert "/nowhere/cc" in compiler.value
+    assert finding(findings, "peaks").state == "absent"
+    assert finding(findings, "CPU").state == "ok"
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "REQUIRED", ("numpy", "no-such-package", "nor-this"))
+    found = doctor._required()
+    assert (found.state, found.remedy) == ("broken", "pip install no-such-package nor-this")
+
+
+def test_a_cache_that_others_may_write_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    monkeypatch.setenv("CONVTUNE_CACHE", str(tmp_path / "open"))
+    found = doctor._directories()
+    assert found.state == "broken"
+    assert "mode 0777" in found.value
+
+
+def test_a_machine_without_a_native_target_is_told(monkeypatch: pytest.MonkeyPatch, no_tvm_load: None) -> None:
+    def resolve(text: str) -> None:
+        raise TargetError("this machine is vax")
+
+    monkeypatch.setattr(targets, "resolve", resolve)
+    findings = doctor.examine()
+    assert finding(findings, "CPU").value == "this machine is vax"
+    assert not [one for one in findings if "peak" in one.subject]
+
+
+def test_optional_parts_by_package_and_by_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = doctor.Part("x", "no-such-package", "testing", "pip install x", program="x")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert doctor._optional(part).state == "absent"
+    assert doctor._optional(part).remedy == "pip install x"
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    assert doctor._optional(part).value == "/bin/x"
+    assert doctor._optional(dataclasses.replace(part, distribution="numpy")).value == importlib.metadata.version(
+        "numpy"
+    )
+
+
+def test_doctor_imports_no_tvm() -> None:
+    code = "import sys; from convtune import doctor; print('tvm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
