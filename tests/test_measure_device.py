@@ -100,6 +100,16 @@ def test_a_right_kernel_has_its_error_and_times(bench: Bench, tmp_path: Path) ->
     assert all(time > 0 for time in outcome.times_us)
 
 
+def test_verifying_alone_takes_no_times(bench: Bench, tmp_path: Path) -> None:
+    right = bench.verify(kernels.SPEC, built(tmp_path, "none"), LIMIT)
+    wrong = bench.verify(kernels.SPEC, built(tmp_path, "slightly wrong"), LIMIT)
+    assert (right.status, right.times_us) == ("ok", ())
+    assert right.error is not None
+    assert wrong.status == "wrong"
+    assert wrong.error is not None
+    assert right.error < LIMIT < wrong.error
+
+
 @pytest.mark.parametrize("fault", ["one element too many", "same value beyond", "reads after x"])
 def test_where_the_array_ends_at_the_fence_the_next_element_is_a_crash(
     bench: Bench, tmp_path: Path, fault: str

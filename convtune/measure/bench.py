@@ -131,11 +131,18 @@ class Bench:
             MeasureError: the device worker does not start, or the reference cannot be computed.
             TargetError: the target is not this machine.
         """
-        if built.library is None:
+        return self._outcome(spec, built, limit, best_us, timed=True)
+
+    def verify(self, spec: ConvSpec, built: Built, limit: float) -> Outcome:
+        """As `measure`, without times: a status of "ok" says that the kernel is right."""
+        return self._outcome(spec, built, limit, None, timed=False)
+
+    def _outcome(self, spec: ConvSpec, built: Built, limit: float, best_us: float | None, timed: bool) -> Outcome:
+        library = built.library
+        if library is None:
             return Outcome(built.status, built.message)
         self._prepare(spec)
-        library = built.library
-        request = Measure(spec, library.path, library.pack, limit, best_us)
+        request = Measure(spec, library.path, library.pack, limit, best_us, timed)
         reply = self._device.call(request, self.timeouts.device(spec))
         if reply.status == "ok":
             found: Measurement = reply.value
