@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convtune import accuracy as accuracies
-from convtune import linker, resolution, targets
+from convtune import codegen, linker, resolution, targets
 from convtune.errors import BuildError, UnknownNameError, VerifyError
 from convtune.log import Log, LogStack, ShippedLog
 from convtune.paths import cache_dir, log_path
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 UNREACHABLE_US = 1e-9
 SOURCES = ("convtune.schedules", "convtune.variants")
 """Packages whose code decides what a candidate compiles to, besides the modules below."""
-SOURCE_MODULES = ("convtune.expression", "convtune.activations")
+SOURCE_MODULES = ("convtune.expression", "convtune.activations", "convtune.codegen")
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,10 @@ def arguments(spec: ConvSpec, pack: Pack) -> tuple[Argument, ...]:
         for shape, steps in zip(spec.weight_shapes, pack)
     ]
     bias = [Argument("bias", (spec.out_channels,), spec.dtype)] if spec.bias else []
-    residual = [Argument("residual", spec.out_shape, spec.dtype)] if spec.residual else []
-    y = Argument("y", spec.out_shape, spec.dtype)
-    return (Argument("x", spec.in_shape, spec.dtype), *weights, *bias, *residual, y)
+    names = ["x", "residual", "y"] if spec.residual else ["x", "y"]
+    shapes = {"x": spec.in_shape, "residual": spec.out_shape, "y": spec.out_shape}
+    x, *rest = [Argument(name, shapes[name], spec.dtype, alignment=codegen.ALIGNMENT) for name in names]
+    return (x, *weights, *bias, *rest)
 
 
 @functools.cache

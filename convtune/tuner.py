@@ -248,10 +248,11 @@ class Tuner:
         kernels = [run.built[c.key] for c in finalists if run.built[c.key].status == "ok"]
         if not kernels:
             return
-        batch = utc_now()
+        batch, finals = utc_now(), []
         for built, times_us in zip(kernels, self._workers().finals(run.spec, kernels)):
             known = next(r for r in reversed(records) if r.candidate == built.candidate and r.status == "ok")
-            self.log.append([dataclasses.replace(known, times_us=times_us, round="final", batch=batch, utc=utc_now())])
+            finals.append(dataclasses.replace(known, times_us=times_us, round="final", batch=batch, utc=utc_now()))
+        self.log.append(finals)  # at once: a part of a batch would decide the winner
 
     def _finalists(self, run: _Run, records: Sequence[Record]) -> list[Candidate]:
         """The default, where it is right, and the fastest of the search."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convtune import linker, space
+from convtune import codegen, linker, space
 from convtune.space import Candidate, PackStep
 
 if TYPE_CHECKING:
@@ -47,12 +47,10 @@ class Builder:
 
     def __call__(self, request: BuildRequest) -> Library:
         """Raises what scheduling, compiling or linking raises."""
-        import tvm
-
         start = time.perf_counter()
         module, pack = scheduled(request.spec, self._target, request.candidate)
         object_path = request.directory / "kernel.o"
-        tvm.compile(module, target=self._tvm_target).mod.write_to_file(str(object_path), "o")
+        codegen.write_object(module, self._tvm_target, object_path)
         path = linker.link(object_path, request.directory / "kernel.so", self._cache_dir, self._target.machine)
         object_path.unlink()
         return Library(path, pack, time.perf_counter() - start, path.stat().st_size)
