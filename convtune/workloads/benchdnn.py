@@ -18,14 +18,14 @@ from convtune.workloads.workload import Workload, located
 
 _KEY = "g|mb|ic|oc|[iokspd][dhw]"
 _SETTING = re.compile(rf"({_KEY})([0-9]*)")
-_TWO_SETTINGS = re.compile(rf"(_*({_KEY})[0-9]+){{2}}")
+_BEGINNING = re.compile(rf"_*({_KEY})[0-9]+_*({_KEY})")
 
 Dimension = dict[str, int]  # attribute to value, only those given
 
 
 def matches(text: str) -> bool:
-    """Whether the text is meant as a problem string: it begins with two settings."""
-    return bool(_TWO_SETTINGS.match(text))
+    """Whether the text is meant as a problem string: it begins with a setting, and another's key."""
+    return bool(_BEGINNING.match(text))
 
 
 def parse(text: str) -> Workload:
