@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import subprocess
 import sys
 from collections import Counter
@@ -222,3 +223,20 @@ def test_reading_workloads_imports_neither_tvm_nor_numpy_nor_onnx() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("page", ["specs.md", "workloads.md"])
+def test_the_examples_of_the_documentation(page: str) -> None:
+    path = Path(__file__).parent.parent / "docs" / page
+    failed, attempted = doctest.testfile(str(path), module_relative=False)
+    assert attempted > 4
+    assert failed == 0
+
+
+def test_the_documented_files_are_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "workloads.md").read_text()
+    for suffix, beginning in ((".csv", "```\nnetwork"), (".json", "```json\n[")):
+        block = text[text.index(beginning) :].split("```")[1].removeprefix("json")
+        path = tmp_path / f"layers{suffix}"
+        path.write_text(block.strip())
+        assert len(workloads.parse([str(path)])) == 2
