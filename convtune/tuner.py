@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from convtune import accuracy as accuracies
 from convtune import space, targets
-from convtune.errors import TargetError, UnknownNameError
+from convtune.errors import MeasureError, TargetError, UnknownNameError
 from convtune.log import Layer, Log, ShippedLog
 from convtune.paths import log_path
 from convtune.record import Record, utc_now, winner
@@ -56,6 +56,7 @@ class TuneResult:
 
     best: the record that `compile` will use; None where nothing worked. default_us, best_us: medians, measured in turn
     with each other. trials: candidates tried now. stopped: trials, plateau, exhausted, budget. failures: by status.
+    problem: what kept the finalists from being measured in turn, if anything did.
     """
 
     spec: ConvSpec
@@ -66,6 +67,7 @@ class TuneResult:
     stopped: str
     failures: Counter[str]
     elapsed_s: float
+    problem: str = ""
 
     @property
     def best_us(self) -> float | None:
@@ -121,6 +123,7 @@ class _Run:
     best_us: float | None = None
     default_us: float | None = None
     failures: Counter[str] = field(default_factory=Counter)
+    problem: str = ""
     built: dict[str, Built] = field(default_factory=dict)  # by candidate key
 
     @property
@@ -242,17 +245,27 @@ class Tuner:
         if not records or records[-1].round == "final":
             return
         finalists = self._finalists(run, records)
-        missing = [c for c in finalists if c.key not in run.built]
-        for built in self._workers().build(run.spec, missing) if missing else []:
-            run.built[built.candidate.key] = built
-        kernels = [run.built[c.key] for c in finalists if run.built[c.key].status == "ok"]
+        kernels = self._verified(run, finalists)
         if not kernels:
             return
         batch, finals = utc_now(), []
-        for built, times_us in zip(kernels, self._workers().finals(run.spec, kernels)):
+        try:
+            times = self._workers().finals(run.spec, kernels)
+        except MeasureError as error:  # the times of the search stand
+            run.problem = str(error)
+            return
+        for built, times_us in zip(kernels, times):
             known = next(r for r in reversed(records) if r.candidate == built.candidate and r.status == "ok")
             finals.append(dataclasses.replace(known, times_us=times_us, round="final", batch=batch, utc=utc_now()))
         self.log.append(finals)  # at once: a part of a batch would decide the winner
+
+    def _verified(self, run: _Run, finalists: Sequence[Candidate]) -> list[Built]:
+        """The finalists as libraries; those that an earlier run measured are built and verified anew."""
+        missing = [c for c in finalists if c.key not in run.built]
+        for built in self._workers().build(run.spec, missing) if missing else []:
+            if built.status == "ok" and self._workers().verify(run.spec, built, run.limit).status == "ok":
+                run.built[built.candidate.key] = built
+        return [run.built[c.key] for c in finalists if c.key in run.built]
 
     def _finalists(self, run: _Run, records: Sequence[Record]) -> list[Candidate]:
         """The default, where it is right, and the fastest of the search."""
@@ -286,7 +299,7 @@ class Tuner:
         ]
         default_us = beside[-1].time_us if beside else run.default_us
         failures, elapsed_s = Counter(run.failures), run.elapsed_s
-        return TuneResult(run.spec, self.target, best, default_us, run.tried, stopped, failures, elapsed_s)
+        return TuneResult(run.spec, self.target, best, default_us, run.tried, stopped, failures, elapsed_s, run.problem)
 
     def _workers(self) -> Bench:
         if self._bench is None:

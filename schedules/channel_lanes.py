@@ -97,20 +97,22 @@ class ChannelLanes(Estimating):
         """Cycles of one call, coarsely."""
         tile, kernel, stride = self._tile(spec, knobs), cube(spec.kernel), cube(spec.stride)
         out, span, depth = Geometry.of(spec).out, cube(spec.span), spec.in_channels // spec.groups
-        rows, columns, vectors = tile.rows, tile.columns, tile.vectors
+        sums, taps = tile.rows * tile.columns * tile.vectors, kernel[2]
         unrolled_rows = kernel[1] if knobs["unroll"] == "kh_kw" else 1
-        reach = (rows - 1) * stride[1] + unrolled_rows if unrolled_rows > 1 else rows
-        loads = vectors * (
-            reach * min((columns - 1) * stride[2] + kernel[2], columns * kernel[2]) + unrolled_rows * kernel[2]
-        )
-        sums = rows * columns * vectors
-        body = step_cycles(sums * kernel[2] * unrolled_rows, loads) + 4
+        # neighbouring columns share loaded inputs, as long as these stay in registers beside the sums
+        reach = min((tile.columns - 1) * stride[2] + taps, tile.columns * taps)
+        shared = sums + (reach + 1) * tile.vectors <= target.vector_registers
+        inputs = tile.rows * tile.vectors * (reach if shared else tile.columns * taps)
+        loads = unrolled_rows * (inputs + tile.vectors * taps)
+        body = step_cycles(sums * taps * unrolled_rows, loads) + 4
         per_tile = kernel[0] * kernel[1] // unrolled_rows * depth * body + 2 * sums + TILE_CYCLES
-        oh_block, tiles_wide = int(knobs["oh_block"]), ceil_div(out[2], columns)
+        oh_block, tiles_wide = int(knobs["oh_block"]), ceil_div(out[2], tile.columns)
         ow_block = min(int(knobs["ow_block"]), tiles_wide)
-        positions = ((oh_block - 1) * stride[1] + span[1]) * span[0] * ((ow_block * columns - 1) * stride[2] + span[2])
+        positions = (
+            ((oh_block - 1) * stride[1] + span[1]) * span[0] * ((ow_block * tile.columns - 1) * stride[2] + span[2])
+        )
         pad_bytes = positions * depth * tile.block * 4
-        per_block = ceil_div(oh_block, rows) * ow_block * per_tile
+        per_block = ceil_div(oh_block, tile.rows) * ow_block * per_tile
         per_block += pad_bytes / L2_BYTES_PER_CYCLE * 1.5 + positions * tile.block * 4 / L3_BYTES_PER_CYCLE / 2
         per_block += 3 * stream_cycles(target, pad_bytes, pad_bytes)
         tasks = spec.batch * out[0] * ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
