@@ -39,11 +39,15 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the tuning of one spec stands, after every candidate. Times in microseconds, None before there is one."""
+    """Where the tuning of one spec stands, after every candidate. Times in microseconds, None before there is one.
+
+    done: of `trials`, those in the log included. tried: in this run.
+    """
 
     spec: ConvSpec
     done: int
     trials: int
+    tried: int
     best_us: float | None
     default_us: float | None
     failures: Counter[str]
@@ -143,7 +147,9 @@ class _Run:
         if self.on_progress is not None:
             counts = Counter(self.failures)
             self.on_progress(
-                Progress(self.spec, self.done, self.trials, self.best_us, self.default_us, counts, self.elapsed_s)
+                Progress(
+                    self.spec, self.done, self.trials, self.tried, self.best_us, self.default_us, counts, self.elapsed_s
+                )
             )
 
 
