@@ -6,14 +6,15 @@ Schedules see every convolution with three spatial dimensions; a missing one has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune import activations
+from convtune import activations, variants
 from convtune.variants import Operands
 
 if TYPE_CHECKING:
+    from convtune.space import PackStep
     from convtune.spec import ConvSpec
 
 Expr = Any
@@ -150,3 +151,58 @@ def output(arguments: Arguments, groups: int, value: Any) -> Any:
         return epilogue(arguments, value(n, group, within, cube(position, 0)), n, oc, position)
 
     return te.compute((spec.batch, *shape), at, name="y")
+
+
+def plain(spec: ConvSpec) -> Any:
+    """The convolution as a function that is not scheduled yet: `pad` where zeros are read, `acc`, `y`.
+
+    All stages have the spec's rank and layout. The weight is (*taps, ic in a group, oc), as `plain_pack` makes it.
+    """
+    from tvm import te
+
+    geometry, missing = Geometry.of(spec), 3 - spec.rank
+    (shape,) = spec.weight_shapes
+    arguments = Arguments(spec, [(*shape[2:], shape[1], shape[0])])
+    (weight,) = arguments.weights
+
+    def padded(n: Expr, ic: Expr, position: Sequence[Expr]) -> Expr:
+        return read_padded(arguments, geometry, n, ic, position)
+
+    inside = geometry.inside(spec)
+    read_x = arguments.read_x if inside else _stage("pad", spec, spec.in_channels, geometry.padded, padded)
+    read_weight = lambda oc, ic, taps: weight(*taps[missing:], ic, oc)  # noqa: E731
+    term = variants.get(spec.variant).term(spec, operands(geometry, read_x, read_weight))
+    axes = [te.reduce_axis((0, extent), name) for name, extent in term.extents]
+
+    def total(n: Expr, oc: Expr, position: Sequence[Expr]) -> Expr:
+        return te.sum(term.at(n, oc, position[missing:], axes), axis=axes)
+
+    acc = _stage("acc", spec, spec.out_channels, cube(spec.out_size), total)
+    return arguments.primfunc(output(arguments, 1, lambda n, _group, oc, position: acc(n, oc, position)))
+
+
+def plain_pack(spec: ConvSpec) -> tuple[tuple[PackStep, ...], ...]:
+    """How `plain` takes its weight: output channels last, which a channels-last output reads side by side."""
+    (shape,) = spec.weight_shapes
+    return (({"op": "transpose", "axes": [*range(2, len(shape)), 1, 0]},),)
+
+
+def _stage(
+    name: str, spec: ConvSpec, channels: int, sizes: Sequence[int], value: Callable[..., Expr]
+) -> Callable[..., Expr]:
+    """Computes value(n, channel, position) in the spec's layout; what it returns reads that, with equal arguments.
+
+    `sizes` and positions have three entries, whatever the rank.
+    """
+    from tvm import te
+
+    def place(n: Expr, channel: Expr, position: Sequence[Expr]) -> tuple[Expr, ...]:
+        inner = tuple(position)[3 - spec.rank :]
+        return (n, *inner, channel) if spec.channels_last else (n, channel, *inner)
+
+    def at(n: Expr, *index: Expr) -> Expr:
+        channel, position = (index[-1], index[:-1]) if spec.channels_last else (index[0], index[1:])
+        return value(n, channel, cube(position, 0))
+
+    stage = te.compute(place(spec.batch, channels, sizes), at, name=name)
+    return lambda n, channel, position: stage(*place(n, channel, position))
