@@ -1,0 +1,180 @@
+"""The tuner with a bench that answers from a formula: what is tried, logged, resumed and chosen, with no clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convtune import space, targets
+from convtune.errors import LogError, MeasureError, TargetError, UnknownNameError
+from convtune.log import Log
+from convtune.measure import Built, Outcome
+from convtune.measure.builder import Library
+from convtune.space import Candidate
+from convtune.spec import ConvSpec
+from convtune.tuner import Progress, Tuner
+
+SPEC = ConvSpec.parse("conv,ic=16,oc=32,in=14x14,k=3x3,p=1,layout=NHWC")
+NATIVE = targets.resolve("native")
+
+
+class FormulaBench:
+    """Times that depend on the knobs alone; finals that can be made to disagree with the search."""
+
+    def __init__(self, cost: Callable[[Candidate], Outcome], final_factor: Callable[[Candidate], float]) -> None:
+        self.cost, self.final_factor = cost, final_factor
+        self.measured: list[str] = []
+        self.final_rounds = 0
+        self.finals_fail = False
+
+    def build(self, _spec: ConvSpec, candidates: Sequence[Candidate]) -> list[Built]:
+        return [Built(c, "ok", library=Library(Path("none"), (), 0.1, 1)) for c in candidates]
+
+    def measure(self, _spec: ConvSpec, built: Built, _limit: float, _best: float | None = None) -> Outcome:
+        self.measured.append(built.candidate.key)
+        return self.cost(built.candidate)
+
+    def verify(self, _spec: ConvSpec, built: Built, _limit: float) -> Outcome:
+        return self.cost(built.candidate)
+
+    def finals(self, _spec: ConvSpec, built: Sequence[Built]) -> list[tuple[float, ...]]:
+        if self.finals_fail:
+            raise MeasureError("finals failed (crash): it was said so")
+        self.final_rounds += 1
+        return [(self.cost(b.candidate).times_us[0] * self.final_factor(b.candidate),) * 3 for b in built]
+
+    def discard(self, _built: Built) -> None: ...
+    def close(self) -> None: ...
+
+
+def _cost(candidate: Candidate) -> Outcome:
+    knobs = candidate.knobs
+    distance = abs(int(knobs["ow_tile"]) - 7) + 3 * abs(int(knobs["oc_vectors"]) - 2)
+    return Outcome("ok", "", 1e-7, (100.0 + 10 * distance + (knobs["pad_at"] == "root"),), 0.1)
+
+
+def _tuner(log: Path, bench: FormulaBench, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Tuner:
+    tuner = Tuner(NATIVE, log, **options)
+    monkeypatch.setattr(tuner, "_workers", lambda: bench)
+    return tuner
+
+
+def _bench(final_factor: Callable[[Candidate], float] = lambda _: 1.0) -> FormulaBench:
+    return FormulaBench(_cost, final_factor)
+
+
+def test_every_candidate_is_logged_once_and_the_default_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, seen = _bench(), []
+    result = _tuner(tmp_path / "log", bench, monkeypatch).tune(SPEC, 20, on_progress=seen.append)
+    records = Log(tmp_path / "log").records(SPEC)
+    searched = [r for r in records if r.round == "search"]
+    assert [r.candidate.key for r in searched] == bench.measured
+    assert len(set(bench.measured)) == len(bench.measured) == result.trials <= 20
+    assert searched[0].candidate == space.default_candidate(SPEC, NATIVE)
+    assert [p.done for p in seen] == list(range(result.trials + 1))
+    assert result.best is not None and result.best_us == min(r.time_us for r in records)
+
+
+def test_finals_decide_and_not_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fastest = min(space.all_knobs(space.get("dense_direct"), SPEC, NATIVE), key=lambda k: _time(k))
+    slowed = Candidate("dense_direct", dict(fastest))
+    bench = _bench(lambda c: 5.0 if c == slowed else 1.0)
+    result = _tuner(tmp_path / "log", bench, monkeypatch).tune(SPEC, 64)
+    assert slowed.key in bench.measured, "the search did not find the formula's best; the test needs it to"
+    assert result.best is not None and result.best.round == "final" and result.best.candidate != slowed
+
+
+def _time(knobs: space.Knobs) -> float:
+    return _cost(Candidate("dense_direct", dict(knobs))).times_us[0]
+
+
+def test_the_same_command_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = _bench(), _bench(), _bench()
+    _tuner(tmp_path / "log", first, monkeypatch).tune(SPEC, 10)
+    _tuner(tmp_path / "log", second, monkeypatch).tune(SPEC, 15)
+    assert len(first.measured) == 10 and len(second.measured) == 5
+    assert not set(first.measured) & set(second.measured)
+    result = _tuner(tmp_path / "log", third, monkeypatch).tune(SPEC, 15)
+    assert third.measured == [] and third.final_rounds == 0 and result.trials == 0
+    assert result.best is not None and result.stopped == "trials"
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.tried == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _tuner(tmp_path / "log", _bench(), monkeypatch).tune(SPEC, 20, on_progress=stop)
+    assert len(Log(tmp_path / "log").records(SPEC)) == 3
+
+
+def test_seeds_repeat_and_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    for number, seed in enumerate((0, 0, 1)):
+        bench = _bench()
+        _tuner(tmp_path / str(number), bench, monkeypatch, seed=seed).tune(SPEC, 24)
+        tried.append(bench.measured)
+    assert tried[0] == tried[1] != tried[2]
+
+
+def test_failures_are_records_and_never_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cost(candidate: Candidate) -> Outcome:
+        if candidate.knobs["pad_at"] == "root":
+            return Outcome("crash", "while running: killed by SIGSEGV", build_s=0.1)
+        if candidate.knobs["oc_vectors"] == 1:
+            return Outcome("wrong", "error 0.5, allowed 2e-05", 0.5, build_s=0.1)
+        return _cost(candidate)
+
+    bench = FormulaBench(cost, lambda _: 1.0)
+    result = _tuner(tmp_path / "log", bench, monkeypatch).tune(SPEC, 30)
+    statuses = {r.status for r in Log(tmp_path / "log").records(SPEC)}
+    assert {"ok", "crash", "wrong"} <= statuses and sum(result.failures.values()) > 0
+    assert result.best is not None and result.best.status == "ok"
+
+
+def test_nothing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = FormulaBench(lambda _: Outcome("timeout", "while building: no answer in 20 s"), lambda _: 1.0)
+    result = _tuner(tmp_path / "log", bench, monkeypatch).tune(SPEC, 6)
+    assert result.best is None and result.best_us is None and result.failures == {"timeout": 6}
+    assert bench.final_rounds == 0
+
+
+def test_finals_that_fail_leave_the_search_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = _bench()
+    bench.finals_fail = True
+    result = _tuner(tmp_path / "log", bench, monkeypatch).tune(SPEC, 6)
+    assert result.best is not None and result.best.round == "search" and "finals failed" in result.problem
+
+
+def test_a_time_budget_stops_but_never_before_one_candidate_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = _tuner(tmp_path / "log", _bench(), monkeypatch).tune(SPEC, 50, budget_s=0.0)
+    assert result.stopped == "budget" and result.trials == 1 and result.best is not None
+
+
+@pytest.mark.parametrize(("field", "value"), [("accuracy", "exact"), ("engine", "ansor")])
+def test_unknown_names_are_refused_at_once(tmp_path: Path, field: str, value: str) -> None:
+    with pytest.raises(UnknownNameError, match=f"unknown {field} '{value}'"):
+        Tuner(NATIVE, tmp_path / "log", **{field: value})
+
+
+def test_a_log_that_cannot_be_read_is_found_out_before_tuning(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="directory"):
+        Tuner(NATIVE, tmp_path)
+    (tmp_path / "log").write_text(json.dumps({"schema": 999}) + "\n")
+    with pytest.raises(LogError, match="newer convtune, schema 999"):
+        Tuner(NATIVE, tmp_path / "log")
+
+
+def test_a_target_that_cannot_run_here_cannot_be_tuned_here(tmp_path: Path) -> None:
+    document = {"mcpu": "x86-64-v3", "name": "board", "required_features": ["no_such_feature"]}
+    with pytest.raises(TargetError, match="cannot be timed here"):
+        Tuner(targets.resolve(json.dumps(document)), tmp_path / "log")
