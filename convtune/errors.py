@@ -31,7 +31,7 @@ class UnknownNameError(ConvtuneError, KeyError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        super().__init__(kind, name)
+        super().__init__(kind, name, self.known)  # all of them, so that a worker can send it
 
     def __str__(self) -> str:
         near = difflib.get_close_matches(self.name, self.known, n=6, cutoff=0.5)

@@ -1,0 +1,169 @@
+"""From a spec to a verified kernel, for real: build, verify, cache, save, tune, and what happens when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import convtune
+from convtune import compiler, space, targets
+from convtune.compiler import Compiler, open_logs
+from convtune.errors import BuildError, ConvtuneError, KernelError, LogError, UnknownNameError, VerifyError
+from convtune.log import Log
+from convtune.record import Record
+from convtune.reference import random_operands
+from convtune.space import Candidate
+from convtune.spec import ConvSpec
+
+SPEC = ConvSpec.parse("conv,ic=5,oc=19,in=9x11,k=3x2,p=1x0:1,s=2x1,layout=NHWC,bias,residual,act=silu")
+NATIVE = targets.resolve("native")
+
+
+@pytest.fixture(autouse=True)
+def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVTUNE_LOG", str(tmp_path / "user.jsonl"))
+    monkeypatch.setenv("CONVTUNE_CACHE", str(tmp_path / "cache"))
+
+
+def _run(conv: Any, spec: ConvSpec) -> float:
+    operands = random_operands(spec, 1)
+    y = conv(operands.x, operands.weights[0], operands.bias, residual=operands.residual)
+    expected = operands.reference(spec)
+    assert y.shape == expected.shape and y.dtype == np.float32
+    return float(np.abs(y - expected).max() / np.abs(expected).max())
+
+
+def test_tune_compile_save_and_import(tmp_path: Path) -> None:
+    result = convtune.tune(SPEC, trials=3, log=tmp_path / "my.jsonl")
+    assert result.best is not None and result.best_us is not None and result.best_us > 0
+    conv = convtune.compile(SPEC, log=tmp_path / "my.jsonl")
+    assert conv.resolution.kind == "log" and conv.manifest.candidate["knobs"] == dict(result.best.candidate.knobs)
+    assert conv.error is not None and conv.error <= 2e-5
+    assert _run(conv, SPEC) <= 2e-5
+    conv.save(tmp_path / "kernels" / "g32")
+    program = "from kernels import g32; print(g32.spec)"
+    alone = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert alone.stdout.strip() == str(SPEC)
+
+
+def test_the_second_time_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = convtune.compile(SPEC)
+
+    def refuse(_: Compiler) -> Any:
+        raise AssertionError("the cache has it; no worker may start")
+
+    monkeypatch.setattr(Compiler, "_workers", refuse)
+    again = convtune.compile(SPEC)
+    assert again.manifest == first.manifest and _run(again, SPEC) <= 2e-5
+    assert "tvm" not in _modules_after_cached_compile()
+
+
+def _modules_after_cached_compile() -> list[str]:
+    program = (
+        "import sys, convtune; convtune.compile(convtune.ConvSpec.parse(sys.argv[1]));"
+        "print([m for m in sys.modules if '.' not in m])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(SPEC)], capture_output=True, text=True, check=True)
+    return [name.strip("' ") for name in done.stdout.strip()[1:-1].split(",")]
+
+
+def test_a_cached_kernel_that_was_changed_is_refused() -> None:
+    convtune.compile(SPEC)
+    (library,) = (Path(os.environ["CONVTUNE_CACHE"]) / "kernels").glob("*/kernel-*.so")
+    library.write_bytes(library.read_bytes() + b"\0")
+    with pytest.raises(KernelError, match="the file was changed"):
+        convtune.compile(SPEC)
+
+
+def _logged(candidate: Candidate, path: Path) -> Path:
+    record = Record(
+        spec=str(SPEC),
+        target=NATIVE.facts(),
+        candidate=candidate,
+        origin="measured",
+        status="ok",
+        times_us=(1.0,),
+        error=0.0,
+        seed=0,
+    )
+    Log(path).append([record])
+    return path
+
+
+class Broken(type(space.get("fallback"))):  # type: ignore[misc]
+    """The fallback, wrong on purpose."""
+
+    name = "fallback"
+
+    def pack(self, spec: ConvSpec, target: Any, knobs: Any) -> Any:
+        (steps,) = super().pack(spec, target, knobs)
+        return ((*steps, {"op": "matmul", "axis": 0, "matrix": [[0.5, 0, 0], [0, 1, 0], [0, 0, 1]]}),)
+
+
+def test_a_wrong_result_never_ships(tmp_path: Path) -> None:
+    """The packing that the manifest would carry is part of what is verified."""
+    with Compiler(NATIVE, open_logs(None)) as broken:
+        bench = broken._workers()
+        candidate = Candidate("fallback", {})
+        (built,) = bench.build(SPEC, [candidate])
+        assert built.library is not None
+        import dataclasses
+
+        wrong_pack = Broken().pack(SPEC, NATIVE, {})
+        wrong = dataclasses.replace(built, library=dataclasses.replace(built.library, pack=wrong_pack))
+        bench.build = lambda *_: [wrong]  # type: ignore[method-assign]
+        with pytest.raises(VerifyError, match=r"fallback\(\) is wrong.*allowed 2.00e-05.*spec: conv,ic=5"):
+            broken.package(SPEC, candidate)
+    assert not list((Path(os.environ["CONVTUNE_CACHE"]) / "kernels").glob("*/manifest.json"))
+
+
+def test_a_logged_candidate_that_fails_gives_way_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = _logged(Candidate("fallback", {}), tmp_path / "log")
+    build = Compiler._build
+
+    def fail_once(self: Compiler, spec: ConvSpec, choice: Any, *rest: Any) -> Any:
+        if choice.kind == "log":
+            raise VerifyError("it is wrong")
+        return build(self, spec, choice, *rest)
+
+    monkeypatch.setattr(compiler.resolution, "_offered", lambda *_: True)
+    monkeypatch.setattr(Compiler, "_build", fail_once)
+    conv = convtune.compile(SPEC, log=log)
+    assert conv.resolution.kind == "default" and "refused: it is wrong" in conv.resolution.reason
+
+
+def test_a_named_candidate_that_fails_is_an_error() -> None:
+    knobs = dict(space.get("dense_direct").default(SPEC, NATIVE))
+    with pytest.raises(BuildError, match="does not build"):
+        convtune.compile(SPEC, candidate=Candidate("dense_direct", {**knobs, "ow_tile": "wide"}))
+
+
+def test_cross_compiling_says_that_nothing_was_verified() -> None:
+    document = {"mcpu": "x86-64-v3", "name": "board", "required_features": ["avx2", "no_such_feature"]}
+    with Compiler(targets.resolve(json.dumps(document)), open_logs(None)) as cross:
+        package = cross.package(SPEC)
+    assert package.error is None and package.manifest.target.name == "board"
+    with pytest.raises(KernelError, match="no_such_feature"):
+        convtune.load(package.directory)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"target": "znver9"}, UnknownNameError, "unknown target 'znver9'; near it: znver"),
+        ({"accuracy": "exact"}, UnknownNameError, "unknown accuracy 'exact'"),
+        ({"log": "no/such/log"}, LogError, "does not exist"),
+        ({"log": "."}, LogError, "directory"),
+    ],
+)
+def test_bad_input_is_one_line(options: dict[str, Any], error: type[ConvtuneError], message: str) -> None:
+    with pytest.raises(error, match=message) as raised:
+        convtune.compile(SPEC, **options)
+    assert "\n" not in str(raised.value)

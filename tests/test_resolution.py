@@ -1,0 +1,87 @@
+"""The order in which a candidate is chosen, and that the reason is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from convtune import resolution, space, targets
+from convtune.log import Log, LogStack
+from convtune.record import Record
+from convtune.space import Candidate
+from convtune.spec import ConvSpec
+
+NATIVE = targets.resolve("native")
+SPEC = ConvSpec.parse("conv,ic=16,oc=32,in=14x14,k=3x3,p=1,layout=NHWC")
+LIMIT = 2e-5
+
+
+def _candidates(spec: ConvSpec) -> list[Candidate]:
+    return list(space.enumerate_candidates(space.get("dense_direct"), spec, NATIVE))
+
+
+def _record(spec: ConvSpec, candidate: Candidate, time_us: float, target: targets.Target = NATIVE) -> Record:
+    return Record(
+        spec=str(spec),
+        target=target.facts(),
+        candidate=candidate,
+        origin="measured",
+        status="ok",
+        times_us=(time_us,),
+        error=1e-7,
+        seed=0,
+    )
+
+
+def _choices(tmp_path: Path, records: list[Record], explicit: Candidate | None = None) -> list[resolution.Choice]:
+    log = Log(tmp_path / "log")
+    log.append(records)
+    return list(resolution.choices(SPEC, NATIVE, LogStack([log]), LIMIT, explicit))
+
+
+def test_an_empty_log_gives_the_default(tmp_path: Path) -> None:
+    (choice,) = _choices(tmp_path, [])
+    assert (choice.kind, choice.candidate) == ("default", space.default_candidate(SPEC, NATIVE))
+
+
+def test_a_named_candidate_is_the_only_choice(tmp_path: Path) -> None:
+    wanted = _candidates(SPEC)[5]
+    (choice,) = _choices(tmp_path, [_record(SPEC, _candidates(SPEC)[1], 10.0)], wanted)
+    assert (choice.kind, choice.candidate) == ("explicit", wanted)
+
+
+def test_the_log_of_this_machine_comes_first_then_its_family_then_the_default(tmp_path: Path) -> None:
+    other = dataclasses.replace(NATIVE, model="Another Processor", threads=NATIVE.threads + 1)
+    mine, slow, theirs = _candidates(SPEC)[3:6]
+    records = [_record(SPEC, mine, 10.0), _record(SPEC, slow, 20.0), _record(SPEC, theirs, 1.0, other)]
+    choices = _choices(tmp_path, records)
+    assert [(c.kind, c.candidate) for c in choices[:2]] == [("log", mine), ("log", theirs)]
+    assert "10 us on this machine" in choices[0].reason and "Another Processor" in choices[1].reason
+    assert choices[-1].kind == "default"
+
+
+def test_a_machine_with_other_vectors_is_no_relative(tmp_path: Path) -> None:
+    narrower = dataclasses.replace(NATIVE, model="Narrow", vector_bytes=NATIVE.vector_bytes // 2)
+    choices = _choices(tmp_path, [_record(SPEC, _candidates(SPEC)[3], 10.0, narrower)])
+    assert "log" not in [c.kind for c in choices]
+
+
+def test_the_nearest_spec_lends_its_knobs(tmp_path: Path) -> None:
+    near = SPEC.replace(in_channels=32)
+    lent = _candidates(near)[4]
+    choices = _choices(tmp_path, [_record(near, lent, 10.0)])
+    assert [c.kind for c in choices] == ["transfer", "default"]
+    assert str(near) in choices[0].reason
+    assert space.contains(space.get("dense_direct"), SPEC, NATIVE, choices[0].candidate.knobs)
+
+
+def test_knobs_that_the_space_no_longer_has_are_not_built(tmp_path: Path) -> None:
+    gone = Candidate("dense_direct", {**_candidates(SPEC)[0].knobs, "ow_tile": 999})
+    unknown = Candidate("no_such_space", {"a": 1})
+    choices = _choices(tmp_path, [_record(SPEC, gone, 1.0), _record(SPEC, unknown, 0.5)])
+    assert gone not in [c.candidate for c in choices] and unknown not in [c.candidate for c in choices]
+
+
+def test_what_is_not_accurate_enough_is_not_chosen(tmp_path: Path) -> None:
+    record = dataclasses.replace(_record(SPEC, _candidates(SPEC)[3], 1.0), error=1e-4)
+    assert "log" not in [c.kind for c in _choices(tmp_path, [record])]
