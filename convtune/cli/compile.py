@@ -1,0 +1,224 @@
+"""`convtune compile`: writes every layer's kernel as a Python package, and says which schedule it has and why."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convtune.cli import options, tables
+from convtune.cli.application import DONE, FAILED, Invocation, one_line
+from convtune.cli.notices import warn_of
+from convtune.errors import BuildError, ConvtuneError, KernelError, MeasureError, ScheduleError, VerifyError
+
+if TYPE_CHECKING:
+    from convtune.compiler import Compiler, Package
+    from convtune.targets import Target
+    from convtune.workloads import Workload
+
+
+@dataclass(frozen=True)
+class Output:
+    """A workload and the directory that its package goes to."""
+
+    workload: Workload
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came of it. failure: why there is no package; "" where there is one. time_us: None for another machine."""
+
+    output: Output
+    package: Package | None = None
+    time_us: float | None = None
+    failure: str = ""
+
+
+@click.command("compile")
+@options.workloads()
+@options.target
+@options.log("Log to take schedules from; otherwise your own, over the one that comes with convtune.")
+@options.accuracy
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="The package itself where there is one spec, otherwise a directory with one package per layer.",
+)
+@options.layout
+@options.threads
+@options.as_json
+@click.pass_obj
+def command(
+    invocation: Invocation,
+    *,
+    workloads: tuple[str, ...],
+    target: str,
+    log: Path | None,
+    accuracy: str,
+    output: Path,
+    layout: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Write every layer's kernel as a Python package that needs NumPy only.
+
+    The schedule comes from the log: the winner for this spec and machine, then one for a machine of its family, then
+    the nearest spec's; otherwise it is the default. Each kernel is verified first, where this machine can run it.
+    Nothing is written unless all of them are right.
+    """
+    from convtune import targets
+    from convtune.compiler import Compiler, open_logs
+    from convtune.workloads import parse
+
+    outputs = place(parse(workloads, layout), output)
+    machine = targets.resolve(target, threads)
+    with Compiler(machine, open_logs(log), accuracy) as compiler:
+        compiled = [_compile(compiler, entry, f"[{i}/{len(outputs)}]") for i, entry in enumerate(outputs, start=1)]
+        warn_of(compiler.logs.problems)
+    failed = any(entry.failure for entry in compiled)
+    if not failed:
+        for entry in compiled:
+            _write(entry)
+    if as_json:
+        tables.print_json(_data(compiled, machine, accuracy, invocation))
+    else:
+        click.echo(_text(compiled, machine))
+    return FAILED if failed else DONE
+
+
+def place(workloads: Sequence[Workload], directory: Path) -> list[Output]:
+    """Where each workload's package goes: DIR itself for a lone one, otherwise DIR and a name that Python can import.
+
+    Raises:
+        KernelError: something is there that is neither missing, an empty directory nor an earlier package.
+    """
+    distinct = {(workload.name, str(workload.spec)): workload for workload in workloads}
+    found = list(distinct.values())
+    names = [identifier(workload.name.rpartition("/")[2]) for workload in found]
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    names = [identifier(w.name) if name in repeated else name for w, name in zip(found, names)]
+    seen: Counter[str] = Counter()
+    outputs = []
+    for workload, name in zip(found, names):
+        seen[name] += 1
+        unique = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        outputs.append(Output(workload, directory if len(found) == 1 else directory / unique))
+    for entry in outputs:
+        _check_free(entry.directory)
+    return outputs
+
+
+def identifier(name: str) -> str:
+    """The name as Python can import it."""
+    text = re.sub(r"[^0-9A-Za-z]+", "_", name.replace("=", "")).strip("_")
+    return f"conv_{text}" if not text.isidentifier() or keyword.iskeyword(text) else text
+
+
+def _check_free(directory: Path) -> None:
+    for place in (directory, *directory.absolute().parents):
+        if place.exists() and not place.is_dir():
+            raise KernelError(f"{directory} cannot be written: {place} is a file; a package is a directory")
+    if directory.exists() and any(directory.iterdir()) and not (directory / "manifest.json").exists():
+        raise KernelError(f"{directory} is not an earlier convtune package (no manifest.json); not overwriting it")
+
+
+def _compile(compiler: Compiler, output: Output, label: str) -> Compiled:
+    try:
+        package = compiler.package(output.workload.spec)
+    except (BuildError, MeasureError, ScheduleError, VerifyError) as problem:
+        failure = one_line(str(problem))
+        click.echo(f"{label} {output.workload.name}: failed: {failure}", err=True)
+        return Compiled(output, failure=failure)
+    click.echo(f"{label} {output.workload.name}: {package.manifest.resolution.kind}", err=True)
+    return Compiled(output, package, _time_us(package, compiler.target) if compiler.target.is_host else None)
+
+
+def _time_us(package: Package, target: Target) -> float:
+    import statistics
+
+    from convtune.runtime import CompiledConv
+
+    conv = CompiledConv(package.directory)
+    conv.kernel.num_threads = target.threads
+    return statistics.median(map(float, conv.time(repeat=10))) * 1e6
+
+
+def _write(entry: Compiled) -> None:
+    from convtune.runtime.names import RUNTIME_NAME
+    from convtune.runtime.package import write_package
+
+    assert entry.package is not None
+    made, directory = entry.package, entry.output.directory
+    try:
+        write_package(
+            directory, made.manifest, made.directory / made.manifest.library_name, made.directory / RUNTIME_NAME
+        )
+    except OSError as problem:
+        raise ConvtuneError(f"{directory} cannot be written: {problem.strerror} ({problem.filename})") from problem
+
+
+def _unverified(target: Target) -> str:
+    from convtune.targets import host
+
+    lacks = host.current().lacks(target.machine, target.required_features)
+    return f"not verified: this machine lacks {', '.join(lacks)}"
+
+
+def _text(compiled: Sequence[Compiled], target: Target) -> str:
+    """One paragraph per package: reasons are sentences, which no table column holds."""
+    lines = []
+    for entry in compiled:
+        spec = entry.output.workload.spec
+        lines += [entry.output.workload.name] if entry.output.workload.name != str(spec) else []
+        lines.append(f"  spec        {spec}")
+        if entry.package is None:
+            lines += [f"  failed      {entry.failure}", ""]
+            continue
+        manifest = entry.package.manifest
+        knobs = ", ".join(f"{name}={value}" for name, value in manifest.candidate["knobs"].items())
+        lines.append(f"  schedule    {manifest.candidate['space']}({knobs[:200]})")
+        lines.append(f"  from        {manifest.resolution.kind}: {one_line(manifest.resolution.reason)}")
+        if manifest.error is None:
+            lines.append(f"  error       {_unverified(target)}")
+        else:
+            lines.append(f"  error       {manifest.error:.1e}")
+        lines += [f"  time        {tables.time(entry.time_us)}"] if entry.time_us is not None else []
+        lines += [f"  package     {entry.output.directory}", ""]
+    if any(entry.failure for entry in compiled):
+        lines.append("nothing was written, because some failed")
+    return "\n".join([*lines, tables.machine(target), tables.versions()])
+
+
+def _data(compiled: Sequence[Compiled], target: Target, accuracy: str, invocation: Invocation) -> dict[str, Any]:
+    return {
+        "command": str(invocation),
+        "target": target.facts(),
+        "accuracy": accuracy,
+        "written": not any(entry.failure for entry in compiled),
+        "not_verified": None if target.is_host else _unverified(target),
+        "packages": [_package_data(entry) for entry in compiled],
+    }
+
+
+def _package_data(entry: Compiled) -> dict[str, Any]:
+    manifest = entry.package.manifest if entry.package else None
+    return {
+        "name": entry.output.workload.name,
+        "spec": str(entry.output.workload.spec),
+        "failure": entry.failure or None,
+        "directory": str(entry.output.directory),
+        "candidate": dict(manifest.candidate) if manifest else None,
+        "resolution": {"kind": manifest.resolution.kind, "reason": manifest.resolution.reason} if manifest else None,
+        "error": manifest.error if manifest else None,
+        "time_us": entry.time_us,
+    }

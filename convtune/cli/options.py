@@ -1,0 +1,66 @@
+"""Arguments and options that several commands have, and the reading of durations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from convtune import accuracy as accuracies
+from convtune.workloads import CHANNEL_ORDERS
+
+F = TypeVar("F", bound=Callable[..., Any])
+_UNITS_S = (3600, 60, 1)
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
+
+
+def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Seconds, from hours, minutes and seconds such as 1h30m, 5m or 90s; raises BadParameter for anything else."""
+    if value is None:
+        return None
+    match = _DURATION.fullmatch(value)
+    parts = match.groups() if match else ()
+    seconds = sum(float(part) * unit for part, unit in zip(parts, _UNITS_S) if part)
+    if not seconds:
+        raise click.BadParameter(f"{value!r} is not a duration above 0; write it as 90s, 5m or 1h30m.", ctx, param)
+    return seconds
+
+
+def workloads(required: bool = True, metavar: str = "WORKLOAD...") -> Callable[[F], F]:
+    return click.argument("workloads", nargs=-1, required=required, metavar=metavar)
+
+
+target = click.option(
+    "--target",
+    default="native",
+    show_default=True,
+    metavar="TARGET",
+    help="native, a CPU's name, or JSON with a machine's facts, also from a .json file; see `convtune show targets`.",
+)
+threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads that kernels run on; otherwise $CONVTUNE_NUM_THREADS, or the physical cores.",
+)
+accuracy = click.option(
+    "--accuracy",
+    type=click.Choice(accuracies.NAMES),
+    default="standard",
+    show_default=True,
+    help="The largest error, max |y - reference| / max |reference|: strict is that of direct summation, standard "
+    f"{accuracies.STANDARD:g}, loose {accuracies.LOOSE:g}.",
+)
+layout = click.option(
+    "--layout",
+    type=click.Choice(CHANNEL_ORDERS),
+    help="Of all workloads; otherwise what each says, and channels last for the zoo.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, which docs/cli.md describes.")
+
+
+def log(meaning: str) -> Callable[[F], F]:
+    return click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help=meaning)

@@ -1,0 +1,196 @@
+"""What `convtune tune` prints when it ends: the table of layers, its total, and the same for machines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune.cli import tables
+from convtune.record import installed_versions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from convtune.targets import Target
+    from convtune.tuner import TuneResult
+    from convtune.workloads import Workload
+
+_COLUMNS = ("layer", "count", "default {unit}", "tuned {unit}", "speed-up", "GFLOP/s", "of peak", "error")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A workload and what tuning it came to. failure: why there is no kernel for it; "" where there is one."""
+
+    workload: Workload
+    result: TuneResult | None
+    failure: str = ""
+
+    @property
+    def default_us(self) -> float | None:
+        return self.result.default_us if self.result else None
+
+    @property
+    def best_us(self) -> float | None:
+        return self.result.best_us if self.result else None
+
+    @property
+    def speedup(self) -> float | None:
+        return self.default_us / self.best_us if self.default_us and self.best_us else None
+
+    @property
+    def gflops(self) -> float | None:
+        return self.workload.spec.flops / self.best_us / 1e3 if self.best_us else None
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The FMA peak in GFLOP/s, as measured before the first layer and after the last one."""
+
+    before: float
+    after: float
+
+    @property
+    def gflops(self) -> float:
+        return max(self.before, self.after)
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over the layers that have a default and a tuned time, each as often as it is run."""
+
+    layers: int
+    count: int
+    default_us: float
+    best_us: float
+    flops: int
+    geometric_mean: float
+    """Of the speed-ups, each layer once."""
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer]) -> Total | None:
+        """None where no layer has both times."""
+        rows = [(la.workload, la.default_us, la.best_us) for la in layers]
+        timed = [(workload, default, best) for workload, default, best in rows if default and best]
+        if not timed:
+            return None
+        return cls(
+            layers=len(timed),
+            count=sum(workload.count for workload, _, _ in timed),
+            default_us=sum(workload.count * default for workload, default, _ in timed),
+            best_us=sum(workload.count * best for workload, _, best in timed),
+            flops=sum(workload.count * workload.spec.flops for workload, _, _ in timed),
+            geometric_mean=math.exp(sum(math.log(default / best) for _, default, best in timed) / len(timed)),
+        )
+
+    @property
+    def gflops(self) -> float:
+        return self.flops / self.best_us / 1e3
+
+
+@dataclass(frozen=True)
+class Summary:
+    layers: Sequence[Layer]
+    target: Target
+    peak: Peak
+    log: Path
+    command: str
+
+    def text(self) -> str:
+        """The table, what failed, and what it was measured with."""
+        network, names = tables.short_names([layer.workload for layer in self.layers])
+        unit, scale = tables.time_unit(time for la in self.layers for time in (la.default_us, la.best_us))
+        rows = [self._row(name, layer, scale) for name, layer in zip(names, self.layers)]
+        total = Total.of(self.layers)
+        if total and len(self.layers) > 1:
+            rows += [self._total_row(total, scale)]
+        columns = {column.format(unit=unit): "right" for column in _COLUMNS} | {"layer": "left"}
+        lines = [f"{network}\n"] if network else []
+        lines += [tables.render(columns, rows), ""]
+        lines += [f"failed: {la.workload.name}: {la.failure}" for la in self.layers if la.failure]
+        if total and len(self.layers) > 1:
+            lines.append(f"geometric mean of the speed-ups, each layer once: {total.geometric_mean:.2f}x")
+        return "\n".join([*lines, *self._conditions()])
+
+    def _row(self, name: str, layer: Layer, scale: float) -> list[str | None]:
+        best = layer.result.best if layer.result else None
+        return [
+            name,
+            str(layer.workload.count),
+            _scaled(layer.default_us, scale),
+            "failed" if layer.failure else _scaled(layer.best_us, scale),
+            tables.speedup(layer.speedup),
+            tables.number(layer.gflops),
+            tables.share(layer.gflops / self.peak.gflops if layer.gflops else None),
+            tables.error(best.error if best else None),
+        ]
+
+    def _total_row(self, total: Total, scale: float) -> list[str | None]:
+        missing = len(self.layers) - total.layers
+        return [
+            f"total of {total.layers} of {len(self.layers)} layers" if missing else "total, each layer count times",
+            str(total.count),
+            _scaled(total.default_us, scale),
+            _scaled(total.best_us, scale),
+            tables.speedup(total.default_us / total.best_us),
+            tables.number(total.gflops),
+            tables.share(total.gflops / self.peak.gflops),
+            None,
+        ]
+
+    def _conditions(self) -> list[str]:
+        peak = f"{self.peak.gflops:.0f} GFLOP/s (before {self.peak.before:.0f}, after {self.peak.after:.0f})"
+        return [
+            f"{tables.machine(self.target)}; FMA peak measured in this run: {peak}",
+            f"{tables.versions()}; log {self.log}",
+            self.command,
+        ]
+
+    def data(self) -> dict[str, Any]:
+        """The same for `--json`."""
+        total = Total.of(self.layers)
+        return {
+            "command": self.command,
+            "versions": dict(installed_versions()),
+            "target": self.target.facts(),
+            "log": str(self.log),
+            "fma_peak_gflops": {"before": self.peak.before, "after": self.peak.after},
+            "layers": [self._layer_data(layer) for layer in self.layers],
+            "total": None
+            if total is None
+            else {
+                "layers": total.layers,
+                "count": total.count,
+                "default_us": total.default_us,
+                "best_us": total.best_us,
+                "speedup_geometric_mean": total.geometric_mean,
+            },
+            "failed": sum(bool(layer.failure) for layer in self.layers),
+        }
+
+    def _layer_data(self, layer: Layer) -> dict[str, Any]:
+        result = layer.result
+        best = result.best if result else None
+        return {
+            "name": layer.workload.name,
+            "spec": str(layer.workload.spec),
+            "count": layer.workload.count,
+            "failure": layer.failure or None,
+            "default_us": layer.default_us,
+            "best_us": layer.best_us,
+            "speedup": layer.speedup,
+            "gflops": layer.gflops,
+            "peak_share": layer.gflops / self.peak.gflops if layer.gflops else None,
+            "error": best.error if best else None,
+            "candidate": {"space": best.candidate.space, "knobs": dict(best.candidate.knobs)} if best else None,
+            "trials": result.trials if result else 0,
+            "stopped": result.stopped if result else None,
+            "failures": dict(result.failures) if result else {},
+            "elapsed_s": result.elapsed_s if result else None,
+        }
+
+
+def _scaled(time_us: float | None, scale: float) -> str | None:
+    return tables.number(None if time_us is None else time_us / scale, 1 if scale == 1 else 3)

@@ -1,0 +1,160 @@
+"""`convtune tune`: searches for the fastest schedule of every layer, and says what was gained."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from convtune.cli import options, progress, tables
+from convtune.cli.application import DONE, FAILED, INTERRUPTED, Invocation, one_line
+from convtune.cli.notices import warn_of
+from convtune.errors import BuildError, LogError, MeasureError, ScheduleError, VerifyError
+from convtune.tuner import ENGINES
+
+if TYPE_CHECKING:
+    from convtune.cli.summary import Layer
+    from convtune.tuner import Tuner, TuneResult
+    from convtune.workloads import Workload
+
+
+@click.command("tune")
+@options.workloads()
+@options.target
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Candidates a layer, those in the log included.",
+)
+@click.option(
+    "--budget",
+    callback=options.duration_s,
+    metavar="TIME",
+    help="For all layers together, such as 90s, 5m or 1h30m. Each layer's default is tried in any case.",
+)
+@options.log("Log to go on with, or to make; otherwise $CONVTUNE_LOG, or one in your data directory.")
+@options.accuracy
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the search.")
+@click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True, help="What searches.")
+@options.layout
+@options.threads
+@options.as_json
+@click.pass_obj
+def command(
+    invocation: Invocation,
+    *,
+    workloads: tuple[str, ...],
+    target: str,
+    trials: int,
+    budget: float | None,
+    log: Path | None,
+    accuracy: str,
+    seed: int,
+    engine: str,
+    layout: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Find the fastest schedule of every layer, verified before it is timed.
+
+    Every candidate goes into the log at once: an interrupted run goes on where it stopped, and what is in the log
+    with enough trials costs nothing.
+    """
+    from convtune import probe, targets
+    from convtune.cli.summary import Peak, Summary
+    from convtune.tuner import Tuner
+    from convtune.workloads import parse
+
+    layers = distinct(parse(workloads, layout))
+    machine = targets.resolve(target, threads)
+    with Tuner(machine, log, accuracy=accuracy, seed=seed, engine=engine) as tuner:
+        _check_writable(tuner.log.path)
+        warn_of(tuner.log.problems)
+        before = probe.fma_peak_gflops(machine)
+        try:
+            tuned = _tune_all(tuner, layers, trials, None if budget is None else time.monotonic() + budget)
+        except KeyboardInterrupt:
+            click.echo(_interrupted(tuner, layers, invocation), err=True)
+            return INTERRUPTED
+        peak = Peak(before, probe.fma_peak_gflops(machine))
+        summary = Summary(tuned, machine, peak, tuner.log.path, str(invocation))
+    if as_json:
+        tables.print_json(summary.data())
+    else:
+        click.echo(summary.text())
+    return FAILED if any(layer.failure for layer in tuned) else DONE
+
+
+def distinct(workloads: Sequence[Workload]) -> list[Workload]:
+    """The workloads with equal specs made one, of the first one's name and their counts together."""
+    found: dict[str, Workload] = {}
+    for workload in workloads:
+        first = found.get(str(workload.spec))
+        count = workload.count + (first.count if first else 0)
+        found[str(workload.spec)] = dataclasses.replace(first or workload, count=count)
+    return list(found.values())
+
+
+def _tune_all(tuner: Tuner, layers: Sequence[Workload], trials: int, deadline: float | None) -> list[Layer]:
+    from convtune.cli.summary import Layer
+
+    tuned = []
+    with progress.display(len(layers), deadline) as shown:
+        for number, workload in enumerate(layers, start=1):
+            shown.begin(number, workload.name)
+            # what a layer leaves of its share goes to those after it
+            share = None if deadline is None else max(deadline - time.monotonic(), 0) / (len(layers) - number + 1)
+            try:
+                result = tuner.tune(workload.spec, trials, share, shown.update)
+            except (BuildError, MeasureError, ScheduleError, VerifyError) as problem:
+                layer = Layer(workload, None, one_line(str(problem)))
+            else:
+                layer = Layer(workload, result, "" if result.best else _why(tuner, result))
+            tuned.append(layer)
+            shown.finish(_line(layer))
+    return tuned
+
+
+def _why(tuner: Tuner, result: TuneResult) -> str:
+    """Why none of the candidates will do: their statuses, and the last one's message."""
+    last = tuner.log.records(result.spec, result.target.fingerprint)[-1]
+    inaccurate = "" if result.failures else ", all beyond the accuracy asked for"
+    said = f"; the last one: {one_line(last.message)[:300]}" if last.message else ""
+    return f"no candidate works ({tables.counts(result.failures) or 'none failed'}{inaccurate}){said}"
+
+
+def _line(layer: Layer) -> str:
+    """What is said of a layer as soon as it is done."""
+    result = layer.result
+    if result is None or layer.failure:
+        return f"failed: {layer.failure}"
+    gained = f", {layer.speedup:.2f}x" if layer.speedup else ""
+    line = f"{tables.time(result.best_us)} (default {tables.time(result.default_us)}{gained})"
+    if not result.trials:
+        return f"{line}, all from the log"
+    line += f" after {tables.plural(result.trials, 'trial')} in {result.elapsed_s:.1f} s; ended by {result.stopped}"
+    return f"{line}; failed: {tables.counts(result.failures)}" if result.failures else line
+
+
+def _interrupted(tuner: Tuner, layers: Sequence[Workload], invocation: Invocation) -> str:
+    fingerprint = tuner.target.fingerprint
+    kept = {(r.spec, r.candidate.key) for la in layers for r in tuner.log.records(la.spec, fingerprint)}
+    return (
+        f"convtune: interrupted; {tables.plural(len(kept), 'candidate')} of these layers are in {tuner.log.path}; "
+        f"to go on:\n{invocation}"
+    )
+
+
+def _check_writable(path: Path) -> None:
+    """Finds out before anything is measured, though another may take the right away any time."""
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not os.access(existing, os.W_OK):
+        raise LogError(f"log {path} cannot be written: no permission to write {existing}")

@@ -1,0 +1,160 @@
+"""`convtune verify`: compares kernels, freshly compiled or in saved packages, with the float64 reference."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from convtune import accuracy as accuracies
+from convtune.cli import options, tables
+from convtune.cli.application import DONE, FAILED, Invocation, one_line
+from convtune.cli.notices import warn_of
+from convtune.errors import BuildError, KernelError, MeasureError, ScheduleError, TargetError, VerifyError
+from convtune.spec import ConvSpec
+
+if TYPE_CHECKING:
+    from convtune.compiler import Compiler
+    from convtune.measure.check import Checker
+    from convtune.targets import Target
+    from convtune.workloads import Workload
+
+MANIFEST_NAME = "manifest.json"
+_COLUMNS = {"kernel": "left", "result": "left", "error": "right", "allowed": "right"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One kernel's result. status: "ok", "wrong", "crash", … or "error" where it did not come to run."""
+
+    name: str
+    spec: str | None
+    status: str
+    error: float | None = None
+    limit: float | None = None
+    message: str = ""
+
+
+@click.command("verify")
+@options.workloads(metavar="WORKLOAD|DIR...")
+@options.target
+@options.log("Log to take schedules from; otherwise your own, over the one that comes with convtune.")
+@options.accuracy
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, metavar="N", help="Of the operands.")
+@options.layout
+@options.threads
+@options.as_json
+@click.pass_obj
+def command(
+    invocation: Invocation,
+    *,
+    workloads: tuple[str, ...],
+    target: str,
+    log: Path | None,
+    accuracy: str,
+    seed: int,
+    layout: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Check kernels against the reference, which is computed in float64.
+
+    A DIR is a saved package, or has saved packages in it, as `convtune compile` writes them. Whatever else is given is
+    a workload, which is compiled first. The kernel must write its whole output and nothing else, come within the
+    error allowed, and give the same bits when run again.
+    """
+    from convtune.compiler import Compiler, open_logs
+    from convtune.workloads import parse
+
+    directories = [path for text in workloads if (path := Path(text)).is_dir()]
+    texts = [text for text in workloads if not Path(text).is_dir()]
+    packages = [package for directory in directories for package in packages_in(directory)]
+    with contextlib.ExitStack() as stack:
+        verifier = Verifier(accuracy, seed, stack)
+        verdicts = [verifier.package(str(package), package, threads) for package in packages]
+        if texts:
+            layers, machine = parse(texts, layout), _runnable(target, threads)
+            logs = open_logs(log)
+            compiler = stack.enter_context(Compiler(machine, logs, accuracy))
+            verdicts += [verifier.workload(layer, compiler) for layer in layers]
+            warn_of(logs.problems)
+    if as_json:
+        tables.print_json({"command": str(invocation), "kernels": [vars(verdict) for verdict in verdicts]})
+    else:
+        click.echo(_text(verdicts))
+    return DONE if all(verdict.status == "ok" for verdict in verdicts) else FAILED
+
+
+class Verifier:
+    """Checks kernels in workers, one for each number of threads, which end with the stack."""
+
+    def __init__(self, accuracy: str, seed: int, stack: contextlib.ExitStack) -> None:
+        self._accuracy, self._seed, self._stack = accuracy, seed, stack
+        self._checkers: dict[int, Checker] = {}
+
+    def workload(self, workload: Workload, compiler: Compiler) -> Verdict:
+        """The verdict on the kernel that the compiler makes for it."""
+        try:
+            package = compiler.package(workload.spec)
+        except (BuildError, MeasureError, ScheduleError, VerifyError) as problem:
+            return Verdict(workload.name, str(workload.spec), "error", message=one_line(str(problem)))
+        return self.package(workload.name, package.directory, compiler.target.threads)
+
+    def package(self, name: str, directory: Path, threads: int | None) -> Verdict:
+        """The verdict on a saved kernel. threads: None means as many as it was compiled for."""
+        from convtune.runtime import CompiledConv
+
+        try:
+            manifest = CompiledConv(directory).manifest
+        except KernelError as problem:
+            return Verdict(name, None, "error", message=one_line(str(problem)))
+        spec = ConvSpec.parse(manifest.spec)
+        limit = accuracies.limit(spec, self._accuracy)
+        pack = tuple(argument.pack for argument in manifest.arguments if argument.name == "weight")
+        checker = self._checker(threads or manifest.target.threads)
+        try:
+            outcome = checker.check(spec, directory / manifest.library_name, pack, limit)
+        except MeasureError as problem:
+            return Verdict(name, manifest.spec, "error", None, limit, one_line(str(problem)))
+        return Verdict(name, manifest.spec, outcome.status, outcome.error, limit, one_line(outcome.message))
+
+    def _checker(self, threads: int) -> Checker:
+        from convtune.measure.check import Checker
+
+        if threads not in self._checkers:
+            self._checkers[threads] = self._stack.enter_context(Checker(threads, self._seed))
+        return self._checkers[threads]
+
+
+def packages_in(directory: Path) -> list[Path]:
+    """The package that this directory is, or those in it; raises KernelError where there are none."""
+    manifests = [directory / MANIFEST_NAME, *sorted(directory.glob(f"*/{MANIFEST_NAME}"))]
+    found = [manifest.parent for manifest in manifests if manifest.exists()]
+    if not found:
+        raise KernelError(f"{directory} is not a convtune package, and has none in it: there is no {MANIFEST_NAME}")
+    return found
+
+
+def _runnable(target: str, threads: int | None) -> Target:
+    from convtune import targets
+    from convtune.targets import host
+
+    machine = targets.resolve(target, threads)
+    if not machine.is_host:
+        lacks = ", ".join(host.current().lacks(machine.machine, machine.required_features))
+        raise TargetError(f"target {machine.name!r} cannot be verified here: this machine lacks {lacks}")
+    return machine
+
+
+def _text(verdicts: Sequence[Verdict]) -> str:
+    rows = [
+        [verdict.name, verdict.status, tables.error(verdict.error), tables.error(verdict.limit)] for verdict in verdicts
+    ]
+    told = [f"{verdict.name}: {verdict.message}" for verdict in verdicts if verdict.message]
+    wrong = sum(verdict.status != "ok" for verdict in verdicts)
+    count = f"{len(verdicts) - wrong} of {tables.plural(len(verdicts), 'kernel')} right"
+    return "\n".join([tables.render(_COLUMNS, rows), "", *told, count])

@@ -1,0 +1,63 @@
+"""Checks kernels that are built already against the reference, in a process that may die."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from convtune.errors import MeasureError
+from convtune.measure.bench import Outcome, Timeouts
+from convtune.measure.builder import Pack
+from convtune.measure.device import Device, Measure, Measurement, Prepare
+from convtune.measure.worker import MEMORY_BYTES, Pool
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+
+class Checker:
+    """One worker in which kernels run; needs no compiler. A context manager.
+
+    threads: that kernels run on. seed: of the operands.
+    """
+
+    def __init__(self, threads: int, seed: int = 0) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="convtune-")
+        home = Path(self._temporary.name).absolute()
+        self._device = Pool(Device, (home, threads, seed), 1, home, MEMORY_BYTES)
+        self._timeouts = Timeouts()
+
+    def check(self, spec: ConvSpec, library: Path, pack: Pack, limit: float) -> Outcome:
+        """Runs the library's kernel on random operands; it is ok if its error is at most `limit`.
+
+        pack: the steps for each weight, as the kernel's manifest has them.
+
+        Raises:
+            MeasureError: the worker does not start, or the reference cannot be computed.
+        """
+        prepared = self._device.call(Prepare(spec), self._timeouts.reference(spec))
+        if prepared.status != "ok":
+            raise MeasureError(f"no reference of {spec} ({prepared.status}): {prepared.message}")
+        request = Measure(spec, library.absolute(), pack, limit, None, timed=False)
+        reply = self._device.call(request, self._timeouts.device(spec))
+        if reply.status != "ok":
+            return Outcome(reply.status, f"while running: {reply.message}")
+        found: Measurement = reply.value
+        if found.suspect:
+            self._device.stop()
+        return Outcome(found.status, found.message, found.error, found.times_us)
+
+    def close(self) -> None:
+        """Ends the worker and removes its files. May be called twice."""
+        self._device.stop()
+        self._temporary.cleanup()
+
+    def __enter__(self) -> Checker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
