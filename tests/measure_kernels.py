@@ -18,12 +18,14 @@ TEMPLATE = """
 #include <stdlib.h>
 typedef struct { int32_t type, zero; float **tensor; } Any;
 extern void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int);
+extern int (*__TVMBackendFreeWorkspace)(int, int, void *);
 static volatile int calls;
 
 int __tvm_ffi_main(void *self, const Any *args, int32_t count, Any *result) {
     volatile float *x = *args[0].tensor, *weight = *args[1].tensor, *y = *args[2].tensor;
     int width = %(width)d, size = 3 * width;
     float last = y[size - 1];
+    volatile float *scratch = __TVMBackendAllocWorkspace(1, 0, 64, 2, 32);
     ++calls;
     for (int i = 0; i < width; ++i)
         for (int oc = 0; oc < 3; ++oc) {
@@ -32,6 +34,7 @@ int __tvm_ffi_main(void *self, const Any *args, int32_t count, Any *result) {
             y[i * 3 + oc] = sum;
         }
     %(then)s
+    __TVMBackendFreeWorkspace(1, 0, (void *)scratch);
     return 0;
 }
 """
@@ -60,6 +63,9 @@ FAULTS = {
     "changes each time": "y[2] += 1e-6f * calls;",
     "changes in time": "if (calls > 5) y[2] += 1e-6f;",
     "adds to y": "",
+    "reads scratch": "y[2] += scratch[3] * 0;",
+    "reads scratch of the call before": "if (calls == 1) scratch[3] = 1; y[2] *= scratch[3];",
+    "swallows scratch": "if (scratch[3] > 1) y[2] += 1e-6f;",
 }
 
 

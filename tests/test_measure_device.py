@@ -70,6 +70,12 @@ OUTCOMES = {
     "changes each time": ("wrong", "gives another result when run again: 1 of 15 elements, first y[0, 0, 2] ="),
     "changes in time": ("wrong", "gives another result when run often: 1 of 15 elements, first y[0, 0, 2] ="),
     "adds to y": ("wrong", "left output unwritten, or read it first: 15 of 15 elements, first y[0, 0, 0]"),
+    "reads scratch": (
+        "wrong",
+        "read scratch memory that it had not written: error nan, allowed 2e-05; 1 of 15 elements, first y[0, 0, 2]",
+    ),
+    "reads scratch of the call before": ("wrong", "gives another result when run again: 1 of 15 elements"),
+    "swallows scratch": ("wrong", "gives another result when run again: 1 of 15 elements, first y[0, 0, 2] ="),
 }
 
 

@@ -20,6 +20,20 @@ X = RNG.standard_normal((3, 7)).astype(np.float32)
 RIGHT = 2.0 * X.astype(np.float64)
 
 
+class Scripted:
+    """A Python function as a kernel."""
+
+    def __init__(self, function: Callable[[Arrays], Any]) -> None:
+        self.function = function
+        self.fillings: list[int | None] = []
+
+    def __call__(self, arrays: Arrays) -> None:
+        self.function(arrays)
+
+    def fill_scratch(self, byte: int | None) -> None:
+        self.fillings.append(byte)
+
+
 def double(arrays: Arrays) -> None:
     x, y = arrays
     np.multiply(x, 2, out=y)
@@ -33,7 +47,7 @@ def verdict(*after: Callable[[np.ndarray, np.ndarray], Any], limit: float = 1e-6
         for action in after:
             action(*arrays)
 
-    return verify(kernel, {"x": X}, RIGHT, limit)
+    return verify(Scripted(kernel), {"x": X}, RIGHT, limit)
 
 
 def poke(array: np.ndarray, index: int, word: int) -> None:
@@ -121,9 +135,18 @@ def test_a_wrong_kernel_is_told_what_is_wrong(action: Callable[..., Any], proble
     assert found.overran == problem.startswith(("wrote", "changed"))
 
 
+def test_scratch_is_filled_with_another_byte_in_each_run_and_no_longer_afterwards() -> None:
+    right, failing = Scripted(double), Scripted(lambda arrays: 1 / 0)
+    verify(right, {"x": X}, RIGHT, 1e-6)
+    assert right.fillings == [0xFF, 0x7F, None]
+    with pytest.raises(ZeroDivisionError):
+        verify(failing, {"x": X}, RIGHT, 1e-6)
+    assert failing.fillings[-1] is None
+
+
 def test_zero_of_the_other_sign_is_another_result() -> None:
     zeros = iter([0.0, -0.0])
-    found = verify(lambda arrays: arrays[0].fill(next(zeros)), {}, np.zeros((2, 2)), 1e-6)
+    found = verify(Scripted(lambda arrays: arrays[0].fill(next(zeros))), {}, np.zeros((2, 2)), 1e-6)
     assert found.problem.startswith("gives another result when run again: 4 of 4 elements, first y[0, 0]")
 
 

@@ -173,6 +173,16 @@ def test_wrong_number_of_threads_is_refused(kernel: Kernel) -> None:
         kernel.num_threads = 0
 
 
+def test_scratch_memory_can_be_filled(kernel: Kernel) -> None:
+    try:
+        kernel.fill_scratch(0xFF)
+        check(kernel, 0)
+        with pytest.raises(KernelError, match="byte is 256; it must be from 0 to 255"):
+            kernel.fill_scratch(256)
+    finally:
+        kernel.fill_scratch(None)
+
+
 def test_the_kernels_own_message_surfaces(kernel: Kernel) -> None:
     with pytest.raises(KernelError, match=r"shape\[0\] on argument #1 .*expected 37"):
         kernel([random_aligned((ROWS, COLUMNS)), random_aligned((ROWS + 1, COLUMNS))])

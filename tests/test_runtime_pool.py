@@ -150,6 +150,28 @@ def test_workspaces_are_aligned_apart_and_used_again(library: Any) -> None:
     in_new_thread(use)
 
 
+def test_workspaces_are_filled_where_that_is_asked_for(library: Any) -> None:
+    def use() -> None:
+        first = alloc(library, 1000)
+        ctypes.memset(first, 0x11, 1000)
+        free(library, first)
+        for size in (10, 1000, 5000):  # of a block that is used again, and of a new one
+            for byte in (0xFF, 0x7F):
+                library.convtune_fill_workspace(byte)
+                address = alloc(library, size)
+                assert ctypes.string_at(address, size) == bytes([byte]) * size
+                free(library, address)
+        library.convtune_fill_workspace(-1)
+        again = alloc(library, 5000)
+        assert ctypes.string_at(again, 5000) == b"\x7f" * 5000
+        free(library, again)
+
+    try:
+        in_new_thread(use)
+    finally:
+        library.convtune_fill_workspace(-1)
+
+
 def test_growing_workspaces_do_not_pile_up(library: Any) -> None:
     def resident_kb() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4

@@ -14,11 +14,18 @@ from convtune.measure.guards import OUTSIDE, Guarded
 
 Array = NDArray[np.float32]
 
+_NAN_BYTE, _SCRATCH = 0xFF, 0xFFFFFFFF  # a quiet NaN, as OUTSIDE is
+_HUGE_BYTE = 0x7F  # 3.4e38 as float32: a maximum, which ReLU is, may swallow a NaN but not this
+
 
 class Runnable(Protocol):
-    """What is verified, such as `runtime.kernel.Kernel`: called with its arrays in order, y last."""
+    """What is verified, such as `runtime.kernel.Kernel`."""
 
-    def __call__(self, arrays: Sequence[NDArray[Any]], /) -> None: ...
+    def __call__(self, arrays: Sequence[NDArray[Any]], /) -> None:
+        """Runs it on its arrays in order, y last."""
+
+    def fill_scratch(self, byte: int | None, /) -> None:
+        """Makes it get scratch memory full of that byte; None: as it was left."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,21 @@ class Verdict:
 
 
 def verify(kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np.float64], limit: float) -> Verdict:
-    """Runs the kernel twice on guarded copies of its inputs.
+    """Runs the kernel twice on guarded copies of its inputs, with scratch memory full of NaNs, then of 3.4e38.
 
     It must write all of y and nothing else, come within `limit` of the reference (max |y - reference| /
     max |reference|), and give the same bits again, as a kernel whose threads race might not.
     """
+    try:
+        return _verify(kernel, inputs, reference, limit)
+    finally:
+        kernel.fill_scratch(None)
+
+
+def _verify(kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np.float64], limit: float) -> Verdict:
     arrays = {name: Guarded.copy_of(array) for name, array in inputs.items()}
     arrays["y"] = y = Guarded(reference.shape)
+    kernel.fill_scratch(_NAN_BYTE)
     first = _run(kernel, arrays, inputs)
     if first is not None:
         return first
@@ -50,6 +65,7 @@ def verify(kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np.
         return Verdict(_difference(y.array, reference, error, limit), error if math.isfinite(error) else None)
     result = y.array.copy()
     y.poison()
+    kernel.fill_scratch(_HUGE_BYTE)
     again = _run(kernel, arrays, inputs)
     if again is not None:
         return again
@@ -96,11 +112,17 @@ def _difference(y: Array, reference: NDArray[np.float64], error: float, limit: f
     difference = np.abs(y - reference)
     bad = np.flatnonzero(~(difference <= limit * (float(np.abs(reference).max()) or 1.0)))
     where = int(bad[0])
-    cause = "read outside an array" if np.any(y.view(np.uint32) == OUTSIDE) else "wrong result"
     return (
-        f"{cause}: error {error:.3g}, allowed {limit:.3g}; {bad.size} of {y.size} elements, "
+        f"{_cause(y)}: error {error:.3g}, allowed {limit:.3g}; {bad.size} of {y.size} elements, "
         f"first {_element('y', y, where)} = {y.flat[where]:g} instead of {reference.flat[where]:g}"
     )
+
+
+def _cause(y: Array) -> str:
+    words = y.view(np.uint32)
+    if np.any(words == OUTSIDE):
+        return "read outside an array"
+    return "read scratch memory that it had not written" if np.any(words == _SCRATCH) else "wrong result"
 
 
 def _element(name: str, array: Array, flat_index: int) -> str:

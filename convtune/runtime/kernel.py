@@ -90,6 +90,15 @@ class Kernel:
             raise KernelError(f"num_threads is {count}; it must be at least 1")
         self._library.convtune_set_num_threads(count)
 
+    def fill_scratch(self, byte: int | None) -> None:
+        """From now on, all kernels of the process get scratch memory full of `byte`, or, with None, as it was left.
+
+        For verifying: a kernel that reads what it did not write must not find the right values of the last call.
+        """
+        if byte is not None and not 0 <= byte <= 255:
+            raise KernelError(f"byte is {byte}; it must be from 0 to 255")
+        self._library.convtune_fill_workspace(-1 if byte is None else byte)
+
     def _raise_failure(self, status: int) -> None:
         message = self._library.convtune_kernel_error().decode(errors="replace")
         self._library.convtune_release_workspace()

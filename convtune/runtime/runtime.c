@@ -211,6 +211,7 @@ typedef struct Block {
 
 static _Thread_local Block *blocks;
 static pthread_key_t blocks_key; /* only for its destructor */
+static _Atomic int filling = -1;
 
 static void free_blocks(void *list) {
     for (Block *block = list, *next; block; block = next) next = block->next, free(block);
@@ -244,8 +245,15 @@ EXPORT void *convtune_alloc_workspace(int device_type, int device_id, uint64_t b
         pthread_setspecific(blocks_key, blocks);
     }
     best->used = 1;
-    return (char *)best + ALIGNMENT;
+    char *workspace = (char *)best + ALIGNMENT;
+    int byte = atomic_load(&filling);
+    if (byte >= 0) memset(workspace, byte, best->capacity);
+    return workspace;
 }
+
+/* Blocks given from now on, to any thread, are full of that byte, so that a kernel which reads what it did not
+ * write is found out; -1: they hold what they held. */
+EXPORT void convtune_fill_workspace(int byte) { atomic_store(&filling, byte); }
 
 EXPORT int convtune_free_workspace(int device_type, int device_id, void *workspace) {
     (void)device_type, (void)device_id;
