@@ -64,7 +64,7 @@ class ChannelLanes(Estimating):
 
     def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
         out, kernel = Geometry.of(spec).out, cube(spec.kernel)
-        columns = even_blocks(out[2], min(16, target.vector_registers // 2))
+        columns = self._columns(spec, target)
         vectors = ceil_div(spec.out_channels, target.lanes)
         tiles = ceil_div(out[2], max(columns))
         return {
@@ -85,9 +85,12 @@ class ChannelLanes(Estimating):
         depth = spec.in_channels // spec.groups
         if sums > target.vector_registers - 6 or (sums * taps > LARGEST_BODY and not self._smallest(knobs, tile)):
             return False
-        if tile.rows > int(knobs["oh_block"]) or sums < min(6, Geometry.of(spec).out[2]):
+        if tile.rows > int(knobs["oh_block"]) or sums < min(6, max(self._columns(spec, target))):
             return False
         return depth * tile.width * tile.vectors <= LARGEST_SPREAD
+
+    def _columns(self, spec: ConvSpec, target: Target) -> tuple[int, ...]:
+        return even_blocks(Geometry.of(spec).out[2], min(16, target.vector_registers // 2))
 
     def _smallest(self, knobs: Knobs, tile: Tile) -> bool:
         # a wide kernel exceeds the limit with any tile; `kw` stays rolled then
