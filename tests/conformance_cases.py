@@ -1,0 +1,107 @@
+"""What conformance tests try: awkward specs of every variant, targets that run here, corners of a space's domain."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from convtune import targets, variants
+from convtune.errors import SpecError
+from convtune.space import Knobs, Space, all_knobs
+from convtune.spec import ACTIVATIONS, LAYOUTS, ConvSpec
+from convtune.targets import Target
+
+Fields = Mapping[str, Any]
+
+GEOMETRIES: Sequence[Fields] = (
+    {"in_size": (7, 11), "kernel": (3, 3), "padding": 1},  # primes
+    {"in_size": (5, 1), "kernel": (3, 1), "padding": (1, 0)},  # one wide
+    {"in_size": (1, 1), "kernel": (1, 1)},
+    {"in_size": (3, 2), "kernel": (5, 4), "padding": (1, (1, 2))},  # kernel beyond the input, not the padded input
+    {"in_size": (11, 13), "kernel": (2, 2), "stride": (5, 3)},  # stride beyond the kernel
+    {"in_size": (9, 8), "kernel": (3, 2), "padding": ((1, -2), (0, -1)), "stride": (1, 2)},
+    {"in_size": (4, 37), "kernel": (1, 3), "padding": (0, 1), "stride": (1, 2), "batch": 3},
+    {"in_size": (3, 2), "kernel": (2, 2), "padding": (4, 3)},  # windows in the padding alone
+    {"in_size": (6, 16), "kernel": (3, 3), "padding": "same"},  # whole tiles and vectors
+    {"in_size": (14, 14), "kernel": (5, 3), "padding": "same", "stride": 2},
+    {"in_size": (8, 12), "kernel": (1, 1), "batch": 2},
+    {"in_size": (5, 7), "kernel": (1, 1), "stride": 2, "padding": 1},
+    {"in_size": (9, 17), "kernel": (3, 3), "dilation": (2, 3), "padding": (2, 3)},
+    {"in_size": (13, 6), "kernel": (2, 3), "dilation": (4, 1), "stride": (2, 1), "padding": ((0, -1), 1)},
+    {"in_size": (3, 5), "kernel": (3, 2), "dilation": 7, "padding": 9, "batch": 3},
+    {"in_size": 23, "kernel": 5, "padding": ((4, 0),)},  # causal
+    {"in_size": 1, "kernel": 3, "padding": 1},
+    {"in_size": 301, "kernel": 2, "stride": 3, "batch": 2},
+    {"in_size": 97, "kernel": 1},
+    {"in_size": 53, "kernel": 3, "dilation": 8, "padding": ((16, 0),)},
+    {"in_size": (3, 4, 5), "kernel": (2, 3, 1), "padding": ((0, 1), (2, 0), 1), "batch": 2},
+    {"in_size": (5, 3, 9), "kernel": 3, "padding": 1, "stride": (2, 1, 2)},
+    {"in_size": (2, 3, 19), "kernel": 1},
+    {"in_size": (5, 7, 6), "kernel": (2, 2, 3), "dilation": (3, 1, 2), "padding": 2},
+)  # fmt: skip
+
+CHANNELS: Sequence[Fields] = (
+    {"in_channels": 1, "out_channels": 1},
+    {"in_channels": 3, "out_channels": 5},
+    {"in_channels": 16, "out_channels": 32},
+    {"in_channels": 7, "out_channels": 7},
+    {"in_channels": 5, "out_channels": 75},
+    {"in_channels": 6, "out_channels": 4, "groups": 2},
+    {"in_channels": 16, "out_channels": 64, "groups": 16},
+    {"in_channels": 32, "out_channels": 32, "groups": 8},
+    {"in_channels": 9, "out_channels": 51, "groups": 3},
+    {"in_channels": 40, "out_channels": 40, "groups": 40},
+    {"in_channels": 10, "out_channels": 5, "groups": 5},
+    {"in_channels": 34, "out_channels": 34, "groups": 2},
+    {"in_channels": 5, "out_channels": 15, "groups": 5},
+)
+
+
+@functools.cache
+def specs() -> tuple[ConvSpec, ...]:
+    """Every geometry that a variant takes, in both layouts, with channels and epilogues in turn."""
+    return tuple(spec for variant in variants.known() for spec in _specs_of(variant))
+
+
+def _specs_of(variant: str) -> Iterator[ConvSpec]:
+    turn = itertools.count()
+    for geometry in GEOMETRIES:
+        allowed = [spec for channels in CHANNELS if (spec := _spec(variant, geometry, channels))]
+        for layout in LAYOUTS[allowed[0].rank] if allowed else ():
+            i = next(turn)
+            epilogue = {
+                "bias": i % 2 == 0,
+                "activation": (*ACTIVATIONS, None)[i % (len(ACTIVATIONS) + 1)],
+                "residual": i % 3 == 0,
+            }
+            yield allowed[i % len(allowed)].replace(layout=layout, **epilogue)
+
+
+def _spec(variant: str, geometry: Fields, channels: Fields) -> ConvSpec | None:
+    try:
+        return ConvSpec(variant, **geometry, **channels)
+    except SpecError:  # not this variant's: dense convolutions have no groups, others no dilation
+        return None
+
+
+@functools.cache
+def runnable_targets() -> tuple[Target, ...]:
+    """Targets of each vector width whose kernels run here."""
+    named = (targets.resolve(name, threads=2) for name in ("x86-64-v4", "x86-64-v3", "x86-64-v2"))
+    return tuple(target for target in named if target.is_host)
+
+
+def corners(space: Space, spec: ConvSpec, target: Target, seed: int) -> list[Knobs]:
+    """Candidates that hold each knob at its first and last value, the others as the seed has it; each once."""
+    found: list[Knobs] = []
+    candidates = list(all_knobs(space, spec, target))
+    random.Random(seed).shuffle(candidates)
+    for knob, values in space.knobs(spec, target).items():
+        for value in (values[0], values[-1]):
+            corner = next((knobs for knobs in candidates if knobs[knob] == value), None)
+            if corner is not None and corner not in found:
+                found.append(corner)
+    return found

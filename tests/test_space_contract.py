@@ -1,0 +1,156 @@
+"""What every schedule space promises, whatever the spec: domains, defaults, estimates, packing, bounded code."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+from conformance_cases import specs as awkward_specs
+from hypothesis import example, given, settings
+from strategies import specs
+from synthetic_spaces import machine
+
+from convtune import space
+from convtune.runtime import packing
+from convtune.space import Estimating, Knobs, Space
+from convtune.spec import ConvSpec
+from convtune.targets import Target
+
+MOST_CANDIDATES = 2500
+MOST_STATEMENTS = 1000  # of unrolled code; LLVM takes half a second for it
+
+TARGETS = (
+    machine(),
+    machine(name="wide", mcpu="x86-64-v4", vector_bytes=64, vector_registers=32, l1d_bytes=49152),
+    machine(name="narrow", mcpu="x86-64", vector_bytes=16, l2_bytes=2**18, l3_bytes=0, threads=4),
+    machine(name="arm", family="arm", mcpu="neoverse-n1", vector_bytes=16, vector_registers=32, l1d_bytes=65536),
+)
+
+LAYERS = tuple(
+    ConvSpec.parse(text + layout)
+    for text in (
+        "conv,ic=3,oc=64,in=224x224,k=7x7,s=2,p=3",
+        "conv,ic=64,oc=64,in=56x56,k=3x3,p=1",
+        "conv,ic=512,oc=512,in=7x7,k=3x3,p=1,bias,act=gelu",
+        "pointwise,ic=256,oc=1024,in=28x28,k=1x1",
+        "dilated,ic=256,oc=256,in=65x65,k=3x3,p=2,d=2,bias,act=relu",
+        "grouped,ic=128,oc=128,in=56x56,k=3x3,p=1,g=32",
+        "grouped,ic=512,oc=512,in=14x14,k=3x3,s=2,p=1,g=32",
+        "depthwise,ic=144,oc=144,in=56x56,k=3x3,p=1,bias,act=silu",
+        "depthwise,ic=96,oc=96,in=112x112,k=3x3,s=2,p=1",
+        "depthwise,ic=672,oc=672,in=14x14,k=5x5,p=2",
+        "depthwise,ic=96,oc=96,in=56x56,k=7x7,p=3",
+        "depthwise,ic=64,oc=64,in=56x56,k=31x31,p=15",
+    )
+    for layout in ("", ",layout=NHWC")
+) + tuple(
+    ConvSpec.parse(text)
+    for text in (
+        "depthwise,ic=768,oc=768,in=1500,k=31,p=15",
+        "depthwise,ic=768,oc=768,in=1500,k=31,p=15,layout=NWC",
+        "conv,ic=32,oc=32,in=16384,k=2",
+        "dilated,ic=32,oc=64,in=16384,k=2,d=512,p=512:0,layout=NWC",
+        "conv,ic=128,oc=256,in=8x28x28,k=3x3x3,p=1",
+        "depthwise,ic=108,oc=108,in=8x28x28,k=3x3x3,p=1",
+        "depthwise,ic=108,oc=108,in=8x28x28,k=3x3x3,p=1,layout=NDHWC",
+    )
+)  # fmt: skip
+
+
+def pairs(chosen: tuple[ConvSpec, ...]) -> list[Any]:
+    return [pytest.param(spec, target, id=f"{spec}-{target.name}") for spec in chosen for target in TARGETS]
+
+
+@settings(max_examples=150, deadline=None)
+@given(specs())
+def test_some_space_accepts_any_spec(spec: ConvSpec) -> None:
+    for target in TARGETS:
+        assert space.accepting(spec, target)
+
+
+@settings(max_examples=25, deadline=None)
+@given(specs(largest_channels=40, largest_size=60))
+@example(ConvSpec("depthwise", 3, 3, 9, 1, layout="NWC"))  # 9 columns: tiles of 9 are too large, of 5 few
+def test_domains_of_any_spec(spec: ConvSpec) -> None:
+    for target in TARGETS:
+        for owner in space.accepting(spec, target):
+            check_domain(owner, spec, target)
+
+
+@pytest.mark.parametrize(("spec", "target"), pairs(LAYERS))
+def test_domains_of_real_layers(spec: ConvSpec, target: Target) -> None:
+    for owner in space.accepting(spec, target):
+        check_domain(owner, spec, target)
+
+
+def check_domain(owner: Space, spec: ConvSpec, target: Target) -> None:
+    """The domain is finite, small and orderly; the default lies in it, and estimates are numbers."""
+    domain = owner.knobs(spec, target)
+    for knob, values in domain.items():
+        assert values, f"{knob} has no values"
+        assert len(set(values)) == len(values), f"{knob} has a value twice: {values}"
+        assert all(type(value) in (int, str) for value in values), f"{knob}: {values} do not survive JSON"
+    default = dict(owner.default(spec, target))
+    assert list(default) == list(domain)
+    candidates = list(space.all_knobs(owner, spec, target))
+    assert default in candidates, "the default is outside the domain"
+    assert len(candidates) < MOST_CANDIDATES
+    names = {tuple(owner.features(spec, target, knobs)) for knobs in candidates}
+    assert len(names) == 1, f"features differ by candidate: {names}"
+    if isinstance(owner, Estimating):
+        for knobs in candidates:
+            cycles = owner.estimate(spec, target, knobs)
+            assert math.isfinite(cycles) and cycles > 0, f"{knobs}: {cycles} cycles"
+
+
+@pytest.mark.parametrize("spec", LAYERS, ids=str)
+def test_candidates_of_real_layers_schedule(spec: ConvSpec) -> None:
+    """A sample of each domain is scheduled: never refused, the weights as `pack` gives them, and of bounded size."""
+    for target in TARGETS[:2]:
+        for owner in space.accepting(spec, target):
+            candidates = list(space.all_knobs(owner, spec, target))
+            for knobs in [
+                owner.default(spec, target),
+                *random.Random(0).sample(candidates, min(3, len(candidates))),
+            ]:
+                check_schedule(owner, spec, target, knobs)
+
+
+@pytest.mark.parametrize("spec", awkward_specs()[::5], ids=str)
+def test_weights_are_packed_as_the_kernel_reads_them(spec: ConvSpec) -> None:
+    for target in TARGETS:
+        for owner in space.accepting(spec, target):
+            candidates = list(space.all_knobs(owner, spec, target))
+            check_schedule(owner, spec, target, random.Random(1).choice(candidates))
+
+
+def check_schedule(owner: Space, spec: ConvSpec, target: Target, knobs: Knobs) -> None:
+    main = owner.schedule(spec, target, knobs)["main"]
+    shapes = [tuple(map(int, parameter.shape)) for parameter in main.params]
+    steps = owner.pack(spec, target, knobs)
+    assert len(steps) == len(spec.weight_shapes)
+    packed = [packing.packed_shape(list(s), shape) for s, shape in zip(steps, spec.weight_shapes)]
+    assert shapes[1 : 1 + len(packed)] == packed, f"{knobs}"
+    assert shapes[0] == spec.in_shape
+    assert math.prod(shapes[-1]) == math.prod(spec.out_shape)
+    assert statements(main.body) <= MOST_STATEMENTS, f"{knobs}: {statements(main.body)} statements"
+
+
+def statements(node: Any) -> int:
+    """Stores in the code, each as often as the loops around it are unrolled."""
+    from tvm import tirx
+
+    if isinstance(node, tirx.For):
+        unrolled = node.kind == tirx.ForKind.UNROLLED
+        return statements(node.body) * (int(node.extent) if unrolled else 1)
+    if isinstance(node, tirx.SeqStmt):
+        return sum(map(statements, node.seq))
+    if isinstance(node, tirx.IfThenElse):
+        return statements(node.then_case) + (statements(node.else_case) if node.else_case else 0)
+    if isinstance(node, tirx.BufferStore):
+        return 1
+    inner = [getattr(node, field) for field in ("block", "init", "body") if getattr(node, field, None) is not None]
+    assert inner, f"unknown statement {type(node)}"
+    return sum(map(statements, inner))
