@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convtune import codegen, linker, space
+from convtune.expression import plain_pack
+from convtune.measure.replay import replay
+from convtune.record import METASCHEDULE, trace
 from convtune.space import Candidate, PackStep
 
 if TYPE_CHECKING:
@@ -61,8 +64,10 @@ def scheduled(spec: ConvSpec, target: Target, candidate: Candidate) -> tuple[Any
 
     Raises:
         UnknownNameError: there is no such space.
-        ScheduleError: the knobs are outside the space's domain.
+        ScheduleError: the knobs are outside the space's domain, or the trace does not fit the spec.
     """
+    if candidate.space == METASCHEDULE:
+        return replay(spec, trace(candidate)).mod, plain_pack(spec)
     owner = space.get(candidate.space)
     return owner.schedule(spec, target, candidate.knobs), owner.pack(spec, target, candidate.knobs)
 
