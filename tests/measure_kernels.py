@@ -8,9 +8,8 @@ from convtune.linker import find_compiler, link
 from convtune.paths import cache_dir
 from convtune.spec import ConvSpec
 
-# y has 15 elements, 60 bytes, so that 4 bytes lie between its end and the fence
 SPEC = ConvSpec("pointwise", in_channels=4, out_channels=3, in_size=5, kernel=1, layout="NWC")
-WHOLE_LINES = SPEC.replace(in_size=(16,))  # y has 192 bytes: the fence follows at once
+WHOLE_LINES = SPEC.replace(in_size=(16,))  # x and y fill whole cache lines
 PACK = ((),)  # weights as they come
 
 TEMPLATE = """
@@ -63,6 +62,13 @@ FAULTS = {
     "changes each time": "y[2] += 1e-6f * calls;",
     "changes in time": "if (calls > 5) y[2] += 1e-6f;",
     "adds to y": "",
+    "reads after x for nothing": "last = x[4 * width];",
+    "reads before x for nothing": "last = x[-2];",
+    "reads far before weight for nothing": "last = weight[-17];",
+    "reads a line after weight for nothing": "last = weight[28];",
+    "takes x at multiples of 8": "if ((uintptr_t)x % 8) abort();",
+    "takes y at multiples of 8": "if ((uintptr_t)y % 8) abort();",
+    "takes weight at multiples of 64": "if ((uintptr_t)weight % 64) abort();",
     "reads scratch": "y[2] += scratch[3] * 0;",
     "reads scratch of the call before": "if (calls == 1) scratch[3] = 1; y[2] *= scratch[3];",
     "swallows scratch": "if (scratch[3] > 1) y[2] += 1e-6f;",

@@ -78,6 +78,14 @@ OUTCOMES = {
     "swallows scratch": ("wrong", "gives another result when run again: 1 of 15 elements, first y[0, 0, 2] ="),
 }
 
+BESIDE = [
+    "same value beyond",
+    "reads after x for nothing",
+    "reads before x for nothing",
+    "reads far before weight for nothing",
+    "reads a line after weight for nothing",
+]
+
 
 @pytest.mark.parametrize("fault", OUTCOMES)
 def test_a_faulty_kernel_is_named_and_the_next_one_is_measured(
@@ -94,8 +102,33 @@ def test_a_faulty_kernel_is_named_and_the_next_one_is_measured(
     assert (right.status, right.message) == ("ok", "")
 
 
+@pytest.mark.parametrize("spec", [kernels.SPEC, kernels.WHOLE_LINES], ids=["odd size", "whole lines"])
+@pytest.mark.parametrize("fault", BESIDE)
+def test_touching_what_lies_beside_an_array_is_a_crash(
+    bench: Bench, tmp_path: Path, fault: str, spec: ConvSpec
+) -> None:
+    outcome = bench.verify(spec, built(tmp_path, fault, spec), LIMIT)
+    assert (outcome.status, outcome.message) == ("crash", "while running: SIGSEGV")
+
+
+@pytest.mark.parametrize("spec", [kernels.SPEC, kernels.WHOLE_LINES], ids=["odd size", "whole lines"])
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        ("takes x at multiples of 8", "crash"),
+        ("takes y at multiples of 8", "crash"),
+        ("takes weight at multiples of 64", "ok"),
+    ],
+)
+def test_kernels_must_take_any_address_of_all_but_the_packed_arrays(
+    bench: Bench, tmp_path: Path, fault: str, status: str, spec: ConvSpec
+) -> None:
+    assert bench.verify(spec, built(tmp_path, fault, spec), LIMIT).status == status
+
+
 def test_every_fault_has_its_test() -> None:
-    assert kernels.FAULTS.keys() - OUTCOMES.keys() == {"none", "same value beyond"}
+    elsewhere = {fault for fault in kernels.FAULTS if fault.startswith("takes")} | {"none"}
+    assert kernels.FAULTS.keys() == {*OUTCOMES, *BESIDE, *elsewhere}
 
 
 def test_a_right_kernel_has_its_error_and_times(bench: Bench, tmp_path: Path) -> None:
@@ -114,16 +147,6 @@ def test_verifying_alone_takes_no_times(bench: Bench, tmp_path: Path) -> None:
     assert wrong.status == "wrong"
     assert wrong.error is not None
     assert right.error < LIMIT < wrong.error
-
-
-@pytest.mark.parametrize("fault", ["one element too many", "same value beyond", "reads after x"])
-def test_where_the_array_ends_at_the_fence_the_next_element_is_a_crash(
-    bench: Bench, tmp_path: Path, fault: str
-) -> None:
-    spec = kernels.WHOLE_LINES
-    outcome = bench.measure(spec, built(tmp_path, fault, spec), LIMIT)
-    assert (outcome.status, outcome.message) == ("crash", "while running: SIGSEGV")
-    assert bench.measure(spec, built(tmp_path, "none", spec), LIMIT).status == "ok"
 
 
 def test_the_limit_is_the_callers(bench: Bench, tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convtune.measure.guards import ALIGNMENT, OUTSIDE, UNWRITTEN, Guarded
+from convtune.compiler import arguments
+from convtune.measure.guards import OUTSIDE, UNWRITTEN, Guarded
 from convtune.measure.verify import Verdict, largest_error, verify
+from convtune.spec import ConvSpec
 
 Arrays = Sequence[np.ndarray]
 RNG = np.random.default_rng(0)
@@ -27,7 +29,7 @@ class Scripted:
         self.function = function
         self.fillings: list[int | None] = []
 
-    def __call__(self, arrays: Arrays) -> None:
+    def __call__(self, arrays: Arrays, alignments: Sequence[int]) -> None:
         self.function(arrays)
 
     def fill_scratch(self, byte: int | None) -> None:
@@ -55,40 +57,45 @@ def poke(array: np.ndarray, index: int, word: int) -> None:
     ctypes.c_uint32.from_address(array.ctypes.data + 4 * index).value = word
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=3))
-def test_a_guarded_array_is_aligned_close_to_the_fence_and_unwritten(shape: list[int]) -> None:
-    guarded = Guarded(tuple(shape))
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=3), st.sampled_from([4, 64]), st.booleans())
+def test_a_guarded_array_is_aligned_no_more_than_asked_close_to_a_fence_and_unwritten(
+    shape: list[int], alignment: int, at_end: bool
+) -> None:
+    guarded = Guarded(tuple(shape), alignment, at_end)
     array = guarded.array
     assert array.shape == tuple(shape)
     assert array.flags.c_contiguous
-    assert array.ctypes.data % ALIGNMENT == 0
-    assert -(array.ctypes.data + array.nbytes) % 4096 < ALIGNMENT
+    assert array.ctypes.data % alignment == 0
+    if at_end:
+        assert -(array.ctypes.data + array.nbytes) % 4096 < alignment
+    else:
+        assert array.ctypes.data % 4096 == alignment
     assert np.isnan(array).all()
     assert guarded.unwritten().size == array.size
     assert guarded.overrun() == ""
     array[...] = 1
     assert guarded.unwritten().size == 0
-    guarded.poison()
-    assert guarded.unwritten().size == array.size
+    assert Guarded.copy_of(RNG.random(7, dtype=np.float32), alignment, at_end).unwritten().size == 0
 
 
 @pytest.mark.parametrize(
     ("index", "where"),
     [
         (-1, "1 element before its start"),
-        (-9, "9 elements before its start"),
+        (-16, "16 elements before its start"),
         (21, "1 element after its end"),
         (31, "11 elements after its end"),
+        (21 + 1000, "1001 elements after its end"),
     ],
 )
 def test_a_write_outside_is_found(index: int, where: str) -> None:
-    guarded = Guarded((21,))
+    guarded = Guarded((21,), 64, at_end=False)
     poke(guarded.array, index, 0)
     assert guarded.overrun() == where
 
 
 def test_writes_on_both_sides_are_found() -> None:
-    guarded = Guarded((21,))
+    guarded = Guarded((21,), 64, at_end=True)
     poke(guarded.array, -2, 0)
     poke(guarded.array, 22, 0)
     assert guarded.overrun() == "2 elements before its start and 2 elements after its end"
@@ -151,9 +158,27 @@ def test_zero_of_the_other_sign_is_another_result() -> None:
 
 
 def test_only_the_second_run_overran() -> None:
-    runs = iter([lambda y: None, lambda y: poke(y, 21, 5)])
+    runs = iter([lambda y: None, lambda y: poke(y, -2, 5)])
     found = verdict(lambda x, y: next(runs)(y))
-    assert (found.problem, found.overran) == ("wrote outside y: 1 element after its end", True)
+    assert (found.problem, found.overran) == ("wrote outside y: 2 elements before its start", True)
+
+
+def test_packed_arrays_are_aligned_and_the_others_lie_at_both_fences_in_turn() -> None:
+    spec = ConvSpec("pointwise", in_channels=4, out_channels=3, in_size=5, kernel=1, bias=True, residual=True)
+    manifest = arguments(spec, ((),))
+    inputs = {a.name: RNG.random(a.shape, dtype=np.float32) for a in manifest[:-1]}
+    seen: list[tuple[list[int], list[int]]] = []
+
+    class Looking(Scripted):
+        def __call__(self, arrays: Arrays, alignments: Sequence[int]) -> None:
+            starts, ends = zip(*((a.ctypes.data % 4096, -(a.ctypes.data + a.nbytes) % 4096) for a in arrays))
+            assert list(alignments) == [argument.alignment for argument in manifest]
+            seen.append((list(starts), [end - end % alignment for end, alignment in zip(ends, alignments)]))
+            arrays[-1].fill(0)
+
+    assert verify(Looking(double), inputs, np.zeros(spec.out_shape), 1e-6).problem == ""
+    assert seen[0][0] == [4, 64, 64, 4, 4]
+    assert seen[1][1] == [0] * 5
 
 
 def test_an_error_at_the_limit_passes_and_above_it_fails() -> None:

@@ -204,6 +204,15 @@ def test_arrays_a_kernel_cannot_read_are_refused(kernel: Kernel) -> None:
         kernel([x.astype(">f4"), y])
 
 
+def test_the_alignment_of_each_argument_is_the_callers(kernel: Kernel) -> None:
+    shifted = empty_aligned((ROWS * COLUMNS + 1,), np.float32)[1:].reshape(ROWS, COLUMNS)
+    kernel.prepare([shifted, shifted], [4, 2])
+    with pytest.raises(KernelError, match=r"argument 1 lies at address .* at multiples of 8"):
+        kernel([shifted, shifted], [4, 8])
+    with pytest.raises(KernelError, match="2 arguments and 1 alignments"):
+        kernel.prepare([shifted, shifted], [4])
+
+
 def test_timing_nothing_is_refused(kernel: Kernel) -> None:
     with pytest.raises(KernelError, match="number is 0 and repeat is 1; both must be at least 1"):
         kernel.time([random_aligned((ROWS, COLUMNS)), poisoned()], number=0, repeat=1)

@@ -10,8 +10,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-ALIGNMENT = 64  # what kernels assume of every buffer
-ZONE_BYTES = mmap.PAGESIZE  # of the zone in front, at least
+ZONE_BYTES = mmap.PAGESIZE  # of the zone on the side away from the fence, at least
 FENCE_BYTES = 1 << 20  # without access: address space only, so wide enough to catch a jump of several rows
 
 UNWRITTEN, OUTSIDE = 0x7FDA5A5A, 0x7FE5A5A5
@@ -25,36 +24,34 @@ _PROT_NONE = 0
 class Guarded:
     """A float32 array in memory of its own:
 
-        fence | zone in front | array | up to 63 bytes | fence
+        fence | zone | array | zone | fence
 
-    The array ends as close to the fence behind it as its alignment allows. At first it is full of UNWRITTEN, the
-    zones of OUTSIDE: what a kernel reads there shows in its result. Touching a fence is a segmentation fault.
+    At the end, it ends as close to the fence behind it as its alignment allows: for float32's own 4 bytes, exactly
+    there. Else it starts `alignment` bytes after the fence in front, so at a multiple of that and of no more. The
+    array is full of UNWRITTEN at first, the zones of OUTSIDE: what a kernel reads there shows in its result. Touching
+    a fence is a segmentation fault.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], alignment: int, at_end: bool) -> None:
         count = prod(shape)
-        body = -(-(count * 4 + ZONE_BYTES + ALIGNMENT) // mmap.PAGESIZE) * mmap.PAGESIZE
+        body = -(-(count * 4 + ZONE_BYTES + alignment) // mmap.PAGESIZE) * mmap.PAGESIZE
         memory = mmap.mmap(-1, body + 2 * FENCE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         words = np.frombuffer(memory, np.uint32, body // 4, FENCE_BYTES)
         for fence in (words.ctypes.data - FENCE_BYTES, words.ctypes.data + body):
             if _libc.mprotect(fence, FENCE_BYTES, _PROT_NONE) != 0:
                 raise OSError(ctypes.get_errno(), f"mprotect: {os.strerror(ctypes.get_errno())}")
-        start = (body - count * 4) // ALIGNMENT * ALIGNMENT // 4
+        start = ((body - count * 4) // alignment * alignment if at_end else alignment) // 4
         self._before, self._words, self._after = np.split(words, [start, start + count])
         self.array: NDArray[np.float32] = self._words.view(np.float32).reshape(shape)
         words.fill(OUTSIDE)
-        self.poison()
+        self._words.fill(UNWRITTEN)
 
     @classmethod
-    def copy_of(cls, array: NDArray[np.float32]) -> Guarded:
+    def copy_of(cls, array: NDArray[np.float32], alignment: int, at_end: bool) -> Guarded:
         """A guarded array of the same contents."""
-        guarded = cls(array.shape)
+        guarded = cls(array.shape, alignment, at_end)
         guarded.array[...] = array
         return guarded
-
-    def poison(self) -> None:
-        """Fills the array with UNWRITTEN again."""
-        self._words.fill(UNWRITTEN)
 
     def unwritten(self) -> NDArray[np.intp]:
         """Flat indices of the elements that are still UNWRITTEN, or were computed from it."""

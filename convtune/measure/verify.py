@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from convtune import codegen
 from convtune.measure.guards import OUTSIDE, Guarded
+from convtune.runtime.kernel import ALIGNMENT
 
 Array = NDArray[np.float32]
 
@@ -21,8 +23,8 @@ _HUGE_BYTE = 0x7F  # 3.4e38 as float32: a maximum, which ReLU is, may swallow a 
 class Runnable(Protocol):
     """What is verified, such as `runtime.kernel.Kernel`."""
 
-    def __call__(self, arrays: Sequence[NDArray[Any]], /) -> None:
-        """Runs it on its arrays in order, y last."""
+    def __call__(self, arrays: Sequence[NDArray[Any]], alignments: Sequence[int], /) -> None:
+        """Runs it on its arrays in order, y last, each at a multiple of its alignment in bytes."""
 
     def fill_scratch(self, byte: int | None, /) -> None:
         """Makes it get scratch memory full of that byte; None: as it was left."""
@@ -42,10 +44,12 @@ class Verdict:
 
 
 def verify(kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np.float64], limit: float) -> Verdict:
-    """Runs the kernel twice on guarded copies of its inputs, with scratch memory full of NaNs, then of 3.4e38.
+    """Runs the kernel twice on guarded copies of its inputs.
 
-    It must write all of y and nothing else, come within `limit` of the reference (max |y - reference| /
-    max |reference|), and give the same bits again, as a kernel whose threads race might not.
+    At first the arrays start behind a fence, aligned no more than they must be, and scratch memory is full of NaNs;
+    then they end at a fence, and it is full of 3.4e38. The kernel must write all of y and nothing else, come within
+    `limit` of the reference (max |y - reference| / max |reference|), and give the same bits again, as one whose
+    threads race might not.
     """
     try:
         return _verify(kernel, inputs, reference, limit)
@@ -54,24 +58,18 @@ def verify(kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np.
 
 
 def _verify(kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np.float64], limit: float) -> Verdict:
-    arrays = {name: Guarded.copy_of(array) for name, array in inputs.items()}
-    arrays["y"] = y = Guarded(reference.shape)
-    kernel.fill_scratch(_NAN_BYTE)
-    first = _run(kernel, arrays, inputs)
-    if first is not None:
-        return first
-    error = largest_error(y.array, reference)
+    y = _run(kernel, inputs, reference.shape, _NAN_BYTE, at_end=False)  # first, as a wide zone behind names more faults
+    if isinstance(y, Verdict):
+        return y
+    error = largest_error(y, reference)
     if not error <= limit:
-        return Verdict(_difference(y.array, reference, error, limit), error if math.isfinite(error) else None)
-    result = y.array.copy()
-    y.poison()
-    kernel.fill_scratch(_HUGE_BYTE)
-    again = _run(kernel, arrays, inputs)
-    if again is not None:
+        return Verdict(_difference(y, reference, error, limit), error if math.isfinite(error) else None)
+    again = _run(kernel, inputs, reference.shape, _HUGE_BYTE, at_end=True)
+    if isinstance(again, Verdict):
         return again
-    if change := difference_in_bits("y", result, y.array):
+    if change := difference_in_bits("y", y, again):
         return Verdict(f"gives another result when run again: {change}", error)
-    return Verdict("", error, result)
+    return Verdict("", error, y)
 
 
 def largest_error(y: Array, reference: NDArray[np.float64]) -> float:
@@ -92,9 +90,15 @@ def difference_in_bits(name: str, expected: Array, array: Array) -> str:
     )
 
 
-def _run(kernel: Runnable, arrays: Mapping[str, Guarded], inputs: Mapping[str, Array]) -> Verdict | None:
-    """One run; a verdict if it did to memory what it must not."""
-    kernel([guarded.array for guarded in arrays.values()])
+def _run(
+    kernel: Runnable, inputs: Mapping[str, Array], shape: tuple[int, ...], scratch_byte: int, at_end: bool
+) -> Verdict | Array:
+    """One run; what it computed, or a verdict if it did to memory what it must not."""
+    alignments = {name: _alignment(name) for name in (*inputs, "y")}
+    arrays = {name: Guarded.copy_of(array, alignments[name], at_end) for name, array in inputs.items()}
+    arrays["y"] = Guarded(shape, alignments["y"], at_end)
+    kernel.fill_scratch(scratch_byte)
+    kernel([guarded.array for guarded in arrays.values()], list(alignments.values()))
     for name, guarded in arrays.items():
         if where := guarded.overrun():
             return Verdict(f"wrote outside {name}: {where}", overran=True)
@@ -105,7 +109,12 @@ def _run(kernel: Runnable, arrays: Mapping[str, Guarded], inputs: Mapping[str, A
     if unwritten.size:
         first = _element("y", y, int(unwritten[0]))
         return Verdict(f"left output unwritten, or read it first: {unwritten.size} of {y.size} elements, first {first}")
-    return None
+    return y
+
+
+def _alignment(name: str) -> int:
+    """Bytes, as in a manifest: packing aligns what it makes, and the rest is where the user has it."""
+    return ALIGNMENT if name.partition("[")[0] in ("weight", "bias") else codegen.ALIGNMENT
 
 
 def _difference(y: Array, reference: NDArray[np.float64], error: float, limit: float) -> str:

@@ -58,21 +58,28 @@ class Kernel:
         self._time.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 3, ctypes.c_void_p]
         self._main.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
 
-    def __call__(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Runs the kernel once on its arguments in order, outputs included. Raises KernelError when it fails."""
-        self.prepare(arrays)()
+    def __call__(self, arrays: Sequence[NDArray[Any]], alignments: Sequence[int] | None = None) -> None:
+        """Runs the kernel once, as `prepare(arrays, alignments)()`. Raises KernelError when it fails."""
+        self.prepare(arrays, alignments)()
 
-    def prepare(self, arrays: Sequence[NDArray[Any]]) -> Call:
+    def prepare(self, arrays: Sequence[NDArray[Any]], alignments: Sequence[int] | None = None) -> Call:
         """Binds the arguments, so that calling the result costs little more than the kernel itself.
 
-        Raises KernelError when one is not C-contiguous and aligned to 64 bytes.
+        Args:
+            arrays: the arguments in order, outputs included.
+            alignments: bytes that the kernel assumes of each; None: 64 of all.
+
+        Raises KernelError when one is not C-contiguous or not aligned.
         """
-        call = Call(self, [(array.shape, array.dtype, ALIGNMENT) for array in arrays])
+        needed = [ALIGNMENT] * len(arrays) if alignments is None else alignments
+        if len(needed) != len(arrays):
+            raise KernelError(f"{len(arrays)} arguments and {len(needed)} alignments were given; each needs one")
+        call = Call(self, [(array.shape, array.dtype, alignment) for array, alignment in zip(arrays, needed)])
         for index, array in enumerate(arrays):
             if not call.bind(index, array):
                 where = f"at address {array.ctypes.data:#x} with strides {array.strides}"
-                needed = f"kernels take C-contiguous arrays at multiples of {ALIGNMENT}"
-                raise KernelError(f"argument {index} lies {where}; {needed}")
+                needed_here = f"the kernel takes C-contiguous arrays at multiples of {needed[index]}"
+                raise KernelError(f"argument {index} lies {where}; {needed_here}")
         return call
 
     def time(self, arrays: Sequence[NDArray[Any]], number: int, repeat: int) -> NDArray[np.float64]:
