@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from convtune import linker
 from convtune.errors import MeasureError, TargetError
 from convtune.measure.builder import Builder, BuildRequest, Library
 from convtune.measure.device import Compare, Device, Measure, Measurement, Prepare
+from convtune.measure.home import Home
 from convtune.measure.worker import MEMORY_BYTES, Pool, Reply
 from convtune.paths import cache_dir
 
@@ -86,8 +86,8 @@ class Bench:
         cache = cache_dir()
         # now, in this process: without it every candidate would be a build error
         linker.build_runtime(linker.find_compiler(self.target.machine), cache)
-        self._temporary = tempfile.TemporaryDirectory(prefix="convtune-", dir=self.directory)
-        self._home, self._numbers = Path(self._temporary.name).absolute(), itertools.count()
+        self._temporary = Home(self.directory)
+        self._home, self._numbers = self._temporary.path, itertools.count()
         self._builders = Pool(
             Builder, (self.target, cache), len(os.sched_getaffinity(0)), self._home, self.memory_bytes
         )
@@ -191,7 +191,7 @@ class Bench:
         """Ends all workers and removes all files. May be called twice."""
         self._builders.stop()
         self._device.stop()
-        self._temporary.cleanup()
+        self._temporary.close()
 
     def __enter__(self) -> Bench:
         return self
