@@ -10,20 +10,16 @@ from convtune.expression import plain
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
-KINDS = frozenset(
-    {
-        *("GetSBlock", "GetLoops", "GetChildBlocks", "GetConsumers", "GetProducers", "EnterPostproc"),
-        *("SampleCategorical", "SampleComputeLocation", "SamplePerfectTile"),
-        *("Fuse", "Split", "Reorder", "Parallel", "Vectorize", "Annotate", "Unannotate"),
-        *("ComputeAt", "ComputeInline", "ReverseComputeAt", "ReverseComputeInline", "DecomposeReduction", "RFactor"),
-    }
+KINDS = (
+    *("GetSBlock", "GetLoops", "GetChildBlocks", "GetConsumers", "GetProducers", "EnterPostproc"),
+    *("SampleCategorical", "SampleComputeLocation", "SamplePerfectTile"),
+    *("Fuse", "Split", "Reorder", "Parallel", "Vectorize", "Annotate", "Unannotate"),
+    *("ComputeAt", "ComputeInline", "ReverseComputeAt", "ReverseComputeInline", "DecomposeReduction", "RFactor"),
 )
-KEYS = frozenset(
-    {
-        *("meta_schedule.parallel", "meta_schedule.vectorize", "meta_schedule.unroll_explicit"),
-        *("meta_schedule.tiling_structure", "meta_schedule.random_compute_producer"),
-        *("pragma_auto_unroll_max_step", "pragma_unroll_explicit"),
-    }
+KEYS = (
+    *("meta_schedule.parallel", "meta_schedule.vectorize", "meta_schedule.unroll_explicit"),
+    *("meta_schedule.tiling_structure", "meta_schedule.random_compute_producer"),
+    *("pragma_auto_unroll_max_step", "pragma_unroll_explicit"),
 )
 """All that our rules make. Traces come from logs, which others may have written: other instructions and annotations
 could bring code of their own into the kernel (pragma_import_llvm) or let it leave its buffers."""
@@ -53,10 +49,10 @@ def _check(trace: Any) -> None:
     if not (isinstance(trace, list) and len(trace) == 2 and all(isinstance(part, list) for part in trace)):
         raise ScheduleError("a MetaSchedule trace must be [instructions, decisions], both lists")
     for instruction in trace[0]:
-        if not (isinstance(instruction, list) and len(instruction) == 4):
+        if not (isinstance(instruction, list) and len(instruction) == 4 and isinstance(instruction[2], list)):
             raise ScheduleError(f"instruction {str(instruction)[:80]} must be [kind, inputs, attributes, outputs]")
         kind, _, attributes, _ = instruction
         if kind not in KINDS:
-            raise ScheduleError(f"instruction {str(kind)[:80]!r} in a trace is none of {', '.join(sorted(KINDS))}")
-        if kind in ("Annotate", "Unannotate") and not (attributes and attributes[0] in KEYS):
-            raise ScheduleError(f"annotation {str(attributes)[:80]} in a trace is none of {', '.join(sorted(KEYS))}")
+            raise ScheduleError(f"instruction {str(kind)[:80]!r} in a trace is none of {', '.join(KINDS)}")
+        if kind in ("Annotate", "Unannotate") and not any(attributes[:1] == [key] for key in KEYS):
+            raise ScheduleError(f"annotation {str(attributes)[:80]} in a trace is none of {', '.join(KEYS)}")
