@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import keyword
 import re
 from collections import Counter
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from convtune.compiler import Compiler, Package
     from convtune.targets import Target
     from convtune.workloads import Workload
+
+_REPEATS = 10
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,12 @@ def place(workloads: Sequence[Workload], directory: Path) -> list[Output]:
     names = [identifier(workload.name.rpartition("/")[2]) for workload in found]
     repeated = {name for name, count in Counter(names).items() if count > 1}
     names = [identifier(w.name) if name in repeated else name for w, name in zip(found, names)]
-    seen: Counter[str] = Counter()
-    outputs = []
+    outputs: list[Output] = []
+    taken = set[str]()
     for workload, name in zip(found, names):
-        seen[name] += 1
-        unique = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        unique = next(n for n in itertools.chain([name], numbered) if n not in taken)
+        taken.add(unique)
         outputs.append(Output(workload, directory if len(found) == 1 else directory / unique))
     for entry in outputs:
         _check_free(entry.directory)
@@ -150,7 +154,7 @@ def _time_us(package: Package, target: Target) -> float:
 
     conv = CompiledConv(package.directory)
     conv.kernel.num_threads = target.threads
-    return statistics.median(map(float, conv.time(repeat=10))) * 1e6
+    return statistics.median(map(float, conv.time(_REPEATS))) * 1e6
 
 
 def _write(entry: Compiled) -> None:
@@ -192,7 +196,11 @@ def _text(compiled: Sequence[Compiled], target: Target) -> str:
             lines.append(f"  error       {_unverified(target)}")
         else:
             lines.append(f"  error       {manifest.error:.1e}")
-        lines += [f"  time        {tables.time(entry.time_us)}"] if entry.time_us is not None else []
+        lines += (
+            [f"  time        {tables.time(entry.time_us)}, median of {_REPEATS} just measured"]
+            if entry.time_us is not None
+            else []
+        )
         lines += [f"  package     {entry.output.directory}", ""]
     if any(entry.failure for entry in compiled):
         lines.append("nothing was written, because some failed")

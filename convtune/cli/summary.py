@@ -130,7 +130,7 @@ class Summary:
     def _total_row(self, total: Total, scale: float) -> list[str | None]:
         missing = len(self.layers) - total.layers
         return [
-            f"total of {total.layers} of {len(self.layers)} layers" if missing else "total, each layer count times",
+            f"total of {total.layers} of {len(self.layers)} layers" if missing else "total, by count",
             str(total.count),
             _scaled(total.default_us, scale),
             _scaled(total.best_us, scale),
@@ -141,8 +141,11 @@ class Summary:
         ]
 
     def _conditions(self) -> list[str]:
+        earlier = sum(not la.result.trials for la in self.layers if la.result and la.best_us)
+        told = [f"times of {tables.plural(earlier, 'layer')}: from the log, measured earlier"] if earlier else []
         peak = f"{self.peak.gflops:.0f} GFLOP/s (before {self.peak.before:.0f}, after {self.peak.after:.0f})"
         return [
+            *told,
             f"{tables.machine(self.target)}; FMA peak measured in this run: {peak}",
             f"{tables.versions()}; log {self.log}",
             self.command,

@@ -70,8 +70,8 @@ def command(
     from convtune.compiler import Compiler, open_logs
     from convtune.workloads import parse
 
-    directories = [path for text in workloads if (path := Path(text)).is_dir()]
-    texts = [text for text in workloads if not Path(text).is_dir()]
+    directories = [path for text in workloads if text and (path := Path(text)).is_dir()]
+    texts = [text for text in workloads if not (text and Path(text).is_dir())]
     packages = [package for directory in directories for package in packages_in(directory)]
     with contextlib.ExitStack() as stack:
         verifier = Verifier(accuracy, seed, stack)
@@ -83,7 +83,9 @@ def command(
             verdicts += [verifier.workload(layer, compiler) for layer in layers]
             warn_of(logs.problems)
     if as_json:
-        tables.print_json({"command": str(invocation), "kernels": [vars(verdict) for verdict in verdicts]})
+        tables.print_json(
+            {"command": str(invocation), "accuracy": accuracy, "kernels": [vars(verdict) for verdict in verdicts]}
+        )
     else:
         click.echo(_text(verdicts))
     return DONE if all(verdict.status == "ok" for verdict in verdicts) else FAILED

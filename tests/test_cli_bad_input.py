@@ -1,0 +1,230 @@
+"""Bad input to the command line: one clear line, exit code 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import record_samples
+from cli_process import SMALL, TINY, invoke, run
+
+from convtune.record import SCHEMA
+
+
+def complaint(*arguments: str | Path) -> str:
+    """The one line that the program prints when it refuses."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    start = "convtune: error: "
+    assert line.startswith(start)
+    return line.removeprefix(start)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "log.jsonl"
+
+
+@pytest.mark.parametrize("command", ["tune", "compile", "verify", "show"])
+@pytest.mark.parametrize(
+    ("workload", "said"),
+    [
+        ("mobilenet_v9", ("unknown workload 'mobilenet_v9'", "mobilenet_v2", "mobilenet_v1")),
+        ("mobilenet_v2/dw145_56_k3s1", ("'mobilenet_v2/dw145_56_k3s1'", "mobilenet_v2/dw144_56_k3s1")),
+        ("conv,ic=64,oc=64,in=56y56,k=3x3", ("in=>>>56y56", "character 21")),
+        ("conv,ic=64,oc=64,in=56x56", ("k missing",)),
+        ("convolution,ic=64,oc=64,in=56x56,k=3x3", ("unknown variant 'convolution'",)),
+        ("mb1ic64ih56oc64kh3zz1", (">>>zz1",)),
+        ("grouped,ic=64,oc=64,in=56x56,k=3x3,g=7", ("groups=7 does not divide in_channels=64",)),
+        ("conv,ic=64,oc=64,in=5x5,k=7x7", ("kernel 7", "padded input is 5")),
+        ("conv,ic=64,oc=64,in=5x5,k=3x3,dtype=int4", ("dtype='int4' is not allowed", "float32")),
+        ("no/such/model.onnx", ("no/such/model.onnx", "no such file")),
+        ("", ("unknown workload ''",)),
+    ],
+)
+def test_workloads_that_are_none(command: str, workload: str, said: tuple[str, ...], tmp_path: Path) -> None:
+    output = ("-o", tmp_path / "out") if command == "compile" else ()
+    line = complaint(command, workload, *output)
+    for part in said:
+        assert part in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["tune", "compile", "verify", "show"])
+def test_an_unknown_target_names_near_ones(command: str, tmp_path: Path) -> None:
+    output = ("-o", tmp_path / "out") if command == "compile" else ()
+    line = complaint(command, TINY, "--target", "znver6", *output)
+    assert "unknown target 'znver6'" in line
+    assert "znver5" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("cuda", "no such family in this version"),
+        ('{"name": "my board"}', "mcpu is missing"),
+        ("no/such/machine.json", "machine.json"),
+    ],
+)
+def test_other_targets_that_are_none(target: str, said: str) -> None:
+    assert said in complaint("tune", TINY, "--target", target)
+
+
+def test_tuning_for_another_machine(log: Path) -> None:
+    here = {"name": "alien", "mcpu": "x86-64-v3", "required_features": ["no_such_feature"]}
+    result = invoke("tune", TINY, "--target", json.dumps(here), "--log", log)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert not log.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--trials", "0", "0 is not in the range"),
+        ("--trials", "-3", "-3 is not in the range"),
+        ("--trials", "many", "'many' is not a valid integer"),
+        ("--budget", "5", "'5' is not a duration above 0; write it as 90s, 5m or 1h30m"),
+        ("--budget", "0s", "'0s' is not a duration above 0"),
+        ("--budget", "-5m", "'-5m' is not a duration"),
+        ("--budget", "5m1h", "'5m1h' is not a duration"),
+        ("--budget", "", "'' is not a duration"),
+        ("--accuracy", "exact", "'exact' is not one of 'strict', 'standard', 'loose'"),
+        ("--engine", "guess", "'guess' is not one of"),
+        ("--layout", "NHWC", "'NHWC' is not one of"),
+        ("--threads", "0", "0 is not in the range"),
+        ("--colour", "red", "No such option"),
+    ],
+)
+def test_options_out_of_range(option: str, value: str, said: str, log: Path) -> None:
+    line = complaint("tune", TINY, "--log", log, option, value)
+    assert said in line
+    assert "See `convtune tune --help`" in line
+    assert not log.parent.exists()
+
+
+def test_no_workload() -> None:
+    assert "Missing argument 'WORKLOAD...'" in complaint("tune")
+
+
+def test_an_unknown_command() -> None:
+    assert "No such command 'tun'" in complaint("tun", TINY)
+
+
+def test_a_log_that_is_a_directory(tmp_path: Path) -> None:
+    for arguments in (("tune", TINY), ("compile", TINY, "-o", tmp_path / "out"), ("verify", TINY)):
+        assert f"log {tmp_path} is a directory" in complaint(*arguments, "--log", tmp_path)
+    for command in ("check", "prune", "export"):
+        assert f"log {tmp_path} is a directory" in complaint("log", command, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_that_is_missing(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.jsonl"
+    for arguments in (("compile", TINY, "-o", tmp_path / "out"), ("verify", TINY)):
+        assert f"log {missing} does not exist" in complaint(*arguments, "--log", missing)
+    for command in ("check", "prune", "export"):
+        assert f"log {missing} does not exist" in complaint("log", command, missing)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_of_a_newer_schema_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "newer.jsonl"
+    data = {**json.loads(record_samples.make().line()), "schema": SCHEMA + 1}
+    path.write_text(json.dumps(data) + "\n")
+    before = path.read_bytes()
+    for arguments in (
+        ("tune", TINY, "--log", path),
+        ("compile", TINY, "--log", path, "-o", tmp_path / "out"),
+        ("log", "check", path),
+        ("log", "prune", path),
+        ("log", "export", path),
+        ("log", "merge", path, "-o", tmp_path / "merged.jsonl"),
+    ):
+        assert f"line 1: written by a newer convtune, schema {SCHEMA + 1}" in complaint(*arguments)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", ["file/log.jsonl", "/proc/convtune/log.jsonl"])
+def test_a_log_that_cannot_be_made(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert str(tmp_path / place) in complaint("tune", TINY, "--log", tmp_path / place)
+
+
+def test_onnx_with_unknown_shapes(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    x = helper.make_tensor_value_info("x", kind, ["batch", 8, 14, 14])
+    y = helper.make_tensor_value_info("y", kind, None)
+    weight = helper.make_tensor("w", kind, [4, 8, 3, 3], [0.0] * 288)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="stem")
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [x], [y], [weight])), str(path))
+    line = complaint("tune", path, "--log", tmp_path / "log.jsonl")
+    assert "node 'stem' (Conv): dimension 0 of its input 'x' is batch, not a number" in line
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_linker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes of their own: a compiler that was found once is remembered."""
+    monkeypatch.setenv("CONVTUNE_CACHE", str(tmp_path / "cache"))
+    for arguments in (("tune", TINY, "--log", tmp_path / "log.jsonl"), ("compile", TINY, "-o", tmp_path / "out")):
+        done = run(*arguments, CONVTUNE_CC="/nonexistent")
+        assert done.returncode == 2
+        assert done.stderr == "convtune: error: CONVTUNE_CC='/nonexistent' is not a C compiler that runs\n"
+        assert done.stdout == ""
+    assert not (tmp_path / "log.jsonl").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_compiler_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVTUNE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "empty").mkdir()
+    done = run("tune", TINY, "--log", tmp_path / "log.jsonl", PATH=str(tmp_path / "empty"))
+    if done.returncode == 0:
+        pytest.skip("the ziglang package is installed and does the linking")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "no C compiler" in line
+    assert "pip install ziglang" in line
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize("workloads", [(TINY,), (TINY, SMALL)])
+def test_an_output_directory_that_is_a_file(workloads: tuple[str, ...], tmp_path: Path) -> None:
+    output = tmp_path / "kernels"
+    output.write_text("mine")
+    assert f"{output} is a file" in complaint("compile", *workloads, "-o", output)
+    assert output.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_an_output_directory_of_somebody_else(tmp_path: Path) -> None:
+    output = tmp_path / "kernels"
+    output.mkdir()
+    (output / "thesis.tex").write_text("mine")
+    assert "is not an earlier convtune package" in complaint("compile", TINY, "-o", output)
+    assert [path.name for path in output.iterdir()] == ["thesis.tex"]
+
+
+def test_a_directory_that_holds_no_package(tmp_path: Path) -> None:
+    assert f"{tmp_path} is not a convtune package" in complaint("verify", tmp_path)
+
+
+def test_merging_into_a_log_that_exists(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for path in (first, second):
+        path.write_bytes(record_samples.make().line())
+    assert f"log {second} exists" in complaint("log", "merge", first, "-o", second)
+
+
+def test_a_process_that_refuses_prints_no_traceback(tmp_path: Path) -> None:
+    done = run("tune", "mobilenet_v9", "--log", tmp_path / "log.jsonl")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("convtune: error: unknown workload 'mobilenet_v9'; near it: ")
+    assert done.stderr.count("\n") == 1
