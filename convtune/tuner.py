@@ -15,7 +15,7 @@ from convtune import space, targets
 from convtune.errors import MeasureError, TargetError, UnknownNameError
 from convtune.log import Layer, Log, ShippedLog
 from convtune.paths import log_path
-from convtune.record import Record, utc_now, winner
+from convtune.record import METASCHEDULE, Record, utc_now, winner
 
 if TYPE_CHECKING:
     from convtune.measure import Bench, Built, Outcome
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FINALISTS = 3
 BATCH = 8  # candidates built at once: enough to keep the build workers busy, few enough to learn from soon
-ENGINES = ("convtune", "metaschedule")
+ENGINES = ("convtune", METASCHEDULE)
 
 
 class Engine(Protocol):
@@ -187,11 +187,14 @@ class Tuner:
         budget_s: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> TuneResult:
-        """As the function `tune`. What the log already has counts as tried."""
+        """As the function `tune`. What the log already has of this engine counts as tried."""
         history = [r for r in self.log.records(spec, self.target.fingerprint) if r.round == "search"]
         limit = accuracies.limit(spec, self.accuracy)
         default = space.default_candidate(spec, self.target)
-        run = _Run(spec, trials, limit, len({r.candidate.key for r in history}), on_progress, default)
+        tried = {
+            r.candidate.key for r in history if (r.candidate.space == METASCHEDULE) == (self.engine == METASCHEDULE)
+        }
+        run = _Run(spec, trials, limit, len(tried), on_progress, default)
         for record in history:
             run.note(record)
         run.report()
@@ -208,10 +211,12 @@ class Tuner:
         return self._result(run, stopped)
 
     def _engine(self, run: _Run, history: Sequence[Record]) -> Engine:
-        if self.engine == "metaschedule":
+        if self.engine == METASCHEDULE:
             from convtune.search.metaschedule import MetaScheduleSearch
 
-            return MetaScheduleSearch(run.spec, self.target, history=history, trials=run.trials, seed=self.seed)
+            return MetaScheduleSearch(
+                run.spec, self.target, history=history, trials=run.trials, seed=self.seed, max_error=run.limit
+            )
         from convtune.search import Search
 
         return Search(

@@ -251,11 +251,14 @@ def test_a_refused_trace_is_a_build_error(bench: Bench) -> None:
 
 def test_tune_logs_traces_and_compile_replays_the_winner(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    result = convtune.tune(SPEC, trials=6, log=log, engine="metaschedule")
-    assert (result.trials, result.stopped) == (6, "trials")
+    other = record(Candidate("fallback", {}), 1e6, target=NATIVE.facts())
+    Log(log).append([other])
+    done: list[int] = []
+    result = convtune.tune(SPEC, trials=6, log=log, engine="metaschedule", on_progress=lambda p: done.append(p.done))
+    assert (result.trials, result.stopped, done) == (6, "trials", [*range(7)])
     assert result.best is not None
     assert result.best.round == "final"
-    records = Log(log).records(SPEC)
+    records = Log(log).records(SPEC)[1:]
     assert {r.candidate.space for r in records} == {METASCHEDULE}
     assert all(r.status == "ok" and isinstance(trace(r.candidate), list) for r in records)
     assert convtune.tune(SPEC, trials=6, log=log, engine="metaschedule").trials == 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-import tempfile
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convtune.errors import MeasureError
+from convtune.measure.home import Home
 from convtune.measure.worker import MEMORY_BYTES, Pool
 from convtune.record import METASCHEDULE, traced
 from convtune.search.metaschedule_worker import Propose, Proposer, Tried
@@ -60,9 +59,9 @@ class MetaScheduleSearch:
         self._exhausted = False
         for trial in trials_of(history, [METASCHEDULE], origin=origin, max_error=max_error):
             self._told[trial.candidate] = trial.time_us
-        directory = tempfile.TemporaryDirectory(prefix="convtune-")
-        self._pool = Pool(Proposer, (target,), 1, Path(directory.name).absolute(), MEMORY_BYTES)
-        self._end = weakref.finalize(self, _end, self._pool, directory)
+        home = Home()
+        self._pool = Pool(Proposer, (target,), 1, home.path, MEMORY_BYTES)
+        self._end = weakref.finalize(self, _end, self._pool, home)
 
     @property
     def finished(self) -> str | None:
@@ -123,6 +122,6 @@ def _text(candidate: Candidate) -> str:
     return str(candidate.knobs["trace"])
 
 
-def _end(pool: Pool, directory: tempfile.TemporaryDirectory[str]) -> None:
+def _end(pool: Pool, home: Home) -> None:
     pool.stop()
-    directory.cleanup()
+    home.close()
