@@ -1,0 +1,89 @@
+"""Carries the knobs that won on a similar spec over to a spec that was never tuned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from convtune.record import winner
+from convtune.search.domain import Domain
+from convtune.search.features import spec_numbers
+from convtune.search.trial import parse
+
+if TYPE_CHECKING:
+    from convtune.record import Record
+    from convtune.space import Candidate, Space
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+FARTHEST = 4.0  # as if every one of four sizes had doubled twice; beyond, the default knows more
+OTHER_MACHINE = 1.0
+# a doubled kernel, stride or dilation changes the kernel more than a doubled extent; the last two follow from the rest
+WEIGHTS = {
+    "kd": 2.0,
+    "kh": 2.0,
+    "kw": 2.0,
+    "stride": 2.0,
+    "dilation": 2.0,
+    "channels_last": 3.0,
+    "flops": 0.0,
+    "flops_per_byte": 0.0,
+}
+
+
+def distance(a: ConvSpec, b: ConvSpec) -> float:
+    """How far apart two specs are: Euclidean over log2 of their sizes, so 1 is one size doubled. 0 for equal specs."""
+    of_a, of_b = spec_numbers(a), spec_numbers(b)
+    return math.hypot(*(WEIGHTS.get(name, 1.0) * (of_a[name] - of_b[name]) for name in of_a))
+
+
+def nearest(
+    spec: ConvSpec,
+    target: Target,
+    records: Iterable[Record],
+    *spaces: Space,
+    max_error: float | None = None,
+    origin: str = "measured",
+) -> Candidate | None:
+    """The winner of the nearest spec, its knobs snapped to this spec's domain; None where none is near enough.
+
+    `nearest_winner` says which that is. Each of the spaces must accept the spec.
+    """
+    found = nearest_winner(spec, target, records, *spaces, max_error=max_error, origin=origin)
+    if found is None:
+        return None
+    space = next(space for space in spaces if space.name == found.candidate.space)
+    return Domain(space, spec, target).snap(found.candidate.knobs)
+
+
+def nearest_winner(
+    spec: ConvSpec,
+    target: Target,
+    records: Iterable[Record],
+    *spaces: Space,
+    max_error: float | None = None,
+    origin: str = "measured",
+) -> Record | None:
+    """The record that won, among the candidates of `spaces`, on the nearest spec and machine.
+
+    Machines of the target's family count, the target's own before others. The spec's own records on the target do not:
+    they need no transfer. Variants are not told apart: what shares a space shares the meaning of its knobs.
+    """
+    names = {space.name for space in spaces}
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.candidate.space in names and record.target["family"] == target.family:
+            groups.setdefault((record.spec, record.fingerprint), []).append(record)
+    groups.pop((str(spec), target.fingerprint), None)
+
+    def far(place: tuple[str, str]) -> float:
+        return distance(parse(place[0]), spec) + (0 if place[1] == target.fingerprint else OTHER_MACHINE)
+
+    for _, place in sorted((far(place), place) for place in groups):
+        if far(place) > FARTHEST:
+            return None
+        found = winner(groups[place], max_error=max_error, origin=origin)
+        if found is not None:
+            return found
+    return None
