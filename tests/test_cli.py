@@ -17,6 +17,7 @@ import record_samples
 from cli_process import PROGRAM, SMALL, TINY, invoke, printed_json, run
 
 import convtune.doctor
+import convtune.workloads
 from convtune import __version__, space, targets, variants
 from convtune.cli import options, tables
 from convtune.cli.application import COMMANDS
@@ -55,6 +56,16 @@ def test_light_commands_import_nothing_heavy(command: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, *command.split()], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "|"
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convtune.workloads, "parse", interrupted)
+    result = invoke("show", TINY)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.strip() == "convtune: interrupted"
 
 
 def test_nobody_reading_is_no_error() -> None:

@@ -132,7 +132,11 @@ def _check_free(directory: Path) -> None:
     for place in (directory, *directory.absolute().parents):
         if place.exists() and not place.is_dir():
             raise KernelError(f"{directory} cannot be written: {place} is a file; a package is a directory")
-    if directory.exists() and any(directory.iterdir()) and not (directory / "manifest.json").exists():
+    try:
+        foreign = directory.exists() and any(directory.iterdir()) and not (directory / "manifest.json").exists()
+    except OSError as problem:
+        raise KernelError(f"{directory} cannot be read: {problem.strerror}") from problem
+    if foreign:
         raise KernelError(f"{directory} is not an earlier convtune package (no manifest.json); not overwriting it")
 
 

@@ -76,9 +76,9 @@ def command(
     layers = distinct(parse(workloads, layout))
     machine = targets.resolve(target, threads)
     with Tuner(machine, log, accuracy=accuracy, seed=seed, engine=engine) as tuner:
-        _check_writable(tuner.log.path)
         warn_of(tuner.log.problems)
         before = probe.fma_peak_gflops(machine)
+        _check_writable(tuner.log.path)
         try:
             tuned = _tune_all(tuner, layers, trials, None if budget is None else time.monotonic() + budget)
         except KeyboardInterrupt:
@@ -154,7 +154,11 @@ def _interrupted(tuner: Tuner, layers: Sequence[Workload], invocation: Invocatio
 
 
 def _check_writable(path: Path) -> None:
-    """Finds out before anything is measured, though another may take the right away any time."""
-    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not os.access(existing, os.W_OK):
-        raise LogError(f"log {path} cannot be written: no permission to write {existing}")
+    """Finds out before anything is measured that no record could be kept. Makes missing directories."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise LogError(f"log {path}: {problem.strerror} ({problem.filename})") from problem
+    place = path if path.exists() else path.parent
+    if not os.access(place, os.W_OK):
+        raise LogError(f"log {path} cannot be written: no permission to write {place}")

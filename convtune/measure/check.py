@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from convtune.errors import MeasureError
 from convtune.measure.bench import Outcome, Timeouts
 from convtune.measure.builder import Pack
 from convtune.measure.device import Device, Measure, Measurement, Prepare
+from convtune.measure.home import Home
 from convtune.measure.worker import MEMORY_BYTES, Pool
 
 if TYPE_CHECKING:
@@ -24,9 +24,8 @@ class Checker:
     """
 
     def __init__(self, threads: int, seed: int = 0) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="convtune-")
-        home = Path(self._temporary.name).absolute()
-        self._device = Pool(Device, (home, threads, seed), 1, home, MEMORY_BYTES)
+        self._home = Home()
+        self._device = Pool(Device, (self._home.path, threads, seed), 1, self._home.path, MEMORY_BYTES)
         self._timeouts = Timeouts()
 
     def check(self, spec: ConvSpec, library: Path, pack: Pack, limit: float) -> Outcome:
@@ -52,7 +51,7 @@ class Checker:
     def close(self) -> None:
         """Ends the worker and removes its files. May be called twice."""
         self._device.stop()
-        self._temporary.cleanup()
+        self._home.close()
 
     def __enter__(self) -> Checker:
         return self
