@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,7 @@ def test_a_long_layer_shows_a_sign_of_life(capsys: pytest.CaptureFixture[str]) -
         lines.update(_progress())
         now[0] += HEARTBEAT_S / 10
     heartbeat = (
-        "[3/17] stem: 24/64 trials, best 13.2 µs, default 15.10 ms, 5.0 candidates/s, {left} left, "
+        "[3/17] stem: 24/64 trials, best 13.2 µs, default 15.1 ms, 5.0 candidates/s, {left} left, "
         "failed: 2 wrong, 1 build error"
     )
     assert capsys.readouterr().err.splitlines() == [heartbeat.format(left=left) for left in ("3:10", "3:00")]
@@ -279,10 +280,20 @@ def test_time_left(seconds: float, text: str) -> None:
     assert tables.duration(seconds) == text
 
 
-def test_times_have_one_unit_per_column() -> None:
-    assert tables.time_unit([None, 2.0, 5000.0]) == ("µs", 1.0)
-    assert tables.time_unit([None, 2000.0, 5000.0]) == ("ms", 1000.0)
-    assert tables.time_unit([None]) == ("µs", 1.0)
+@pytest.mark.parametrize(
+    ("times_us", "unit", "texts"),
+    [
+        ((0.3, None, 5000.0), "µs", ["0.30", None, "5000.00"]),
+        ((13.21, 999.96), "µs", ["13.2", "1000.0"]),
+        ((2000.0, 15_123.0), "ms", ["2.00", "15.12"]),
+        ((20_000.0,), "ms", ["20.0"]),
+        ((None,), "µs", [None]),
+    ],
+)
+def test_times_have_one_unit_per_column(times_us: Sequence[float | None], unit: str, texts: list[str | None]) -> None:
+    column = tables.TimeColumn.of(times_us)
+    assert column.unit == unit
+    assert [column.text(time_us) for time_us in times_us] == texts
 
 
 def test_names_of_one_network_are_shortened() -> None:

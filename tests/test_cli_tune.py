@@ -92,7 +92,9 @@ def test_what_is_in_the_log_costs_nothing(
     for layer in json.loads(tuned.stdout)["layers"]:
         (row,) = (line for line in result.stdout.splitlines() if line.startswith(layer["spec"]))
         cells = row.split()
-        assert cells[1:4] == [str(layer["count"]), f"{layer['default_us']:.1f}", f"{layer['best_us']:.1f}"]
+        assert cells[1] == str(layer["count"])
+        for cell, time_us in zip(cells[2:4], (layer["default_us"], layer["best_us"])):
+            assert float(cell) == pytest.approx(time_us, abs=0.05)
         assert cells[4] == f"{layer['speedup']:.2f}x"
 
 
@@ -158,7 +160,7 @@ def test_a_layer_that_fails_is_a_row_and_exit_code_1(scripted: type[ScriptedBenc
     assert result.exit_code == 1
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line}
     assert rows[SMALL] == ["1", "-", "failed", *"----"]
-    assert rows[TINY][:4] == ["1", "20.000", "20.000", "1.00x"]
+    assert rows[TINY][:4] == ["1", "20.0", "20.0", "1.00x"]
     assert "default ms" in result.stdout
     assert "total of 1 of 2 layers" in result.stdout
     why = "no candidate works (2 wrong); the last one: wrong result: error 0.5, | allowed 2e-05"

@@ -101,12 +101,12 @@ class Summary:
     def text(self) -> str:
         """The table, what failed, and what it was measured with."""
         network, names = tables.short_names([layer.workload for layer in self.layers])
-        unit, scale = tables.time_unit(time for la in self.layers for time in (la.default_us, la.best_us))
-        rows = [self._row(name, layer, scale) for name, layer in zip(names, self.layers)]
+        times = tables.TimeColumn.of(time for la in self.layers for time in (la.default_us, la.best_us))
+        rows = [self._row(name, layer, times) for name, layer in zip(names, self.layers)]
         total = Total.of(self.layers)
         if total and len(self.layers) > 1:
-            rows += [self._total_row(total, scale)]
-        columns = {column.format(unit=unit): "right" for column in _COLUMNS} | {"layer": "left"}
+            rows += [self._total_row(total, times)]
+        columns = {column.format(unit=times.unit): "right" for column in _COLUMNS} | {"layer": "left"}
         lines = [f"{network}\n"] if network else []
         lines += [tables.render(columns, rows), ""]
         lines += [f"failed: {la.workload.name}: {la.failure}" for la in self.layers if la.failure]
@@ -114,26 +114,26 @@ class Summary:
             lines.append(f"geometric mean of the speed-ups, each layer once: {total.geometric_mean:.2f}x")
         return "\n".join([*lines, *self._conditions()])
 
-    def _row(self, name: str, layer: Layer, scale: float) -> list[str | None]:
+    def _row(self, name: str, layer: Layer, times: tables.TimeColumn) -> list[str | None]:
         best = layer.result.best if layer.result else None
         return [
             name,
             str(layer.workload.count),
-            _scaled(layer.default_us, scale),
-            "failed" if layer.failure else _scaled(layer.best_us, scale),
+            times.text(layer.default_us),
+            "failed" if layer.failure else times.text(layer.best_us),
             tables.speedup(layer.speedup),
             tables.number(layer.gflops),
             tables.share(layer.gflops / self.peak.gflops if layer.gflops else None),
             tables.error(best.error if best else None),
         ]
 
-    def _total_row(self, total: Total, scale: float) -> list[str | None]:
+    def _total_row(self, total: Total, times: tables.TimeColumn) -> list[str | None]:
         missing = len(self.layers) - total.layers
         return [
             f"total of {total.layers} of {len(self.layers)} layers" if missing else "total, by count",
             str(total.count),
-            _scaled(total.default_us, scale),
-            _scaled(total.best_us, scale),
+            times.text(total.default_us),
+            times.text(total.best_us),
             tables.speedup(total.default_us / total.best_us),
             tables.number(total.gflops),
             tables.share(total.gflops / self.peak.gflops),
@@ -193,7 +193,3 @@ class Summary:
             "failures": dict(result.failures) if result else {},
             "elapsed_s": result.elapsed_s if result else None,
         }
-
-
-def _scaled(time_us: float | None, scale: float) -> str | None:
-    return tables.number(None if time_us is None else time_us / scale, 1 if scale == 1 else 3)

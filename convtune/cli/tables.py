@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,10 +34,26 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
-def time_unit(times_us: Iterable[float | None]) -> tuple[str, float]:
-    """The unit for a column of times, and how many microseconds it has."""
-    known = [time for time in times_us if time is not None]
-    return ("ms", 1e3) if known and min(known) >= 1e3 else ("µs", 1.0)
+@dataclass(frozen=True)
+class TimeColumn:
+    """How the times of a column are written: in one unit, with as many decimals as the shortest needs."""
+
+    unit: str
+    unit_us: float
+    decimals: int
+
+    @classmethod
+    def of(cls, times_us: Iterable[float | None]) -> TimeColumn:
+        least = min((time_us for time_us in times_us if time_us is not None), default=math.inf)
+        unit, unit_us = ("ms", 1e3) if 1e3 <= least < math.inf else ("µs", 1.0)
+        return cls(unit, unit_us, _decimals(least / unit_us))
+
+    def text(self, time_us: float | None) -> str | None:
+        return number(None if time_us is None else time_us / self.unit_us, self.decimals)
+
+
+def _decimals(value: float) -> int:
+    return 2 if value < 10 else 1
 
 
 def number(value: float | None, digits: int = 1) -> str | None:
@@ -46,7 +64,8 @@ def time(time_us: float | None) -> str:
     """A time with its unit."""
     if time_us is None:
         return NOTHING
-    return f"{time_us / 1e3:.2f} ms" if time_us >= 1e4 else f"{time_us:.{1 if time_us < 1e3 else 0}f} µs"
+    column = TimeColumn.of([time_us])
+    return f"{column.text(time_us)} {column.unit}"
 
 
 def speedup(value: float | None) -> str | None:
