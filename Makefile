@@ -7,6 +7,8 @@ TRIALS ?= 32
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Two at a time however many cores there are: the tests start worker processes of their own, one per core.
+PYTEST := $(BIN)/python -m pytest -n 2
 
 .PHONY: help tune test check lint types figures clean
 .DELETE_ON_ERROR:
@@ -22,10 +24,10 @@ tune: $(VENV)/.run
 	$(BIN)/convtune tune $(WORKLOADS) --trials $(TRIALS) $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: lint types
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -34,7 +36,7 @@ lint: $(VENV)/.dev
 # mypy does not know package-dir, by which schedules/ is convtune.schedules: it reads the package as it is installed.
 types: $(VENV)/.dev
 	rm -rf build/types && mkdir -p build/types/convtune
-	ln -s $(CURDIR)/convtune/* $(CURDIR)/schedules $(CURDIR)/tuned_logs build/types/convtune
+	cd build/types/convtune && ln -s ../../../convtune/* ../../../schedules ../../../tuned_logs .
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 	$(BIN)/mypy scripts/*.py
 

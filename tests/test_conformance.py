@@ -74,6 +74,7 @@ def cases() -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("owner", "spec", "target", "turn"), cases())
 def test_kernels_are_right(owner: Space, spec: ConvSpec, target: Target, turn: int) -> None:
     extremes = corners(owner, spec, target, seed=turn)

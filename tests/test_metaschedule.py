@@ -127,6 +127,7 @@ def test_a_worker_proposes_what_this_process_does_and_ends_with_close(monkeypatc
     assert MetaScheduleSearch(SPEC, NATIVE, trials=4, seed=8).ask(4) != found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metaschedule_worker, "WARM_UP", 4)  # the cost model takes part
@@ -249,6 +250,7 @@ def test_a_refused_trace_is_a_build_error(bench: Bench) -> None:
     assert "'Tensorize' in a trace" in built.message
 
 
+@pytest.mark.slow
 def test_tune_logs_traces_and_compile_replays_the_winner(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     other = record(Candidate("fallback", {}), 1e6, target=NATIVE.facts())

@@ -79,6 +79,7 @@ def best_us(records: Iterable[Record]) -> float:
     return min(r.time_us for r in records if r.status == "ok")
 
 
+@pytest.mark.slow
 def test_finds_more_than_random_trials_do_and_more_still_with_knowledge() -> None:
     trials, shares = 32, defaultdict[str, list[float]](list)
     optima = {spec: optimum_us(TILE, spec, TARGET) for spec in SPECS}
