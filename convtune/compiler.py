@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-SOURCES = ("convtune.schedules", "convtune.variants")
-"""Packages whose code decides what a candidate compiles to, besides the modules below."""
+SOURCES = ("convtune.schedules", "convtune.variants", "convtune.runtime")
+"""Packages whose code decides what a package holds, besides the modules below."""
 SOURCE_MODULES = ("convtune.expression", "convtune.activations", "convtune.codegen")
 
 
@@ -192,11 +192,11 @@ def arguments(spec: ConvSpec, pack: Pack) -> tuple[Argument, ...]:
 
 @functools.cache
 def _source_hash() -> str:
-    """Changes when a schedule or an expression does, released or not."""
+    """Changes when a schedule, an expression or the runtime does, released or not."""
     digest = hashlib.sha256()
     for name in SOURCES:
         for path in importlib.import_module(name).__path__:
-            for source in sorted(Path(path).glob("*.py")):
+            for source in sorted(p for p in Path(path).iterdir() if p.suffix in (".py", ".c")):
                 digest.update(source.read_bytes())
     for name in SOURCE_MODULES:
         found = importlib.util.find_spec(name)

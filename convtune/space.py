@@ -93,6 +93,8 @@ class Candidate:
         return hash(self.key)
 
     def __str__(self) -> str:
+        if "trace" in self.knobs:  # of MetaSchedule: some kilobytes
+            return f"{self.space}({self.key})"
         return f"{self.space}({', '.join(f'{k}={v}' for k, v in self.knobs.items())})"
 
 

@@ -199,6 +199,8 @@ class Tuner:
             run.note(record)
         run.report()
         engine = self._engine(run, history)
+        if self.engine == METASCHEDULE and default not in [r.candidate for r in history]:
+            self._try(run, None, [default], None)  # what the engine is compared with, besides its trials
         stopped = None
         while stopped is None:
             candidates = engine.ask(BATCH)
@@ -236,7 +238,7 @@ class Tuner:
         shipped = [record for layer in self._layers if layer is not self.log for record in layer.records()]
         return [r for r in self.log.records() if (r.spec, r.fingerprint) != own] + shipped
 
-    def _try(self, run: _Run, engine: Engine, candidates: Sequence[Candidate], budget_s: float | None) -> None:
+    def _try(self, run: _Run, engine: Engine | None, candidates: Sequence[Candidate], budget_s: float | None) -> None:
         """Builds, measures and logs a batch; the rest of it is given up when the time is over."""
         for built in self._workers().build(run.spec, candidates) if candidates else []:
             if budget_s is not None and run.elapsed_s >= budget_s and run.best_us is not None:
@@ -245,9 +247,10 @@ class Tuner:
             record = self._record(run.spec, built.candidate, outcome)
             self.log.append([record])
             run.built[built.candidate.key] = built
-            run.done, run.tried = run.done + 1, run.tried + 1
             run.note(record)
-            engine.tell(built.candidate, record.time_us if record.status == "ok" else None, record.status)
+            if engine is not None:
+                run.done, run.tried = run.done + 1, run.tried + 1
+                engine.tell(built.candidate, record.time_us if record.status == "ok" else None, record.status)
             run.report()
 
     def _finals(self, run: _Run) -> None:

@@ -18,11 +18,11 @@ from convtune.log import Log
 from convtune.measure import Bench
 from convtune.measure.replay import replay
 from convtune.measure.worker import Reply
-from convtune.record import METASCHEDULE, Record, trace, traced
+from convtune.record import METASCHEDULE, Record, trace, traced, winner
 from convtune.search import metaschedule, metaschedule_worker
 from convtune.search.metaschedule import MetaScheduleSearch
 from convtune.search.metaschedule_worker import Propose, Proposer
-from convtune.space import Candidate
+from convtune.space import Candidate, default_candidate
 from convtune.spec import ConvSpec
 
 NATIVE = targets.resolve("native")
@@ -257,17 +257,22 @@ def test_tune_logs_traces_and_compile_replays_the_winner(tmp_path: Path) -> None
     Log(log).append([other])
     done: list[int] = []
     result = convtune.tune(SPEC, trials=6, log=log, engine="metaschedule", on_progress=lambda p: done.append(p.done))
-    assert (result.trials, result.stopped, done) == (6, "trials", [*range(7)])
-    assert result.best is not None
-    assert result.best.round == "final"
+    # the default is measured too, beside the trials: it is what the engine is compared with
+    assert (result.trials, result.stopped, done) == (6, "trials", [0, *range(7)])
+    assert result.best is not None and result.best.round == "final" and result.default_us is not None
     records = Log(log).records(SPEC)[1:]
-    assert {r.candidate.space for r in records} == {METASCHEDULE}
-    assert all(r.status == "ok" and isinstance(trace(r.candidate), list) for r in records)
+    assert records[0].candidate == default_candidate(SPEC, NATIVE)
+    traces = [r for r in records if r.candidate != records[0].candidate]
+    assert {r.candidate.space for r in traces} == {METASCHEDULE}
+    assert all(r.status == "ok" and isinstance(trace(r.candidate), list) for r in traces)
     assert convtune.tune(SPEC, trials=6, log=log, engine="metaschedule").trials == 0
 
-    conv = convtune.compile(SPEC, log=log)
+    best = winner(traces, max_error=2e-5)
+    assert best is not None
+    Log(tmp_path / "traces.jsonl").append(traces)
+    conv = convtune.compile(SPEC, log=tmp_path / "traces.jsonl")
     assert conv.manifest.resolution.kind == "log"
-    assert conv.manifest.candidate == {"space": METASCHEDULE, "knobs": dict(result.best.candidate.knobs)}
+    assert conv.manifest.candidate == {"space": METASCHEDULE, "knobs": dict(best.candidate.knobs)}
     rng = np.random.default_rng(5)
     x = rng.standard_normal(SPEC.in_shape, dtype=np.float32)
     weight = rng.standard_normal(SPEC.weight_shapes[0], dtype=np.float32)
