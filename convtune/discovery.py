@@ -35,6 +35,8 @@ def discover(package: str, kind: type[T]) -> Mapping[str, T]:
                 continue
             other = found.setdefault(value.name, value)
             if other is not value:
-                raise ConvtuneError(f"{kind.__name__} {value.name!r} is defined in {origin[value.name]} and {module.__file__}")
+                raise ConvtuneError(
+                    f"{kind.__name__} {value.name!r} is defined in {origin[value.name]} and {module.__file__}"
+                )
             origin.setdefault(value.name, str(module.__file__))
     return found
