@@ -12,6 +12,8 @@ import pytest
 from convtune.errors import MeasureError, TargetError
 from convtune.measure import Bench, Built, Timeouts
 from convtune.measure.builder import Library
+from convtune.measure.device import Device, Measure
+from convtune.runtime.kernel import Kernel
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
 from convtune.targets import resolve
@@ -137,6 +139,18 @@ def test_a_right_kernel_has_its_error_and_times(bench: Bench, tmp_path: Path) ->
     assert 0 < outcome.error < 1e-6
     assert 7 <= len(outcome.times_us) <= 25
     assert all(time > 0 for time in outcome.times_us)
+
+
+def test_kernels_are_timed_with_each_thread_on_a_cpu_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVTUNE_CACHE", str(tmp_path / "cache"))
+    asked: list[bool] = []
+    monkeypatch.setattr(Kernel, "place_threads", lambda self, on: asked.append(on))
+    library = kernels.library(tmp_path / "kernel", "none")
+    device = Device(tmp_path, Kernel(library).num_threads, 0)
+    found = device(Measure(kernels.SPEC, library, kernels.PACK, LIMIT, None, True))
+    assert (found.status, asked) == ("ok", [True])
 
 
 def test_verifying_alone_takes_no_times(bench: Bench, tmp_path: Path) -> None:

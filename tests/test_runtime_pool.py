@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -70,6 +71,61 @@ def test_sleeping_threads_wake_up(library: Any, threads: int) -> None:
     for _ in range(3):
         time.sleep(0.02)
         test_tasks_run_at_the_same_time(library, threads)
+
+
+def affinities_of_workers(library: Any) -> list[set[int]]:
+    """Where each thread of the pool may run, while all are in a region."""
+    meeting = threading.Barrier(library.convtune_num_threads(), timeout=60)
+    found: list[set[int]] = []
+
+    def look(index: int, count: int) -> int:
+        meeting.wait()
+        if threading.get_native_id() != caller:
+            found.append(os.sched_getaffinity(0))
+        return 0
+
+    caller = threading.get_native_id()
+    assert launch(library, look) == 0
+    return found
+
+
+def test_threads_are_placed_on_cpus_of_their_own_while_that_is_asked_for(library: Any, threads: int) -> None:
+    usable = os.sched_getaffinity(0)
+    library.convtune_place_threads(1)
+    try:
+        placed = affinities_of_workers(library)
+        assert len(placed) == threads - 1
+        if threads <= len(usable):
+            assert all(len(cpus) == 1 for cpus in placed)
+            assert len(set().union(*placed)) == threads - 1
+        else:
+            assert placed == [usable] * (threads - 1)
+    finally:
+        library.convtune_place_threads(0)
+    assert affinities_of_workers(library) == [usable] * (threads - 1)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_a_placed_thread_makes_room_for_the_caller(library: Any) -> None:
+    usable, before = os.sched_getaffinity(0), library.convtune_num_threads()
+    library.convtune_set_num_threads(2)
+    library.convtune_place_threads(1)
+    try:
+        (first,) = affinities_of_workers(library)
+        moved = first
+        for _ in range(100):  # the system may move the caller back at any time
+            os.sched_setaffinity(0, first)
+            os.sched_setaffinity(0, usable)
+            (moved,) = affinities_of_workers(library)
+            if moved != first:
+                break
+        assert len(moved) == 1 and moved != first
+        os.sched_setaffinity(0, first)
+        affinities_of_workers(library)  # one CPU is too few
+    finally:
+        os.sched_setaffinity(0, usable)
+        library.convtune_place_threads(0)
+        library.convtune_set_num_threads(before)
 
 
 def test_a_region_in_a_region_runs_on_its_own_thread(library: Any, threads: int) -> None:

@@ -97,6 +97,14 @@ class Kernel:
             raise KernelError(f"num_threads is {count}; it must be at least 1")
         self._library.convtune_set_num_threads(count)
 
+    def place_threads(self, on: bool) -> None:
+        """Keeps each thread of the pool on a CPU of its own, other than the caller's, for all kernels of the process.
+
+        For measuring: a program that pins its threads disturbs others, and they it. No effect where the caller may use
+        fewer CPUs than there are threads.
+        """
+        self._library.convtune_place_threads(on)
+
     def fill_scratch(self, byte: int | None) -> None:
         """From now on, all kernels of the process get scratch memory full of `byte`, or, with None, as it was left.
 

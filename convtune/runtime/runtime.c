@@ -63,6 +63,8 @@ static struct {
     char message[sizeof message];
     int requested;          /* threads wanted, the caller's included; 0: not known yet */
     int workers;            /* threads running, the caller's not included */
+    int placing;            /* whether each of them is kept on a CPU of its own, and not on the caller's */
+    int caller_cpu;         /* where the caller was when they were placed; -1: they have to be placed */
     pthread_t threads[MAX_THREADS];
 } pool = {.launch = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
@@ -137,9 +139,30 @@ static int start_workers(void) {
         while (pool.workers < pool.requested - 1 && pthread_create(&pool.threads[pool.workers], NULL, work, NULL) == 0)
             ++pool.workers;
         pthread_sigmask(SIG_SETMASK, &before, NULL);
+        pool.caller_cpu = -1;
         pool.requested = pool.workers + 1; /* where the system gives no more threads, do not ask at every launch */
     }
     return pool.workers + 1;
+}
+
+/* The system moves the caller as it likes, so this is checked at each launch. Where the caller may use too few CPUs,
+ * and after `placing` has ended, each worker may use all of them. A refusal, such as of a CPU that was just taken
+ * away, changes nothing but the speed. */
+static void place_workers(void) {
+    cpu_set_t usable;
+    int here = sched_getcpu(), cpu = 0;
+    if (here == pool.caller_cpu || sched_getaffinity(0, sizeof usable, &usable) != 0) return;
+    pool.caller_cpu = here;
+    int apart = pool.placing && CPU_COUNT(&usable) > pool.workers;
+    for (int w = 0; w < pool.workers; ++w, ++cpu) {
+        cpu_set_t own = usable;
+        if (apart) {
+            while (cpu == here || !CPU_ISSET(cpu, &usable)) ++cpu;
+            CPU_ZERO(&own);
+            CPU_SET(cpu, &own);
+        }
+        pthread_setaffinity_np(pool.threads[w], sizeof own, &own);
+    }
 }
 
 static void stop_workers(void) {
@@ -166,6 +189,7 @@ EXPORT int convtune_parallel_launch(Lambda lambda, void *closure, int num_task) 
         pthread_mutex_unlock(&pool.launch);
         return run_inline(lambda, closure, num_task);
     }
+    if (pool.placing) place_workers();
     int tasks = num_task ? num_task : threads * TASKS_PER_THREAD;
     pool.lambda = lambda, pool.closure = closure, pool.env.num_task = tasks;
     atomic_store(&pool.done, 0);
@@ -188,6 +212,15 @@ EXPORT void convtune_set_num_threads(int count) {
     pthread_mutex_lock(&pool.launch);
     stop_workers();
     pool.requested = count <= 0 ? default_threads() : count > MAX_THREADS ? MAX_THREADS : count;
+    pthread_mutex_unlock(&pool.launch);
+}
+
+/* For measuring: keeps each thread of the pool on a CPU of its own, other than the caller's. Not from in a kernel. */
+EXPORT void convtune_place_threads(int on) {
+    pthread_mutex_lock(&pool.launch);
+    pool.placing = on;
+    pool.caller_cpu = -1;
+    place_workers();
     pthread_mutex_unlock(&pool.launch);
 }
 
