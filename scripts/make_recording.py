@@ -2,9 +2,8 @@
 
     python scripts/make_recording.py my.jsonl --spec 'conv,ic=64,oc=64,in=28x28,k=3x3,p=1' -o tests/data/search.jsonl
 
-A recording is a log: measured records of one machine, each spec's default first, where it was measured. Their times are
-rounded to four digits, to keep the file small. Good recordings come from logs of whole spaces, tuned with as many trials as
-there are candidates.
+A recording is a log: measured records of one machine, each spec's default first, where it was measured. Their times
+are rounded to four digits, to keep the file small. A log of a space tuned whole gives the best recording.
 """
 
 from __future__ import annotations

@@ -176,12 +176,14 @@ def test_never_gives_more_than_the_trials_nor_than_asked() -> None:
 
 
 def test_failures_are_noted_and_avoided() -> None:
-    space = Fragile()
-    records = run(Search(SPEC, TARGET, [space], trials=48, seed=3), SPEC, TARGET, [space], batch=4)
-    failed = [r.status != "ok" for r in records]
-    assert failed[0]
-    # random candidates fail four times in five
-    assert sum(failed[24:]) < 0.4 * len(failed[24:])
+    space, late = Fragile(), list[bool]()
+    for seed in range(4):
+        records = run(Search(SPEC, TARGET, [space], trials=48, seed=seed), SPEC, TARGET, [space], batch=4)
+        failed = [r.status != "ok" for r in records]
+        assert failed[0]
+        late += failed[24:]
+    # of random candidates 0.69 fail; seen: 0.18
+    assert statistics.mean(late) < 0.4
 
 
 def test_a_space_where_everything_fails_ends() -> None:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-FARTHEST = 4.0  # as if every one of four sizes had doubled twice; beyond, the default knows more
-OTHER_MACHINE = 1.0
-# a doubled kernel, stride or dilation changes the kernel more than a doubled extent; the last two follow from the rest
+FARTHEST = 4.0  # as if each of four sizes had doubled twice; beyond, the default knows more
+OTHER_MACHINE = 1.0  # added to the distance: as if one size had doubled
+# a doubled filter, stride or dilation changes more than a doubled extent; the last three follow from the others
 WEIGHTS = {
     "kd": 2.0,
     "kh": 2.0,
@@ -27,6 +27,7 @@ WEIGHTS = {
     "stride": 2.0,
     "dilation": 2.0,
     "channels_last": 3.0,
+    "group_ic": 0.0,
     "flops": 0.0,
     "flops_per_byte": 0.0,
 }
