@@ -30,6 +30,8 @@ CLIMBED = 0.6  # share of the other picks that are neighbours of the fastest so 
 LEAST_DIFFERING = 2  # knobs between two picks of a batch: a near copy of an untested guess teaches little
 STEPS_FROM = 4  # promising candidates whose neighbours join a pool that does not hold all
 STEPS = 2
+ESTIMATE = "space's log_estimate"  # the column in which `space.Estimating` says what it thinks of a candidate
+BLUR = 0.2  # in that logarithm: estimates nearer to each other than this say nothing
 RANDOM_FEW = 16  # of which the one most unlike all others is explored
 
 
@@ -54,7 +56,7 @@ class Proposer:
         """Up to n candidates that are neither tried nor waiting for a time.
 
         EXPLORED of them are unlike what is known; of the others, CLIMBED are neighbours of the fastest so far, or of
-        the defaults while nothing is timed, and the rest may be any. Which ones, the model says, or else the dice.
+        the defaults while nothing is timed, and the rest may be any. Which ones, the model says, or else the spaces' own estimates.
         """
         rng = np.random.default_rng([self._seed, len(tried), len(waiting)])
         timed = [(t.time_us, t.candidate.key, t.candidate) for t in tried if t.time_us is not None]
@@ -63,7 +65,7 @@ class Proposer:
         pool = self.pool if self.pool.complete else self.pool.copy()
         near = set(self._add_neighbours(pool, best))
         booster = self._train(tried)
-        scores = rng.random(len(pool.candidates)) if booster is None else self._scores(booster, pool)
+        scores = self._guesses(pool, rng) if booster is None else self._scores(booster, pool)
         taken = {t.candidate.key for t in tried} | {candidate.key for candidate in waiting}
         free = [place for place in np.argsort(scores, kind="stable").tolist() if pool.keys[place] not in taken]
         explored = EXPLORED_BLINDLY if booster is None else EXPLORED
@@ -100,6 +102,16 @@ class Proposer:
             self._add_neighbours(pool, [pool.candidates[place] for place in promising])
             scores = model.predict(booster, pool.rows())
         return scores
+
+    def _guesses(self, pool: Pool, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Scores while nothing is timed: the spaces' own estimates, blurred so that seeds differ; or dice alone."""
+        dice = rng.random(len(pool.candidates))
+        if ESTIMATE not in self._encoder.columns:
+            return dice
+        estimates = pool.rows()[:, self._encoder.columns.index(ESTIMATE)].astype(float)
+        unknown = np.isnan(estimates)  # of a space that has none
+        estimates[unknown] = np.median(estimates[~unknown]) if not unknown.all() else 0.0
+        return estimates + BLUR * dice
 
     def _encode(self, candidates: Sequence[Candidate]) -> NDArray[np.float32]:
         return self._encoder.rows(self._spec, self._facts, candidates)
