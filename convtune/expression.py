@@ -29,27 +29,27 @@ def cube(dims: Sequence[Any], fill: Any = 1) -> tuple[Any, Any, Any]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """A plain convolution's sizes with three spatial dimensions each."""
+    """A convolution's sizes with three spatial dimensions each."""
 
     out: Dims
     kernel: Dims
     stride: Dims
     dilation: Dims
-    before: Dims  # zero padding before the first input element
-    padded: Dims  # input elements that the outputs reach, padding included
+    before: Dims  # zeros that outputs read before the first input element
+    padded: Dims  # input elements that the outputs reach, these zeros included
 
     @classmethod
     def of(cls, spec: ConvSpec, out: Sequence[int] | None = None) -> Geometry:
         """The geometry; `out` replaces the output size where a schedule rounds it up."""
         size = cube(spec.out_size) if out is None else tuple(out)
-        stride, span = cube(spec.stride), cube(spec.span)
+        reach = cube(variants.get(spec.variant).reach(spec, size[3 - spec.rank :]), (0, 0))
         return cls(
             out=size,
             kernel=cube(spec.kernel),
-            stride=stride,
+            stride=cube(spec.stride),
             dilation=cube(spec.dilation),
-            before=tuple(before for before, _ in cube(spec.padding, (0, 0))),
-            padded=tuple((o - 1) * s + k for o, s, k in zip(size, stride, span)),
+            before=tuple(max(0, -first) for first, _ in reach),
+            padded=tuple(max(0, -first) + last + 1 for first, last in reach),
         )
 
     def inside(self, spec: ConvSpec) -> bool:
@@ -132,22 +132,23 @@ def epilogue(arguments: Arguments, value: Expr, n: Expr, oc: Expr, out: Sequence
 def output(arguments: Arguments, groups: int, value: Any) -> Any:
     """The stage `y`; value(n, group, channel in group, position) reads the sum, with `position` of three entries.
 
-    Channels are two dimensions, (groups, channels in a group), where there is more than one group: TVM 0.27 cannot see
-    through the divisions that one dimension would need. The memory is that of the spec's layout all the same.
+    Channels are two dimensions where there is more than one group, (groups, channels in a group), or the other way
+    around where the variant interleaves groups: TVM 0.27 cannot see through the divisions that one dimension would
+    need. The memory is that of the spec's layout all the same.
     """
     from tvm import te
 
     spec = arguments.spec
-    run = spec.out_channels // groups
-    channels = (run,) if groups == 1 else (groups, run)
+    variant, run = variants.get(spec.variant), spec.out_channels // groups
+    channels = (run,) if groups == 1 else (run, groups) if variant.interleaved else (groups, run)
     last = spec.channels_last
     shape = (*spec.out_size, *channels) if last else (*channels, *spec.out_size)
 
     def at(n: Expr, *index: Expr) -> Expr:
         cut = spec.rank if last else len(channels)
         channel, position = (index[cut:], index[:cut]) if last else (index[:cut], index[cut:])
-        group, within = cube(channel, 0)[1:]
-        oc = within if groups == 1 else group * run + within
+        group, within = reversed(channel) if groups > 1 and variant.interleaved else cube(channel, 0)[1:]
+        oc = within if groups == 1 else variant.channel(spec, group, within)
         return epilogue(arguments, value(n, group, within, cube(position, 0)), n, oc, position)
 
     return te.compute((spec.batch, *shape), at, name="y")
@@ -161,8 +162,7 @@ def plain(spec: ConvSpec) -> Any:
     from tvm import te
 
     geometry, missing = Geometry.of(spec), 3 - spec.rank
-    (shape,) = spec.weight_shapes
-    arguments = Arguments(spec, [(*shape[2:], shape[1], shape[0])])
+    arguments = Arguments(spec, [(*spec.kernel, spec.in_channels // spec.groups, spec.out_channels)])
     (weight,) = arguments.weights
 
     def padded(n: Expr, ic: Expr, position: Sequence[Expr]) -> Expr:
@@ -183,8 +183,8 @@ def plain(spec: ConvSpec) -> Any:
 
 def plain_pack(spec: ConvSpec) -> tuple[tuple[PackStep, ...], ...]:
     """How `plain` takes its weight: output channels last, which a channels-last output reads side by side."""
-    (shape,) = spec.weight_shapes
-    return (({"op": "transpose", "axes": [*range(2, len(shape)), 1, 0]},),)
+    steps = variants.get(spec.variant).filters(spec)
+    return ((*steps, {"op": "transpose", "axes": [*range(2, 2 + spec.rank), 1, 0]}),)
 
 
 def _stage(

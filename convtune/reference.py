@@ -87,9 +87,10 @@ def random_operands(spec: ConvSpec, seed: int) -> OperandArrays:
         array = generator.standard_normal(shape, dtype=np.float32)
         return array if variance == 1.0 else np.multiply(array, np.float32(math.sqrt(variance)), out=array)
 
+    fan_ins = variants.get(spec.variant).fan_in(spec)
     return OperandArrays(
         x=normal(spec.in_shape),
-        weights=tuple(normal(shape, 1.0 / math.prod(shape[1:])) for shape in spec.weight_shapes),
+        weights=tuple(normal(shape, 1.0 / fan_in) for shape, fan_in in zip(spec.weight_shapes, fan_ins)),
         bias=normal((spec.out_channels,)) if spec.bias else None,
         residual=normal(spec.out_shape) if spec.residual else None,
     )

@@ -32,8 +32,9 @@ class ConvSpec:
         in_size: spatial input size, 1 to 3 integers (an int means one dimension).
         kernel, stride, dilation: an int for all dimensions or one per dimension.
         padding: an int, one entry per dimension where an entry is an int or a pair (before, after), or
-            "same" (output is ceil(in / stride); an odd total pads more after) or "valid". `after` may be
-            negative: that many input elements at the end are not used.
+            "same" (output is ceil(in / stride), of `transposed` in * stride; an odd total pads more after) or
+            "valid". `after` may be negative: that many input elements at the end are not used; that many more
+            outputs at the end of `transposed`, whose padding takes outputs away.
         batch: n.
         groups: None means in_channels for depthwise, else 1.
         layout: of input and output; None means channels first.
@@ -245,7 +246,7 @@ def _pads(spec: ConvSpec) -> Pads:
     if value == "valid":
         value = 0
     if value == "same":
-        return tuple(map(_same, spec.in_size, spec.stride, spec.span))
+        return tuple(map(spec._variant.same, spec.in_size, spec.stride, spec.span))
     if isinstance(value, str):
         raise SpecError(
             f"padding={value!r} is not known; it must be an int, one entry per dimension, 'same' or 'valid'"
@@ -254,11 +255,6 @@ def _pads(spec: ConvSpec) -> Pads:
     if len(entries) != spec.rank:
         raise SpecError(f"padding={value!r} has {len(entries)} entries; in_size has {spec.rank} dimensions")
     return tuple(_pad(entry) for entry in entries)
-
-
-def _same(size: int, stride: int, span: int) -> tuple[int, int]:
-    total = max((-(-size // stride) - 1) * stride + span - size, 0)
-    return total // 2, total - total // 2
 
 
 def _pad(entry: Any) -> tuple[int, int]:

@@ -61,7 +61,7 @@ class DenseDirect(Estimating):
             return False
         # a group is rounded up to whole vectors: below a quarter of one, lanes across groups waste less
         run = spec.out_channels // spec.groups
-        return spec.variant in ("conv", "pointwise", "dilated") or (
+        return spec.variant in ("conv", "pointwise", "dilated", "shuffled_grouped") or (
             spec.variant == "grouped" and run * 4 >= target.lanes
         )
 
@@ -159,15 +159,16 @@ class DenseDirect(Estimating):
             read = lambda n, ic, position: pad(n, *position, ic)  # noqa: E731
         kernel = [te.reduce_axis((0, extent), name) for name, extent in zip(("kd", "kh", "kw"), geometry.kernel)]
         ic = te.reduce_axis((0, depth), "ic")
+        variant = variants.get(spec.variant)
 
         def summand(n: Any, d: Any, h: Any, wo: Any, g: Any, co: Any, hi: Any, wi: Any, cv: Any, lane: Any) -> Any:
             weight = arguments.weights[0]
-            term = variants.get(spec.variant).term(
+            term = variant.term(
                 spec, operands(geometry, read, lambda _oc, i, taps: weight(g, co, *taps, i, cv * tile.lanes + lane))
             )
             position = (d, h + hi, wo * tile.columns + wi)[3 - spec.rank :]
-            # any channel of the group reads the same input
-            return te.sum(term.at(n, g * tile.run, position, (ic, *kernel[3 - spec.rank :])), axis=[*kernel, ic])
+            oc = variant.channel(spec, g, 0)  # any channel of the group reads the same input
+            return te.sum(term.at(n, oc, position, (ic, *kernel[3 - spec.rank :])), axis=[*kernel, ic])
 
         shape = (spec.batch, *out[:2], geometry.out[2] // tile.columns)
         return arguments.primfunc(tiled_output(arguments, tile, shape, summand))

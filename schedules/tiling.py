@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from convtune import variants
 from convtune.expression import cube, output
 
 if TYPE_CHECKING:
@@ -80,7 +81,12 @@ def needs_staging(spec: ConvSpec, tile: Tile) -> bool:
 
 def stores_vectors(spec: ConvSpec, tile: Tile) -> bool:
     """Whether a vector of accumulators is a vector of the output."""
-    return spec.channels_last and tile.lanes == tile.width and tile.run % tile.lanes == 0
+    whole = tile.lanes == tile.width and tile.run % tile.lanes == 0
+    return spec.channels_last and whole and not _interleaved(spec, tile)
+
+
+def _interleaved(spec: ConvSpec, tile: Tile) -> bool:
+    return tile.groups > 1 and variants.get(spec.variant).interleaved
 
 
 @dataclass
@@ -99,6 +105,9 @@ def split_output(sch: Any, spec: ConvSpec, tile: Tile, oh_block: int, ow_block: 
     spatial, channels = (
         (rest[: spec.rank], rest[spec.rank :]) if spec.channels_last else (rest[-spec.rank :], rest[: -spec.rank])
     )
+    if _interleaved(spec, tile):
+        channels = channels[::-1]
+        sch.reorder(*channels)
     blocks, vector, lane = _split_channels(sch, channels, tile)
     ow_tiles, ow_inner = sch.split(spatial[-1], [None, tile.columns])
     ow_outer, ow_middle = sch.split(ow_tiles, [None, ow_block])
@@ -125,11 +134,11 @@ def merge_groups(sch: Any, spec: ConvSpec, tile: Tile) -> None:
     """Gives `y` the spec's shape, with one dimension of channels, once nothing needs to see two of them any more."""
     if tile.groups == 1:
         return
-    run = tile.run
+    inner = tile.groups if _interleaved(spec, tile) else tile.run
     if spec.channels_last:
-        sch.transform_layout("y", ("write", 0), lambda *i: [*i[:-2], i[-2] * run + i[-1]])
+        sch.transform_layout("y", ("write", 0), lambda *i: [*i[:-2], i[-2] * inner + i[-1]])
     else:
-        sch.transform_layout("y", ("write", 0), lambda n, group, channel, *i: [n, group * run + channel, *i])
+        sch.transform_layout("y", ("write", 0), lambda n, outer, channel, *i: [n, outer * inner + channel, *i])
 
 
 def unroll(sch: Any, loops: Sequence[Any]) -> None:

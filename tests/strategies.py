@@ -19,16 +19,18 @@ def specs(
     largest_channels: int = 6,
     largest_size: int = 5,
 ) -> ConvSpec:
-    """A spec of a plain variant, odd in every way a spec may be.
+    """A spec of a variant with one weight, odd in every way a spec may be.
 
     Args:
         largest_channels: of a group, and most groups.
-        largest_size: most output elements a dimension; the input is what they need and a little more.
+        largest_size: most output elements a dimension; the input is what they need and a little more. Of `transposed`
+            it is the input that has so many.
     """
     variant = draw(st.sampled_from(variants))
     rank = draw(st.sampled_from(ranks))
     channels = draw_channels(draw, variant, largest_channels)
-    dimensions = [draw_dimension(draw, variant, largest_size) for _ in range(rank)]
+    one_dimension = draw_transposed_dimension if variant == "transposed" else draw_dimension
+    dimensions = [one_dimension(draw, variant, largest_size) for _ in range(rank)]
     if variant == "dilated" and all(d["dilation"] == 1 for d in dimensions):
         dimensions[draw(st.integers(0, rank - 1))] |= draw_dimension(draw, variant, largest_size, least_dilation=2)
     return ConvSpec(
@@ -49,7 +51,9 @@ def draw_channels(draw: st.DrawFn, variant: str, largest: int) -> dict[str, int]
     if variant == "depthwise":
         groups = draw(few)
         return {"in_channels": groups, "out_channels": groups * draw(few), "groups": groups}
-    groups = draw(st.integers(2, max(2, largest))) if variant == "grouped" else 1
+    least = 2 if variant in ("grouped", "shuffled_grouped") else 1
+    most = max(2, largest) if least == 2 or variant == "transposed" else 1
+    groups = draw(st.integers(least, most))
     return {"in_channels": groups * draw(few), "out_channels": groups * draw(few), "groups": groups}
 
 
@@ -68,5 +72,22 @@ def draw_dimension(draw: st.DrawFn, variant: str, largest_size: int, least_dilat
         "kernel": kernel,
         "stride": stride,
         "padding": (before, after),
+        "dilation": dilation,
+    }
+
+
+def draw_transposed_dimension(draw: st.DrawFn, _variant: str, largest_size: int) -> dict[str, Any]:
+    """One dimension's in_size, kernel, stride, padding, output_padding and dilation of a transposed convolution."""
+    kernel, dilation, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    in_size = draw(st.integers(1, largest_size))
+    output_padding = draw(st.integers(0, max(stride, dilation) - 1))
+    unpadded = (in_size - 1) * stride + dilation * (kernel - 1) + 1 + output_padding
+    before = draw(st.integers(0, min(6, unpadded - 1)))
+    return {
+        "in_size": in_size,
+        "kernel": kernel,
+        "stride": stride,
+        "padding": (before, draw(st.integers(-3, min(6, unpadded - 1 - before)))),
+        "output_padding": output_padding,
         "dilation": dilation,
     }

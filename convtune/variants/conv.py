@@ -71,7 +71,7 @@ class Convolution(Variant):
         return y.reshape(spec.batch, spec.out_channels, *out)
 
     def term(self, spec: ConvSpec, operands: Operands) -> Term:
-        group_in, group_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        group_in = spec.in_channels // spec.groups
 
         def at(n: Expr, oc: Expr, out: Sequence[Expr], reduction: Sequence[Expr]) -> Expr:
             ic, *taps = reduction
@@ -79,7 +79,7 @@ class Convolution(Variant):
                 o * stride - before + k * dilation
                 for o, k, stride, dilation, (before, _) in zip(out, taps, spec.stride, spec.dilation, spec.padding)
             ]
-            channel = ic if spec.groups == 1 else oc // group_out * group_in + ic
+            channel = ic if spec.groups == 1 else self.group(spec, oc) * group_in + ic
             return operands.x(n, channel, *position) * operands.weight(oc, ic, *taps)
 
         names = ("kd", "kh", "kw")[3 - spec.rank :]
