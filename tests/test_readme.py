@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import convtune
+from convtune import space, variants
 from convtune.cli.application import application
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,13 @@ def test_the_index_has_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
+def test_the_variants_and_spaces_of_the_readme_exist() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\|(.*)\|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) >= 5
+    assert {variant for variant, _ in rows} <= variants.known().keys()
+    assert {name for _, cell in rows for name in re.findall(r"`(\w+)`", cell)} <= space.known().keys()
 
 
 @pytest.mark.parametrize("target", ["tune", "test", "check", "figures"])
