@@ -26,6 +26,7 @@ from convtune.schedules.estimate import (
     Tasks,
     step_cycles,
     stream_cycles,
+    transpose_cycles,
 )
 from convtune.schedules.tiling import (
     Tile,
@@ -118,6 +119,7 @@ class ChannelLanes(Estimating):
         per_block = ceil_div(oh_block, tile.rows) * ow_block * per_tile
         per_block += pad_bytes / L2_BYTES_PER_CYCLE * 1.5 + positions * tile.block * 4 / L3_BYTES_PER_CYCLE / 2
         per_block += 3 * stream_cycles(target, pad_bytes, pad_bytes)
+        per_block += transpose_cycles(spec, pad_bytes // 4 + oh_block * ow_block * tile.columns * tile.block)
         tasks = spec.batch * out[0] * ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
         if knobs["oc_order"] == "parallel":
             return Tasks(tasks * tile.blocks, per_block).on(target)

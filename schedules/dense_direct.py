@@ -27,6 +27,7 @@ from convtune.schedules.estimate import (
     overlapped,
     step_cycles,
     stream_cycles,
+    transpose_cycles,
 )
 from convtune.schedules.tiling import (
     Tile,
@@ -113,11 +114,12 @@ class DenseDirect(Estimating):
         cycles += passes * stream_cycles(target, rows_bytes, rows_bytes) / 2
         tasks = spec.batch * out[0] * ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
         if pad_at == "task":
-            cycles += 2 * rows_bytes / L2_BYTES_PER_CYCLE
+            cycles += 2 * rows_bytes / L2_BYTES_PER_CYCLE + transpose_cycles(spec, rows_bytes // 4)
         total = Tasks(tasks * (blocks if order == "parallel" else 1), cycles).on(target)
         if pad_at == "root":
             total += count(spec.in_shape) * 8 / L3_BYTES_PER_CYCLE / target.threads + BARRIER_CYCLES
-        return total
+            total += transpose_cycles(spec, count(spec.in_shape)) / target.threads
+        return total + transpose_cycles(spec, count(spec.out_shape)) / target.threads
 
     def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return (pack_blocks(spec, self._tile(spec, target, knobs)),)

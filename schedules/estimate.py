@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from convtune.schedules.tiling import ceil_div
 
 if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
     from convtune.targets import Target
 
 FMAS_PER_CYCLE = 2.0
@@ -22,6 +23,7 @@ L3_BYTES_PER_CYCLE = 10.0
 TILE_CYCLES = 20.0  # loop and address arithmetic
 TASK_CYCLES = 300.0
 BARRIER_CYCLES = 4000.0  # one more parallel region
+TRANSPOSE_CYCLES = 1.0  # of an element that is read or written by itself
 
 
 def step_cycles(sums: int, loads: int) -> float:
@@ -35,6 +37,11 @@ def stream_cycles(target: Target, size_bytes: float, resident_bytes: float) -> f
         return 0.0
     fits_l2 = resident_bytes <= target.l2_bytes * 0.75
     return size_bytes / (L2_BYTES_PER_CYCLE if fits_l2 else L3_BYTES_PER_CYCLE)
+
+
+def transpose_cycles(spec: ConvSpec, elements: int) -> float:
+    """Moving elements between a channels-first tensor and vectors of channels; nothing where channels are last."""
+    return 0.0 if spec.channels_last else TRANSPOSE_CYCLES * elements
 
 
 def overlapped(compute: float, stream: float) -> float:
