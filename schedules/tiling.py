@@ -108,7 +108,7 @@ def split_output(sch: Any, spec: ConvSpec, tile: Tile, oh_block: int, ow_block: 
     if _interleaved(spec, tile):
         channels = channels[::-1]
         sch.reorder(*channels)
-    blocks, vector, lane = _split_channels(sch, channels, tile)
+    blocks, vector, lane = split_channels(sch, channels, tile)
     ow_tiles, ow_inner = sch.split(spatial[-1], [None, tile.columns])
     ow_outer, ow_middle = sch.split(ow_tiles, [None, ow_block])
     if spec.rank == 1:
@@ -119,7 +119,8 @@ def split_output(sch: Any, spec: ConvSpec, tile: Tile, oh_block: int, ow_block: 
     return OutputLoops(outer, blocks, [oh_middle, ow_middle], [oh_inner, ow_inner, vector, lane])
 
 
-def _split_channels(sch: Any, channels: Sequence[Any], tile: Tile) -> tuple[Any, Any, Any]:
+def split_channels(sch: Any, channels: Sequence[Any], tile: Tile) -> tuple[Any, Any, Any]:
+    """Splits the loops (group, channel of a run) into channel blocks, vectors of a block, and lanes."""
     *group, run = channels
     if tile.run % tile.lanes == 0:  # then the border's condition is one of whole vectors
         vectors, lane = sch.split(run, [None, tile.lanes])
@@ -177,18 +178,22 @@ def place_accumulators(sch: Any, at: Any, reductions: int, order: Sequence[int],
     return axes[0]
 
 
+def tiled_sums(arguments: Any, tile: Tile, outer: Sequence[int], summand: Any) -> Any:
+    """The stages `acc`: (*outer, group, block, row, column, vector, lane), and where needed `tile`, its copy."""
+    from tvm import te
+
+    shape = (*outer, tile.groups, tile.blocks, tile.rows, tile.columns, tile.vectors, tile.width)
+    acc = te.compute(shape, summand, name="acc")
+    return te.compute(shape, lambda *i: acc[i], name="tile") if needs_staging(arguments.spec, tile) else acc
+
+
 def tiled_output(arguments: Any, tile: Tile, outer: Sequence[int], summand: Any) -> Any:
     """The stages `acc`, where needed `tile`, and `y`, in terms of tiles.
 
     acc: (n, d, h_tile, w_tile, group, block, row, column, vector, lane) sums `summand` of these ten indices; `outer`
     are the first four extents.
     """
-    from tvm import te
-
-    spec = arguments.spec
-    shape = (*outer, tile.groups, tile.blocks, tile.rows, tile.columns, tile.vectors, tile.width)
-    acc = te.compute(shape, summand, name="acc")
-    result = te.compute(shape, lambda *i: acc[i], name="tile") if needs_staging(spec, tile) else acc
+    result = tiled_sums(arguments, tile, outer, summand)
 
     def value(n: Any, group: Any, within: Any, position: Any) -> Any:
         d, h, w = position

@@ -41,6 +41,12 @@ GEOMETRIES: Sequence[Fields] = (
     {"in_size": (5, 3, 9), "kernel": 3, "padding": 1, "stride": (2, 1, 2)},
     {"in_size": (2, 3, 19), "kernel": 1},
     {"in_size": (5, 7, 6), "kernel": (2, 2, 3), "dilation": (3, 1, 2), "padding": 2},
+    # output_padding is for transposed convolutions alone
+    {"in_size": (7, 13), "kernel": (4, 3), "stride": 2, "padding": 1, "output_padding": (0, 1)},
+    {"in_size": (4, 3), "kernel": (2, 5), "stride": (4, 6), "dilation": (2, 4), "output_padding": (3, 5)},
+    {"in_size": (5, 6), "kernel": 2, "stride": (2, 3), "padding": ((1, -2), 0), "output_padding": (1, 0)},
+    {"in_size": 19, "kernel": 16, "stride": 8, "padding": 4, "output_padding": 3, "batch": 2},
+    {"in_size": (2, 3, 4), "kernel": (2, 1, 3), "stride": (2, 1, 3), "output_padding": (1, 0, 2)},
 )  # fmt: skip
 
 CHANNELS: Sequence[Fields] = (
