@@ -43,6 +43,8 @@ LAYERS = tuple(
         "depthwise,ic=672,oc=672,in=14x14,k=5x5,p=2",
         "depthwise,ic=96,oc=96,in=56x56,k=7x7,p=3",
         "depthwise,ic=64,oc=64,in=56x56,k=31x31,p=15",
+        "transposed,ic=256,oc=128,in=28x28,k=3x3,s=2,p=1,op=1,bias,act=gelu",
+        "shuffled_grouped,ic=240,oc=60,in=28x28,k=1x1,g=3",
     )
     for layout in ("", ",layout=NHWC")
 ) + tuple(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conformance_cases import runnable_targets
 from convtune.schedules.transposed_phases import phases_of, transposed_phases
 from hypothesis import assume, given, settings
 from strategies import specs
@@ -153,6 +154,25 @@ def test_every_tap_is_in_one_phase_only_and_packed_there(spec: ConvSpec) -> None
     weight = random_operands(spec, seed=5).weights[0]
     packed = packing.apply(owner.pack(spec, target, owner.default(spec, target))[0], weight)
     np.testing.assert_array_equal(np.sort(packed[packed != 0]), np.sort(weight[weight != 0], axis=None))
+
+
+@pytest.mark.parametrize("text", ["in=6x7,k=3x3,s=2,p=1,op=1", "in=9,k=5,s=4,d=2,layout=NWC", "in=5x4,k=1x2,s=3x2"])
+def test_taps_that_a_phase_lacks_are_never_multiplied(text: str) -> None:
+    """With NaN where the packed weight has zeros for them, the result is the same."""
+    import tvm
+
+    spec = ConvSpec.parse(f"transposed,ic=5,oc=64,{text}")
+    operands, target = random_operands(spec, seed=6), runnable_targets()[0]
+    whole = (k for k in space.all_knobs(transposed_phases, spec, target) if k["oc_vectors"] in (1, 2, 4))
+    knobs = next(whole)  # channel blocks without padding, so that only missing taps are zeros
+    (steps,) = transposed_phases.pack(spec, target, knobs)
+    there = packing.apply(steps, np.ones_like(operands.weights[0])) == 1
+    assert not there.all()
+    weight = np.where(there, packing.apply(steps, operands.weights[0]), np.float32(np.nan))
+    y = np.full(spec.out_shape, np.nan, np.float32)
+    kernel = tvm.compile(transposed_phases.schedule(spec, target, knobs), target=target.to_tvm())["main"]
+    kernel(*(tvm.runtime.tensor(array) for array in (operands.x, weight)), result := tvm.runtime.tensor(y))
+    np.testing.assert_allclose(result.numpy(), operands.reference(spec), atol=1e-5)
 
 
 @given(specs(variants=TRANSPOSED, ranks=(1, 2), largest_channels=24, largest_size=24))
