@@ -7,19 +7,20 @@ import hashlib
 import importlib
 import importlib.util
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convtune import accuracy as accuracies
 from convtune import codegen, linker, resolution, targets
-from convtune.errors import BuildError, UnknownNameError, VerifyError
+from convtune.errors import BuildError, KernelError, UnknownNameError, VerifyError
 from convtune.log import Log, LogStack, ShippedLog
 from convtune.paths import cache_dir, log_path
 from convtune.record import installed_versions, utc_now
 from convtune.resolution import Choice
 from convtune.runtime.manifest import Argument, KernelTarget, Manifest, Resolution
+from convtune.runtime.names import MANIFEST_NAME, RUNTIME_NAME
 from convtune.runtime.package import write_package
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ def compile(  # the contract's name
 
     machine = targets.resolve(target) if isinstance(target, str) else target
     with Compiler(machine, open_logs(log), accuracy) as compiler:
-        return CompiledConv(compiler.package(spec, candidate).directory)
+        package = compiler.package(spec, candidate)
+    conv = CompiledConv(package.directory)
+    conv.manifest = package.manifest  # the cache says why it was compiled first, this says why it is used now
+    return conv
 
 
 def open_logs(log: str | Path | None) -> LogStack:
@@ -99,24 +103,26 @@ class Compiler:
         limit = accuracies.limit(spec, self.accuracy)
         refused: list[str] = []
         for choice in resolution.choices(spec, self.target, self.logs, limit, candidate):
-            home = cache_dir() / "kernels" / self._key(spec, choice, limit, refused)
-            if (home / "manifest.json").exists():
-                return Package(home, Manifest.from_json((home / "manifest.json").read_text(encoding="utf-8")))
+            home = cache_dir() / "kernels" / self._key(spec, choice, limit)
+            why = Resolution(choice.kind, "; ".join([choice.reason, *refused]))
+            if cached := _cached(home):
+                return Package(home, replace(cached, resolution=why))
             try:
-                return self._build(spec, choice, limit, refused, home)
+                return self._build(spec, choice, limit, why, home)
             except (BuildError, VerifyError) as error:
                 if choice.kind in ("explicit", "default"):
                     raise
                 refused.append(f"{choice.kind} gave {choice.candidate}, refused: {error}")
         raise AssertionError("the default is always a choice")
 
-    def _key(self, spec: ConvSpec, choice: Choice, limit: float, refused: Sequence[str]) -> str:
-        """Names all that a package depends on, so that an equal name is an equal package."""
-        parts = [str(spec), asdict(self.target), choice.candidate.key, choice.kind, choice.reason, limit, *refused]
+    def _key(self, spec: ConvSpec, choice: Choice, limit: float) -> str:
+        """Names all that a kernel depends on, so that an equal name is an equal kernel, for whatever reason chosen."""
+        linked_by = linker.find_compiler(self.target.machine)
+        parts = [str(spec), asdict(self.target), choice.candidate.key, limit, asdict(linked_by)]
         text = json.dumps([*parts, installed_versions(), _source_hash()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def _build(self, spec: ConvSpec, choice: Choice, limit: float, refused: Sequence[str], home: Path) -> Package:
+    def _build(self, spec: ConvSpec, choice: Choice, limit: float, why: Resolution, home: Path) -> Package:
         bench = self._workers()
         (built,) = bench.build(spec, [choice.candidate])
         if built.library is None:
@@ -128,14 +134,15 @@ class Compiler:
                 found = "" if outcome.error is None else f", error {outcome.error:.2e}, allowed {limit:.2e}"
                 raise VerifyError(f"{choice.candidate} is {outcome.status}{found}: {outcome.message} (spec: {spec})")
             error = outcome.error
-        reason = "; ".join([choice.reason, *refused])
-        manifest = self._manifest(spec, choice, built, error, reason)
+        manifest = self._manifest(spec, choice.candidate, built, error, why)
         runtime = linker.build_runtime(linker.find_compiler(self.target.machine), cache_dir()).library
         write_package(home, manifest, built.library.path, runtime)
         bench.discard(built)
         return Package(home, manifest)
 
-    def _manifest(self, spec: ConvSpec, choice: Choice, built: Built, error: float | None, reason: str) -> Manifest:
+    def _manifest(
+        self, spec: ConvSpec, candidate: Candidate, built: Built, error: float | None, why: Resolution
+    ) -> Manifest:
         assert built.library is not None
         target = self.target
         return Manifest(
@@ -145,8 +152,8 @@ class Compiler:
             library_sha256=hashlib.sha256(built.library.path.read_bytes()).hexdigest(),
             runtime_sha256=self._runtime_hash(),
             error=error,
-            resolution=Resolution(choice.kind, reason),
-            candidate={"space": choice.candidate.space, "knobs": dict(choice.candidate.knobs)},
+            resolution=why,
+            candidate={"space": candidate.space, "knobs": dict(candidate.knobs)},
             versions=dict(installed_versions()),
             created=utc_now(),
         )
@@ -173,6 +180,20 @@ class Compiler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _cached(home: Path) -> Manifest | None:
+    """The manifest of a package in the cache; None, and the package gone, where there is none that is whole."""
+    try:
+        manifest = Manifest.from_json((home / MANIFEST_NAME).read_text(encoding="utf-8"))
+        hashes = {manifest.library_name: manifest.library_sha256, RUNTIME_NAME: manifest.runtime_sha256}
+        whole = all(hashlib.sha256((home / name).read_bytes()).hexdigest() == sha for name, sha in hashes.items())
+    except (OSError, ValueError, RecursionError, KernelError):
+        whole = False
+    if whole:
+        return manifest
+    shutil.rmtree(home, ignore_errors=True)
+    return None
 
 
 def arguments(spec: ConvSpec, pack: Pack) -> tuple[Argument, ...]:

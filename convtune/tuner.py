@@ -112,6 +112,17 @@ def tune(
         return tuner.tune(spec, trials, budget_s, on_progress)
 
 
+def _settled(records: Sequence[Record]) -> list[Record]:
+    """The search's records, less those of candidates that failed just once.
+
+    A full disk, a killed worker or a hung machine fail a candidate too, and the log outlives them: a failure that may
+    not be the candidate's own is tried once more, in a later run.
+    """
+    search = [r for r in records if r.round == "search"]
+    failed = Counter(r.candidate.key for r in search if r.status not in ("ok", "wrong"))
+    return [r for r in search if r.status in ("ok", "wrong") or failed[r.candidate.key] > 1]
+
+
 @dataclass
 class _Run:
     """One spec being tuned: the counts for its progress, and what was built for it."""
@@ -188,7 +199,7 @@ class Tuner:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> TuneResult:
         """As the function `tune`. What the log already has of this engine counts as tried."""
-        history = [r for r in self.log.records(spec, self.target.fingerprint) if r.round == "search"]
+        history = _settled(self.log.records(spec, self.target.fingerprint))
         limit = accuracies.limit(spec, self.accuracy)
         default = space.default_candidate(spec, self.target)
         tried = {

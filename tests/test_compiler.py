@@ -74,12 +74,41 @@ def _modules_after_cached_compile() -> list[str]:
     return [name.strip("' ") for name in done.stdout.strip()[1:-1].split(",")]
 
 
-def test_a_cached_kernel_that_was_changed_is_refused() -> None:
+@pytest.mark.parametrize("damage", ["library changed", "library gone", "manifest empty", "manifest nested", "a file"])
+def test_a_damaged_cache_is_built_anew(damage: str) -> None:
     convtune.compile(SPEC)
     (library,) = (Path(os.environ["CONVTUNE_CACHE"]) / "kernels").glob("*/kernel-*.so")
-    library.write_bytes(library.read_bytes() + b"\0")
-    with pytest.raises(KernelError, match="the file was changed"):
-        convtune.compile(SPEC)
+    manifest = library.parent / "manifest.json"
+    if damage == "library changed":
+        changed = library.with_suffix(".changed")  # in place would pull the code from under the kernel loaded above
+        changed.write_bytes(library.read_bytes()[:-1] + b"x")
+        changed.replace(library)
+    elif damage == "library gone":
+        library.unlink()
+    elif damage == "a file":
+        (library.parent / "kernel-0.so").mkdir()
+        manifest.unlink()
+    else:
+        manifest.write_text("" if damage == "manifest empty" else "[" * 100_000)
+    assert _run(convtune.compile(SPEC), SPEC) <= 2e-5
+
+
+def test_another_compiler_makes_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convtune.compile(SPEC)
+    used = tmp_path / "used"
+    wrapper = tmp_path / "wrapper.sh"
+    wrapper.write_text(f'#!/bin/sh\ntouch {used}\nexec cc "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CONVTUNE_CC", str(wrapper))
+    convtune.compile(SPEC)
+    assert used.exists() and len(list((Path(os.environ["CONVTUNE_CACHE"]) / "kernels").iterdir())) == 2
+
+
+def test_the_same_kernel_for_another_reason_is_not_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = _logged(space.default_candidate(SPEC, NATIVE), tmp_path / "log")
+    assert convtune.compile(SPEC).resolution.kind == "default"
+    monkeypatch.setattr(Compiler, "_workers", lambda _: pytest.fail("the cache has it"))
+    assert convtune.compile(SPEC, log=log).resolution.kind == "log"
 
 
 def _logged(candidate: Candidate, path: Path) -> Path:

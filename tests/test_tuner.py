@@ -139,6 +139,22 @@ def test_failures_are_records_and_never_win(tmp_path: Path, monkeypatch: pytest.
     assert result.best is not None and result.best.status == "ok"
 
 
+def test_a_failure_is_tried_once_more_in_a_later_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may have been full, or a worker killed from outside: that says nothing of the candidate."""
+    full = FormulaBench(lambda _: Outcome("build_error", "ld: No space left on device"), lambda _: 1.0)
+    _tuner(tmp_path / "log", full, monkeypatch).tune(SPEC, 4)
+    healthy = _bench()
+    result = _tuner(tmp_path / "log", healthy, monkeypatch).tune(SPEC, 4)
+    assert healthy.measured[0] == full.measured[0] and result.best is not None and result.default_us is not None
+
+    other = tmp_path / "other"
+    for _ in range(2):
+        _tuner(other, full, monkeypatch).tune(SPEC, 4)
+    tried = len(full.measured)
+    _tuner(other, full, monkeypatch).tune(SPEC, 4)
+    assert len(full.measured) == tried, "what failed twice is not tried a third time"
+
+
 def test_nothing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = FormulaBench(lambda _: Outcome("timeout", "while building: no answer in 20 s"), lambda _: 1.0)
     result = _tuner(tmp_path / "log", bench, monkeypatch).tune(SPEC, 6)
