@@ -29,12 +29,12 @@ class SpecError(ConvtuneError, ValueError):
 class UnknownNameError(ConvtuneError, KeyError):
     """A variant, target, space, workload or knob of that name does not exist."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
         super().__init__(kind, name, self.known)  # all of them, so that a worker can send it
 
     def __str__(self) -> str:
-        near = difflib.get_close_matches(self.name, self.known, n=6, cutoff=0.5)
+        near = difflib.get_close_matches(str(self.name), self.known, n=6, cutoff=0.5)
         if near:
             return f"unknown {self.kind} {self.name!r}; near it: {', '.join(near)}"
         shown = ", ".join(self.known[:20]) + (", …" if len(self.known) > 20 else "")

@@ -21,6 +21,13 @@ def test_an_unknown_name_lists_near_ones_or_all() -> None:
     assert str(UnknownNameError("space", "zzz", ["b", "a"])) == "unknown space 'zzz'; known: a, b"
 
 
+def test_a_name_of_any_type_can_be_unknown() -> None:
+    assert str(UnknownNameError("accuracy", 1e-3, ["loose", "strict"])) == (
+        "unknown accuracy 0.001; known: loose, strict"
+    )
+    assert str(UnknownNameError("accuracy", None, ["loose"])) == "unknown accuracy None; known: loose"
+
+
 def test_errors_survive_pickling() -> None:
     error = UnknownNameError("space", "dens_direct", ["dense_direct"])
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
