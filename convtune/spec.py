@@ -209,6 +209,14 @@ class ConvSpec:
         return render(self)
 
 
+def checked(spec: object) -> ConvSpec:
+    """The spec itself. Raises SpecError where it is something else, such as a canonical string."""
+    if isinstance(spec, ConvSpec):
+        return spec
+    hint = "; make one of a canonical string with ConvSpec.parse" if isinstance(spec, str) else ""
+    raise SpecError(f"spec is {spec!r}, a {type(spec).__name__}; it must be a ConvSpec{hint}")
+
+
 def count(shape: Sequence[int]) -> int:
     """Number of elements of a tensor of this shape."""
     return functools.reduce(lambda a, b: a * b, shape, 1)

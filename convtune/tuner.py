@@ -7,15 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from convtune import accuracy as accuracies
 from convtune import space, targets
-from convtune.errors import MeasureError, TargetError, UnknownNameError
+from convtune.errors import ConvtuneError, MeasureError, TargetError, UnknownNameError
 from convtune.log import Layer, Log, ShippedLog
 from convtune.paths import log_path
 from convtune.record import METASCHEDULE, Record, utc_now, winner
+from convtune.spec import checked
 
 if TYPE_CHECKING:
     from convtune.measure import Bench, Built, Outcome
@@ -94,7 +96,7 @@ def tune(
 
     Args:
         target: a name as for --target, or a Target; it must be able to run here.
-        trials: candidates to try, those that the log already has included.
+        trials: candidates to try, at least 1, those that the log already has included.
         log: the file to append to; None: the user's own.
         budget_s: seconds after which no further candidates are tried.
         accuracy: "strict", "standard" or "loose": the largest error allowed.
@@ -103,6 +105,8 @@ def tune(
         on_progress: called after every candidate.
 
     Raises:
+        SpecError: spec is no ConvSpec.
+        ConvtuneError: trials, budget_s or seed is not as above.
         UnknownNameError, TargetError: no such target, accuracy or engine, or its kernels do not run here.
         LogError: the log cannot be read or written.
         MeasureError: the workers do not start.
@@ -110,6 +114,19 @@ def tune(
     machine = targets.resolve(target) if isinstance(target, str) else target
     with Tuner(machine, log, accuracy=accuracy, seed=seed, engine=engine) as tuner:
         return tuner.tune(spec, trials, budget_s, on_progress)
+
+
+def _is_integer(value: object) -> bool:
+    # bool is an int to Python; numpy integers are not, yet mean one
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _check_limits(trials: int, budget_s: float | None) -> None:
+    if not _is_integer(trials) or trials < 1:
+        raise ConvtuneError(f"trials is {trials!r}; it must be an integer of at least 1")
+    number = isinstance(budget_s, Real) and not isinstance(budget_s, bool)
+    if budget_s is not None and not (number and budget_s >= 0):  # NaN is not >= 0
+        raise ConvtuneError(f"budget_s is {budget_s!r}; it must be None or at least 0 seconds")
 
 
 def _settled(records: Sequence[Record]) -> list[Record]:
@@ -180,6 +197,10 @@ class Tuner:
         for kind, name, known in (("accuracy", accuracy, accuracies.NAMES), ("engine", engine, ENGINES)):
             if name not in known:
                 raise UnknownNameError(kind, name, known)
+        if not isinstance(target, targets.Target):
+            raise TargetError(f"target is {target!r}; it must be a name as for --target, or a Target")
+        if not _is_integer(seed):
+            raise ConvtuneError(f"seed is {seed!r}; it must be an integer")
         if not target.is_host:
             raise TargetError(
                 f"target {target.name!r} cannot be timed here: this machine lacks some of its instructions; "
@@ -199,6 +220,8 @@ class Tuner:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> TuneResult:
         """As the function `tune`. What the log already has of this engine counts as tried."""
+        checked(spec)
+        _check_limits(trials, budget_s)
         history = _settled(self.log.records(spec, self.target.fingerprint))
         limit = accuracies.limit(spec, self.accuracy)
         default = space.default_candidate(spec, self.target)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from convtune import space, targets
-from convtune.errors import LogError, MeasureError, TargetError, UnknownNameError
+from convtune.errors import ConvtuneError, LogError, MeasureError, SpecError, TargetError, UnknownNameError
 from convtune.log import Log
 from convtune.measure import Built, Outcome
 from convtune.measure.builder import Library
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
-from convtune.tuner import Progress, Tuner
+from convtune.tuner import Progress, Tuner, tune
 
 SPEC = ConvSpec.parse("conv,ic=16,oc=32,in=14x14,k=3x3,p=1,layout=NHWC")
 NATIVE = targets.resolve("native")
@@ -180,6 +180,36 @@ def test_a_time_budget_stops_but_never_before_one_candidate_works(
 def test_unknown_names_are_refused_at_once(tmp_path: Path, field: str, value: str) -> None:
     with pytest.raises(UnknownNameError, match=f"unknown {field} '{value}'"):
         Tuner(NATIVE, tmp_path / "log", **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"spec": str(SPEC)}, SpecError, "it must be a ConvSpec; make one of a canonical string with ConvSpec.parse"),
+        ({"spec": None}, SpecError, "spec is None, a NoneType; it must be a ConvSpec"),
+        ({"target": None}, TargetError, "target is None; it must be a name as for --target, or a Target"),
+        ({"target": 3}, TargetError, "target is 3; it must be a name as for --target, or a Target"),
+        *(
+            ({"trials": trials}, ConvtuneError, f"trials is {trials!r}; it must be an integer of at least 1")
+            for trials in (0, -1, 1.5, "8", None, True)
+        ),
+        *(
+            ({"budget_s": seconds}, ConvtuneError, f"budget_s is {seconds!r}; it must be None or at least 0 seconds")
+            for seconds in (-1.0, float("nan"), "5m")
+        ),
+        *(
+            ({"seed": seed}, ConvtuneError, f"seed is {seed!r}; it must be an integer")
+            for seed in (None, 0.5, "0", True)
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_built(
+    tmp_path: Path, arguments: dict[str, Any], error: type[ConvtuneError], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        tune(**{"spec": SPEC, "target": NATIVE, "log": tmp_path / "log", **arguments})
+    assert str(caught.value).endswith(message) and "\n" not in str(caught.value)
+    assert not (tmp_path / "log").exists()
 
 
 def test_a_log_that_cannot_be_read_is_found_out_before_tuning(tmp_path: Path) -> None:
