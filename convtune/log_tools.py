@@ -49,11 +49,23 @@ class Merged:
 
 @dataclass(frozen=True)
 class Pruned:
-    """kept, dropped: numbers of records. repair: what was put right at the log's end first, if anything."""
+    """kept, dropped: numbers of records. repair: what was put right at the log's end first, if anything.
+
+    problems: lines that are no records; they stayed.
+    """
 
     kept: int
     dropped: int
     repair: str | None
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """problems: lines that are no records; they were left out."""
+
+    text: str
+    problems: tuple[Problem, ...]
 
 
 def check(path: str | Path) -> Summary:
@@ -86,16 +98,16 @@ def merge(paths: Sequence[str | Path], out: str | Path, *, overwrite: bool = Fal
         if exists and any(path.exists() and path.samefile(out) for path in inputs):
             raise LogError(f"log {out} is an input of the merge too; merge into a new file")
         if exists and not overwrite:
-            raise LogError(f"log {out} exists; merge into a new file, or say that it may be overwritten")
+            raise LogError(f"log {out} exists; merge into a new file, or say that it may be overwritten: --overwrite")
     texts: dict[bytes, None] = {}
-    problems, count = [], 0
+    problems, count = list[Problem](), 0
     for path in inputs:
-        for line in _lines(path):
+        lines = _lines(path)
+        problems += _problems(path, lines)
+        for line in lines:
             if line.record:
                 texts.setdefault(line.text.strip())
                 count += 1
-            elif line.reason:
-                problems.append(Problem(str(path), line.number, line.reason))
     with os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with locked(out) if exists else contextlib.nullcontext():
@@ -125,31 +137,40 @@ def prune(path: str | Path, *, keep: int = 8, drop_failures: bool = False) -> Pr
             dropped = _dropped(lines, keep, drop_failures)
             rest = [line for line in lines if line.number not in dropped]
             replace_file(path, (_bytes(file, line) for line in rest))
-    return Pruned(sum(line.record is not None for line in rest), len(dropped), repair)
+    return Pruned(sum(line.record is not None for line in rest), len(dropped), repair, _problems(path, lines))
 
 
 def export(
     path: str | Path, form: str, *, winners: bool = False, max_error: float | None = None, origin: str = "measured"
-) -> str:
+) -> Exported:
     """A log's records as text: a "json" array, a "csv" table, or "jsonl", which is a log again.
 
     winners: only those that win their spec and target, within `max_error` and among the records of `origin`.
-    Lines that are no records are left out; `check` lists them.
+    Lines that are no records are left out.
 
     Raises:
         LogError: there is no such form, or the log is missing, unreadable or from a newer convtune.
     """
     if form not in FORMATS:
         raise LogError(f"export format {form!r} is not known; it must be one of {', '.join(FORMATS)}")
-    lines = [(line.record, line.text) for line in _lines(Path(path)) if line.record]
+    found = _lines(Path(path))
+    lines = [(line.record, line.text) for line in found if line.record]
     if winners:
         chosen = _winners([record for record, _ in lines], max_error, origin)
         lines = [(record, text) for record, text in lines if id(record) in chosen]
+    return Exported(_text(lines, form), _problems(path, found))
+
+
+def _text(lines: Sequence[tuple[Record, bytes]], form: str) -> str:
     if form == "csv":
         return _csv(record for record, _ in lines)
     if form == "jsonl":
         return "".join(text.decode().strip() + "\n" for _, text in lines)
     return json.dumps([read_object(text) for _, text in lines], indent=2) + "\n"
+
+
+def _problems(path: str | Path, lines: Iterable[Line]) -> tuple[Problem, ...]:
+    return tuple(Problem(str(path), line.number, line.reason) for line in lines if line.reason)
 
 
 def _lines(path: Path) -> list[Line]:

@@ -108,7 +108,7 @@ def test_garbage_has_no_records_and_is_all_reported(path: Path, garbage: bytes) 
     summary = log_tools.check(write(path, garbage))
     lines = [line for line in garbage.split(b"\n") if line.strip()]
     assert summary.records == 0 and len(summary.problems) + (summary.torn is not None) == len(lines)
-    assert log_tools.export(path, "jsonl") == "" and log_tools.export(path, "json") == "[]\n"
+    assert log_tools.export(path, "jsonl").text == "" and log_tools.export(path, "json").text == "[]\n"
 
 
 # merge
@@ -134,7 +134,7 @@ def test_fields_of_later_versions_survive_merge_prune_and_export(tmp_path: Path)
     log_tools.merge([write(tmp_path / "a.jsonl", line)], out)
     log_tools.prune(out, keep=1)
     assert out.read_bytes() == line
-    assert json.loads(log_tools.export(out, "json")) == [data] == [json.loads(log_tools.export(out, "jsonl"))]
+    assert json.loads(log_tools.export(out, "json").text) == [data] == [json.loads(log_tools.export(out, "jsonl").text)]
 
 
 @pytest.mark.parametrize("alias", ["a.jsonl", "hard.jsonl", "sub/../a.jsonl"])
@@ -150,7 +150,9 @@ def test_merge_never_writes_over_an_input(tmp_path: Path, alias: str) -> None:
 def test_merge_writes_over_another_file_only_when_told(tmp_path: Path) -> None:
     a, out = write(tmp_path / "a.jsonl", make(1.0)), write(tmp_path / "out.jsonl", make(2.0))
     out.chmod(0o640)
-    with pytest.raises(LogError, match=f"log {out} exists; merge into a new file, or say that it may be overwritten"):
+    with pytest.raises(
+        LogError, match=f"log {out} exists; merge into a new file, or say that it may be overwritten: --overwrite"
+    ):
         log_tools.merge([a], out)
     assert out.read_bytes() == make(2.0).line()
     log_tools.merge([a], out, overwrite=True)
@@ -255,7 +257,7 @@ def test_a_failing_write_leaves_everything_as_it_was(path: Path, tool: str, monk
 def test_export_jsonl_is_a_log_again(path: Path, tmp_path: Path) -> None:
     write(path, crlf(make(1.0, message="ünï")), b"bad\n", failure())
     again = tmp_path / "again.jsonl"
-    again.write_text(log_tools.export(path, "jsonl"), newline="")
+    again.write_text(log_tools.export(path, "jsonl").text, newline="")
     assert again.read_bytes() == make(1.0, message="ünï").line() + failure().line()
 
 
@@ -263,15 +265,15 @@ def test_export_winners(path: Path) -> None:
     a, b = make(1.0, error=1e-3), make(2.0)
     c, d = make(3.0, spec=OTHER_SPEC), make(4.0, target=target("other", "f1"))
     write(path, a, b, c, d, make(9.0, spec=OTHER_SPEC), failure(), make(0.1, origin="estimated"))
-    assert log_tools.export(path, "jsonl", winners=True).encode() == a.line() + c.line() + d.line()
-    assert log_tools.export(path, "jsonl", winners=True, max_error=2e-5).encode() == b.line() + c.line() + d.line()
-    text = log_tools.export(path, "json", winners=True, origin="estimated")
+    assert log_tools.export(path, "jsonl", winners=True).text.encode() == a.line() + c.line() + d.line()
+    assert log_tools.export(path, "jsonl", winners=True, max_error=2e-5).text.encode() == b.line() + c.line() + d.line()
+    text = log_tools.export(path, "json", winners=True, origin="estimated").text
     assert [record["times_us"] for record in json.loads(text)] == [[0.1]]
 
 
 def test_export_csv_is_a_table(path: Path) -> None:
     write(path, make(times_us=(1.0, 4.0, 2.0)), failure(candidate=traced([1, "a"])), final(3.0, 9))
-    rows = list(csv.DictReader(io.StringIO(log_tools.export(path, "csv"), newline="")))
+    rows = list(csv.DictReader(io.StringIO(log_tools.export(path, "csv").text, newline="")))
     assert rows[0] == {
         "spec": SPEC, "target": "native", "model": "A Processor 9000", "fingerprint": "f0", "space": "dense_direct",
         "knobs": "width=4 order=outer", "status": "ok", "origin": "measured", "round": "search", "batch": "",

@@ -52,7 +52,7 @@ class Compiled:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=options.PLACE,
     required=True,
     metavar="DIR",
     help="The package itself where there is one spec, otherwise a directory with one package per layer.",
@@ -129,13 +129,13 @@ def identifier(name: str) -> str:
 
 
 def _check_free(directory: Path) -> None:
-    for place in (directory, *directory.absolute().parents):
-        if place.exists() and not place.is_dir():
-            raise KernelError(f"{directory} cannot be written: {place} is a file; a package is a directory")
     try:
+        for place in (directory, *directory.absolute().parents):
+            if place.exists() and not place.is_dir():
+                raise KernelError(f"{directory} cannot be written: {place} is a file; a package is a directory")
         foreign = directory.exists() and any(directory.iterdir()) and not (directory / "manifest.json").exists()
     except OSError as problem:
-        raise KernelError(f"{directory} cannot be read: {problem.strerror}") from problem
+        raise KernelError(f"{directory} cannot be used: {problem.strerror}") from problem
     if foreign:
         raise KernelError(f"{directory} is not an earlier convtune package (no manifest.json); not overwriting it")
 

@@ -13,8 +13,7 @@ from convtune.cli.notices import warn_of
 from convtune.log_tools import FORMATS
 from convtune.record import ORIGINS
 
-_FILE = click.Path(path_type=Path)
-_own_log = click.argument("log", type=_FILE, required=False)
+_own_log = click.argument("log", type=options.PLACE, required=False)
 
 
 @click.group("log", no_args_is_help=True)
@@ -57,8 +56,8 @@ def check(*, log: Path | None, as_json: bool) -> int:
 
 
 @command.command()
-@click.argument("logs", type=_FILE, nargs=-1, required=True, metavar="LOG...")
-@click.option("-o", "--output", type=_FILE, required=True, metavar="FILE", help="Where the merged log goes.")
+@click.argument("logs", type=options.PLACE, nargs=-1, required=True, metavar="LOG...")
+@click.option("-o", "--output", type=options.PLACE, required=True, metavar="FILE", help="Where the merged log goes.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @options.as_json
 def merge(*, logs: tuple[Path, ...], output: Path, overwrite: bool, as_json: bool) -> int:
@@ -89,6 +88,7 @@ def prune(*, log: Path | None, keep: int, drop_failures: bool, as_json: bool) ->
     pruned = log_tools.prune(path, keep=keep, drop_failures=drop_failures)
     if pruned.repair:
         click.echo(f"convtune: warning: {pruned.repair}", err=True)
+    warn_of(pruned.problems)
     if as_json:
         tables.print_json({"log": str(path), "kept": pruned.kept, "dropped": pruned.dropped})
     else:
@@ -108,7 +108,9 @@ def export(*, log: Path | None, form: str, winners: bool, max_error: float | Non
     from convtune import log_tools
 
     form = "json" if as_json else form
-    click.echo(log_tools.export(_or_own(log), form, winners=winners, max_error=max_error, origin=origin), nl=False)
+    exported = log_tools.export(_or_own(log), form, winners=winners, max_error=max_error, origin=origin)
+    warn_of(exported.problems)
+    click.echo(exported.text, nl=False)
     return DONE
 
 

@@ -29,6 +29,18 @@ def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return seconds
 
 
+class Place(click.Path):
+    """A path that names something: pathlib would read "" as the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("'' names no file.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PLACE = Place(path_type=Path)
+
+
 def workloads(required: bool = True, metavar: str = "WORKLOAD...") -> Callable[[F], F]:
     return click.argument("workloads", nargs=-1, required=required, metavar=metavar)
 
@@ -63,4 +75,4 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, whic
 
 
 def log(meaning: str) -> Callable[[F], F]:
-    return click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help=meaning)
+    return click.option("--log", type=PLACE, metavar="FILE", help=meaning)
