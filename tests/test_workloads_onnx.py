@@ -283,3 +283,28 @@ def test_without_the_onnx_package_the_command_that_installs_it(tmp_path: Path, m
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SpecError, match=r"ONNX files need the onnx package: pip install 'convtune\[onnx\]'"):
         workloads.parse([str(tmp_path / "net.onnx")])
+
+
+@pytest.mark.parametrize(
+    ("operator", "w_shape", "said"),
+    [
+        ("Conv", (4, 2, 3, 3), "is for 2 input channels with group=1"),
+        ("ConvTranspose", (2, 4, 3, 3), "is for 2 input channels with group=1"),
+    ],
+)
+def test_a_weight_for_other_channels_is_refused(
+    tmp_path: Path, operator: str, w_shape: tuple[int, ...], said: str
+) -> None:
+    proto = model(
+        [helper.make_node(operator, ["x", "w"], ["y"], name="odd")], [tensor("x", 1, 3, 8, 8)], [weights("w", *w_shape)]
+    )
+    with pytest.raises(SpecError, match=rf"net\.onnx, node 'odd' \({operator}\): .*{said}, but its input .* has 3"):
+        parse(tmp_path, proto)
+
+
+def test_capitals_in_the_suffix(tmp_path: Path) -> None:
+    proto = model(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="a")], [tensor("x", 1, 3, 8, 8)], [weights("w", 4, 3, 3, 3)]
+    )
+    onnx.save(proto, tmp_path / "NET.ONNX", format="protobuf")
+    assert len(workloads.parse([str(tmp_path / "NET.ONNX")])) == 1

@@ -143,6 +143,7 @@ def _dtype(element_type: int) -> str:
 def _common(node: Node) -> Fields:
     """What the three operators have in common."""
     x, weight = node.shape(0), node.shape(1)
+    _check_weight(node, x, weight)
     ones = [1] * (len(x) - 2)
     return {
         "in_channels": x[1],
@@ -154,6 +155,18 @@ def _common(node: Node) -> Fields:
         "groups": node.attribute("group", 1),
         "dtype": node.dtype,
     }
+
+
+def _check_weight(node: Node, x: Sequence[int], weight: Sequence[int]) -> None:
+    if len(weight) != len(x):
+        raise SpecError(f"its weight has shape {weight}, its input {x}; they must have equally many dimensions")
+    groups = node.attribute("group", 1)
+    channels = weight[0] if node.operator == "ConvTranspose" else weight[1] * groups
+    if channels != x[1]:
+        raise SpecError(
+            f"its weight of shape {weight} is for {channels} input channels with group={groups}, but its input of "
+            f"shape {x} has {x[1]}"
+        )
 
 
 def _conv(node: Node) -> ConvSpec:
