@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,8 @@ def command(
     from convtune.compiler import Compiler, open_logs
     from convtune.workloads import parse
 
-    directories = [path for text in workloads if text and (path := Path(text)).is_dir()]
-    texts = [text for text in workloads if not (text and Path(text).is_dir())]
+    directories = [Path(text) for text in workloads if _is_directory(text)]
+    texts = [text for text in workloads if not _is_directory(text)]
     packages = [package for directory in directories for package in packages_in(directory)]
     with contextlib.ExitStack() as stack:
         verifier = Verifier(accuracy, seed, stack)
@@ -130,6 +131,11 @@ class Verifier:
         if threads not in self._checkers:
             self._checkers[threads] = self._stack.enter_context(Checker(threads, self._seed))
         return self._checkers[threads]
+
+
+def _is_directory(text: str) -> bool:
+    # pathlib raises where a text is too long for a name; a spec may be
+    return os.path.isdir(text)  # noqa: PTH112
 
 
 def packages_in(directory: Path) -> list[Path]:

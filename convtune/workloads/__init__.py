@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def _in_order(spec: ConvSpec, order: int) -> ConvSpec:
 
 def _parse_one(text: str) -> list[Workload]:
     path = Path(text)
-    if path.suffix in _FILES:
+    if path.suffix.lower() in _FILES:
         return _file(path)
     if _zoo.matches(text):
         return _zoo.parse(text)
@@ -62,19 +63,22 @@ def _parse_one(text: str) -> list[Workload]:
         return [Workload(str(spec), spec)]
     if benchdnn.matches(text):
         return [benchdnn.parse(text)]
-    if text and path.exists():
+    if os.path.exists(text):  # noqa: PTH110 - pathlib raises where a text is too long for a name
         return _file(path)
     raise UnknownNameError("workload", text, _zoo.zoo())
 
 
 def _file(path: Path) -> list[Workload]:
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         raise SpecError(f"{path}: is a directory; give its files, of which {', '.join(_FILES)} can be read")
-    if path.suffix not in _FILES:
+    read = _FILES.get(path.suffix.lower())
+    if read is None:
         raise SpecError(f"{path}: cannot be read; files of workloads end in {', '.join(_FILES)}")
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110
         raise SpecError(f"{path}: there is no such file")
-    workloads = _FILES[path.suffix](path)
+    if not path.is_file():
+        raise SpecError(f"{path}: is a device, pipe or socket; it must be a file")
+    workloads = read(path)
     if not workloads:
         raise SpecError(f"{path}: holds no workloads")
     return workloads

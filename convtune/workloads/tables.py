@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,10 @@ def parse_json(path: Path) -> list[Workload]:
         entries = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise SpecError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except RecursionError:
+        raise SpecError(f"{path}: is nested too deeply; it must be a list of specs") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise SpecError(f"{path}: {error}") from error
     if not isinstance(entries, list):
         raise SpecError(f"{path}: holds a JSON {type(entries).__name__}; it must be a list of specs")
     return [_entry(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, start=1)]
@@ -121,7 +126,7 @@ def _entry(entry: Any, where: str) -> Workload:
         with located(where):
             return Workload(entry, ConvSpec.parse(entry))
     if not isinstance(entry, dict):
-        raise SpecError(f"{where}: is {entry!r}; it must be an object or a canonical string")
+        raise SpecError(f"{where}: is {reprlib.repr(entry)}; it must be an object or a canonical string")
     fields = dict(entry)
     name, repeats = fields.pop("name", None), _count(fields.pop("count", 1), where)
     if name is not None and not isinstance(name, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,13 +15,18 @@ class Workload:
     """One convolution to tune.
 
     Args:
-        name: unique in its source, such as `mobilenet_v2/dw144_56_k3s1`.
+        name: unique in its source, such as `mobilenet_v2/dw144_56_k3s1`. What does not print is escaped in it: names
+            come from files, and a terminal obeys control characters.
         count: how often the network runs it; weighs its time in a network's total.
     """
 
     name: str
     spec: ConvSpec
     count: int = 1
+
+    def __post_init__(self) -> None:
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in self.name)
+        object.__setattr__(self, "name", shown)
 
 
 class LocatedNameError(UnknownNameError):
@@ -33,6 +38,17 @@ class LocatedNameError(UnknownNameError):
 
     def __str__(self) -> str:
         return f"{self.where}: {super().__str__()}"
+
+
+class MissingVariantError(UnknownNameError):
+    """A layer of the zoo is of a variant that this version does not have."""
+
+    def __init__(self, where: str, variant: str, known: Iterable[str]) -> None:
+        super().__init__("variant", variant, known)
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"{self.where}: variant {self.name!r} is not in this version, which has {', '.join(self.known)}"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from importlib import resources
 from convtune import variants
 from convtune.errors import UnknownNameError
 from convtune.workloads.tables import Row, read_rows
-from convtune.workloads.workload import Workload
+from convtune.workloads.workload import MissingVariantError, Workload
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ def parse(text: str) -> list[Workload]:
 
 
 def _workload(row: Row) -> Workload:
-    return row.workload(where=f"zoo layer {row.name}", channels_last=True)
+    where, variant = f"zoo layer {row.name}", row.fields["variant"]
+    if variant not in variants.known():
+        raise MissingVariantError(where, variant, variants.known())
+    return row.workload(where=where, channels_last=True)
 
 
 @functools.cache
