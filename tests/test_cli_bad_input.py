@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import record_samples
-from cli_process import SMALL, TINY, invoke, run
+from cli_process import PROGRAM, SMALL, TINY, invoke, run
 
 from convtune.record import SCHEMA
 
@@ -43,6 +45,8 @@ def log(tmp_path: Path) -> Path:
         ("conv,ic=64,oc=64,in=5x5,k=3x3,dtype=int4", ("dtype='int4' is not allowed", "float32")),
         ("no/such/model.onnx", ("no/such/model.onnx", "no such file")),
         ("", ("unknown workload ''",)),
+        ("a" * 300, ("unknown workload 'aaa",)),
+        ("a" * 300 + ".json", ("no such file",)),
     ],
 )
 def test_workloads_that_are_none(command: str, workload: str, said: tuple[str, ...], tmp_path: Path) -> None:
@@ -97,6 +101,8 @@ def test_tuning_for_another_machine(log: Path) -> None:
         ("--engine", "guess", "'guess' is not one of"),
         ("--layout", "NHWC", "'NHWC' is not one of"),
         ("--threads", "0", "0 is not in the range"),
+        ("--seed", "-1", "-1 is not in the range"),
+        ("--log", "", "'' names no file"),
         ("--colour", "red", "No such option"),
     ],
 )
@@ -220,7 +226,9 @@ def test_merging_into_a_log_that_exists(tmp_path: Path) -> None:
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     for path in (first, second):
         path.write_bytes(record_samples.make().line())
-    assert f"log {second} exists" in complaint("log", "merge", first, "-o", second)
+    assert f"log {second} exists; merge into a new file, or say that it may be overwritten: --overwrite" in complaint(
+        "log", "merge", first, "-o", second
+    )
 
 
 def test_a_process_that_refuses_prints_no_traceback(tmp_path: Path) -> None:
@@ -228,3 +236,78 @@ def test_a_process_that_refuses_prints_no_traceback(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("convtune: error: unknown workload 'mobilenet_v9'; near it: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" + "1" * 5000 + "]", "[" * 500 + "]" * 500])
+def test_json_that_is_too_much(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text(text)
+    line = complaint("show", path)
+    assert str(path) in line
+    assert len(line) < 400
+
+
+def test_an_output_directory_whose_name_is_too_long(tmp_path: Path) -> None:
+    assert "File name too long" in complaint("compile", TINY, "-o", tmp_path / ("a" * 300))
+
+
+def test_an_output_that_has_no_name(tmp_path: Path) -> None:
+    assert "'' names no file" in complaint("compile", TINY, "-o", "")
+    assert "'' names no file" in complaint("log", "check", "")
+
+
+def test_a_pipe_is_no_workload(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.json"
+    os.mkfifo(path)
+    assert f"{path}: is a device, pipe or socket" in complaint("show", path)
+
+
+def test_a_zoo_layer_of_a_variant_that_is_not_there_yet() -> None:
+    line = complaint("show", "maskrcnn_r50_dcnv2_800x1344/c128_s1")
+    if "is not in this version" not in line:
+        pytest.skip("the variant is there")
+    assert "variant 'deformable' is not in this version, which has conv, " in line
+    assert "unknown" not in line
+
+
+def test_names_from_files_do_not_control_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "net.json"
+    fields = {"variant": "conv", "in_channels": 1, "out_channels": 1, "in_size": [5], "kernel": 3}
+    path.write_text(json.dumps([fields | {"name": "a\x1b[2Jb\nc\x9bµ"}]))
+    assert r"a\x1b[2Jb\nc\x9bµ" in invoke("show", path).stdout
+    table = tmp_path / "net.csv"
+    table.write_text("layer,variant,in_channels,out_channels,in_size,kernel\n\x1b]0;x\x07,conv,1,1,5,3\n")
+    assert r"\x1b]0;x\x07" in invoke("show", table).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", ["show variants", "show variants --json", "--help", "show --help", "log export {log}", "doctor"]
+)
+def test_a_full_disk(arguments: str, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(record_samples.make().line())
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*PROGRAM, *arguments.format(log=log).split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "convtune: error: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("show variants >&-", 0), ("show variants 2>&-", 0), ("show nothing 2>&-", 2), ("show >&- 2>&-", 2)],
+)
+def test_closed_output(command: str, code: int) -> None:
+    done = subprocess.run(["sh", "-c", f'"$@" {command}', "sh", *PROGRAM], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_lines_that_are_no_records_are_reported_by_every_tool(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"{}\n" + record_samples.make().line())
+    for arguments in (("merge", path, "-o", tmp_path / "merged.jsonl"), ("export", path), ("prune", path)):
+        result = invoke("log", *arguments)
+        assert result.exit_code == 0
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("convtune: warning: ") and "1: " in line, line

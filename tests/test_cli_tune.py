@@ -105,7 +105,7 @@ def test_the_table_names_units_machine_and_command(tuned: subprocess.CompletedPr
         *("layer", "count", "default µs", "tuned µs", "speed-up", "GFLOP/s", "of peak", "error")
     ]
     assert len({len(line.rstrip()) for line in table.splitlines()[:5]}) == 1, "columns are aligned"
-    assert re.search(r"^total, by count +3 ", table, re.MULTILINE)
+    assert re.search(r"^these layers, by count +3 ", table, re.MULTILINE)
     assert re.search(r"FMA peak measured in this run: \d+ GFLOP/s \(before \d+, after \d+\)", table)
     command = shlex.join(["convtune", "tune", *LAYERS, "--trials", str(TRIALS), "--log", str(log)])
     assert table.splitlines()[-1] == command

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,6 +24,7 @@ DONE, FAILED, BAD_INPUT = 0, 1, 2
 INTERRUPTED, READER_GONE = 130, 141  # as shells report SIGINT and SIGPIPE
 _FAILURES = (BuildError, MeasureError, ScheduleError, VerifyError)
 """What the user's input is not to blame for."""
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,7 @@ class Application(click.Group):
             code = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # nobody reads on; what is still buffered must not fail again when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_output()
             return READER_GONE
         return code
 
@@ -90,6 +92,19 @@ class Application(click.Group):
         except ConvtuneError as error:
             _complain(str(error))
             return FAILED if isinstance(error, _FAILURES) else BAD_INPUT
+        except OSError as error:
+            # commands report the files that they name themselves; a stream has no name
+            if error.filename is None and error.errno in _UNWRITABLE:
+                _discard_output()
+                _complain(f"the output cannot be written: {error.strerror}")
+            else:
+                _complain(str(error))
+            return FAILED
+
+
+def _discard_output() -> None:
+    """Gives up standard output: what is still buffered must not fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(text: str) -> str:
@@ -103,6 +118,9 @@ def _complain(message: str) -> None:
 
 def main() -> None:
     """The entry point of the `convtune` program."""
+    # Python has None for a stream that was closed before it began
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # where the locale has no µs, a question mark is better than none

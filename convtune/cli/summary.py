@@ -130,7 +130,7 @@ class Summary:
     def _total_row(self, total: Total, times: tables.TimeColumn) -> list[str | None]:
         missing = len(self.layers) - total.layers
         return [
-            f"total of {total.layers} of {len(self.layers)} layers" if missing else "total, by count",
+            f"{total.layers} of these {len(self.layers)} layers, by count" if missing else "these layers, by count",
             str(total.count),
             times.text(total.default_us),
             times.text(total.best_us),
