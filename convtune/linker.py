@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from convtune.errors import BuildError, TargetError
 from convtune.runtime.names import RUNTIME_NAME
 
 _SOURCES = Path(__file__).parent / "runtime"
+_SUMS = "sha256.json"
 _TIMEOUT_S = 180  # zig compiles its own C library stubs at first use: 15 s on an idle machine
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
 # What glue.c defines. TVM's code generator knows more of these pointers, and a null one crashes when called.
@@ -105,31 +107,54 @@ def _version(command: tuple[str, ...]) -> str:
 def build_runtime(compiler: Compiler, cache_dir: Path) -> Runtime:
     """Compiles the runtime once per source and compiler into `cache_dir`, which only its owner may enter.
 
-    Safe between processes: whoever is first wins. Raises TargetError when the compiler fails, since no kernel
-    will link either.
+    What is damaged there is compiled again. Safe between processes. Raises TargetError when the compiler fails,
+    since no kernel will link either.
     """
     sources = [_SOURCES / name for name in ("runtime.c", "glue.c")]
     key = hashlib.sha256(repr((compiler, _FLAGS)).encode())
     for source in sources:
         key.update(source.read_bytes())
     home = cache_dir / f"runtime-{compiler.machine}-{key.hexdigest()[:16]}"
-    built = Runtime(home / RUNTIME_NAME, home / "glue.o")
-    if home.is_dir():
-        return built
-    cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".runtime-") as scratch:
-        work = Path(scratch) / "runtime"
-        work.mkdir(mode=0o700)
+
+    def compile_into(work: Path) -> None:
         shared = ["-shared", f"-Wl,-soname,{RUNTIME_NAME}", "-Wl,-z,nodelete", "-o", str(work / RUNTIME_NAME)]
         for arguments in ([*shared, str(sources[0])], ["-c", "-o", str(work / "glue.o"), str(sources[1])]):
             if failure := compiler.run([*_FLAGS, *arguments]):
                 raise TargetError(f"cannot compile convtune's runtime: {failure}")
-        try:
-            work.rename(home)
-        except OSError:
-            if not home.is_dir():
-                raise
-    return built
+
+    make_once(home, compile_into)
+    return Runtime(home / RUNTIME_NAME, home / "glue.o")
+
+
+def make_once(home: Path, make: Callable[[Path], None]) -> None:
+    """Fills the cache entry `home`, a directory, with the files that `make` writes, unless it has them undamaged.
+
+    Their SHA-256 are kept beside them. Safe between processes: no file that was whole is ever missing or in part.
+    """
+    if _is_intact(home):
+        return
+    home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as scratch:
+        make(Path(scratch))
+        made = sorted(Path(scratch).iterdir())
+        sums = Path(scratch) / _SUMS
+        sums.write_text(json.dumps({path.name: _sha256(path) for path in made}), encoding="utf-8")
+        home.mkdir(mode=0o700, exist_ok=True)
+        # The sums last: what is cut short before them, or mixed with another process's files, is made again.
+        for path in (*made, sums):
+            path.replace(home / path.name)
+
+
+def _is_intact(home: Path) -> bool:
+    try:
+        sums = json.loads((home / _SUMS).read_bytes())
+        return isinstance(sums, dict) and bool(sums) and all(_sha256(home / name) == sums[name] for name in sums)
+    except (OSError, ValueError):  # missing or damaged: the entry is made again
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def link(object_path: Path, library_path: Path, cache_dir: Path, machine: str | None = None) -> Path:

@@ -98,6 +98,31 @@ def test_runtime_is_compiled_once_and_private(tmp_path: Path) -> None:
     assert [path.name for path in cache.iterdir()] == [first.library.parent.name]
 
 
+@pytest.mark.parametrize("name", [RUNTIME_NAME, "glue.o", linker._SUMS])
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"{}", None])
+def test_a_damaged_runtime_is_compiled_again(
+    object_path: Path, tmp_path: Path, name: str, damage: bytes | None
+) -> None:
+    cache = tmp_path / "cache"
+    damaged = build_runtime(find_compiler(), cache).library.with_name(name)
+    if damage is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(damage)
+    library = link(object_path, tmp_path / "k.so", cache)
+    assert ctypes.CDLL(str(library)).convtune_num_threads() >= 1
+    assert damaged.read_bytes() != damage
+    assert [path.name for path in cache.iterdir()] == [damaged.parent.name]
+
+
+def test_an_entry_without_sums_is_compiled_again(object_path: Path, tmp_path: Path) -> None:
+    """As earlier versions left it."""
+    runtime = build_runtime(find_compiler(), tmp_path)
+    (runtime.library.parent / linker._SUMS).unlink()
+    runtime.glue.write_bytes(b"")
+    assert build_runtime(find_compiler(), tmp_path).glue.stat().st_size > 0
+
+
 def test_another_source_is_another_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build_runtime(find_compiler(), tmp_path)
     sources = tmp_path / "sources"
