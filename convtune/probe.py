@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convtune.errors import MeasureError, TargetError
-from convtune.linker import Compiler, find_compiler
+from convtune.linker import Compiler, find_compiler, make_once
 from convtune.paths import cache_dir
 from convtune.targets import Target
 from convtune.targets.host import current
@@ -156,7 +156,10 @@ def flags_for(target: Target) -> tuple[str, ...]:
 
 @functools.cache
 def _load(path: Path) -> Any:
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise TargetError(f"the measuring loops in {path} do not load, though as compiled: {error}") from error
     cpus, result = ctypes.POINTER(ctypes.c_int), ctypes.POINTER(_Result)
     library.convtune_probe_multiply_add.argtypes = [ctypes.c_int, cpus, ctypes.c_double, result]
     library.convtune_probe_memory.argtypes = [ctypes.c_int, cpus, ctypes.c_int64, ctypes.c_double, result, result]
@@ -164,21 +167,20 @@ def _load(path: Path) -> Any:
 
 
 def build(compiler: Compiler, flags: tuple[str, ...]) -> Path:
-    """The compiled probe.c in the user's cache, compiled once for each source, compiler and flags.
+    """The compiled probe.c in the user's cache, once for each source, compiler and flags; again where damaged.
 
     Raises:
         TargetError: the compiler refuses.
     """
     key = hashlib.sha256(repr((compiler, flags)).encode() + _SOURCE.read_bytes()).hexdigest()[:16]
-    path = cache_dir() / f"probe-{compiler.machine}-{key}.so"
+    home = cache_dir() / f"probe-{compiler.machine}-{key}"
 
-    def compile_to(unfinished: Path) -> None:
-        if failure := compiler.run([*flags, "-o", str(unfinished), str(_SOURCE)]):
+    def compile_into(work: Path) -> None:
+        if failure := compiler.run([*flags, "-o", str(work / "probe.so"), str(_SOURCE)]):
             raise TargetError(f"cannot compile the measuring loops: {failure}")
 
-    if not path.exists():
-        _write(path, compile_to)
-    return path
+    make_once(home, compile_into)
+    return home / "probe.so"
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

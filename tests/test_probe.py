@@ -150,6 +150,33 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@on_x86
+@pytest.mark.parametrize("damage", [b"", b"garbage"])
+def test_a_damaged_library_is_compiled_again(
+    native: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: bytes
+) -> None:
+    monkeypatch.setenv("CONVTUNE_CACHE", str(tmp_path / "cache"))
+    path = probe.build(find_compiler(), probe.flags_for(native))
+    path.write_bytes(damage)
+    assert probe.fma_peak_gflops(native, seconds=0.01) > 0
+    assert path.read_bytes() != damage
+
+
+@on_x86
+def test_a_library_that_never_loads_is_a_clear_error(
+    native: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = tmp_path / "cc"
+    fake.write_text(
+        '#!/bin/sh\nwhile [ $# -gt 0 ]; do [ "$1" = -o ] && echo garbage > "$2"; shift; done\necho fake 1\n'
+    )
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CONVTUNE_CC", str(fake))
+    monkeypatch.setenv("CONVTUNE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(TargetError, match=r"measuring loops in .*probe\.so do not load"):
+        probe.fma_peak_gflops(native)
+
+
 # ---- remembering -------------------------------------------------------------------------------------
 
 
