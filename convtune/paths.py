@@ -10,10 +10,13 @@ from convtune.errors import ConvtuneError
 
 
 def log_path() -> Path:
-    """The user's log: CONVTUNE_LOG, or a file in the user's data directory. It need not exist."""
-    named = os.environ.get("CONVTUNE_LOG")
-    if named:
-        return Path(named).expanduser()
+    """The user's log: CONVTUNE_LOG, or a file in the user's data directory. It need not exist.
+
+    Raises:
+        ConvtuneError: CONVTUNE_LOG names the home of a user that does not exist.
+    """
+    if named := _named("CONVTUNE_LOG"):
+        return named
     import platformdirs
 
     return platformdirs.user_data_path("convtune", appauthor=False) / "log.jsonl"
@@ -25,10 +28,8 @@ def cache_dir() -> Path:
     Raises:
         ConvtuneError: it cannot be made, or others could put code into it: it is not the user's, or they may write.
     """
-    named = os.environ.get("CONVTUNE_CACHE")
-    if named:
-        path = Path(named).expanduser()
-    else:
+    path = _named("CONVTUNE_CACHE")
+    if path is None:
         import platformdirs
 
         path = platformdirs.user_cache_path("convtune", appauthor=False)
@@ -44,3 +45,15 @@ def cache_dir() -> Path:
         mode = f"{stat.S_IMODE(status.st_mode):04o}"
         raise ConvtuneError(f"cache directory {path} has mode {mode}, so others may write to it; it must be 0700")
     return path
+
+
+def _named(variable: str) -> Path | None:
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConvtuneError(
+            f"environment variable {variable} is {text!r}: no such user has a home directory"
+        ) from error
