@@ -41,26 +41,49 @@ def choices(
         yield Choice(explicit, "explicit", "named by the caller")
         return
     seen: set[str] = set()
-    for choice in _from_logs(spec, target, logs, max_error):
+    gone: list[str] = []
+    for choice in _from_logs(spec, target, logs, max_error, gone):
         if choice.candidate.key not in seen:
             seen.add(choice.candidate.key)
             yield choice
-    yield Choice(space.default_candidate(spec, target), "default", "no log has this spec or one near it")
+    reason = "; ".join(gone) or "no log has this spec or one near it"
+    yield Choice(space.default_candidate(spec, target), "default", reason)
 
 
-def _from_logs(spec: ConvSpec, target: Target, logs: LogStack, max_error: float) -> Iterator[Choice]:
+def _from_logs(spec: ConvSpec, target: Target, logs: LogStack, max_error: float, gone: list[str]) -> Iterator[Choice]:
+    """Adds to `gone` why winners were passed over, which is a part of the reason for all that comes after them."""
     exact = logs.winner(spec, target.fingerprint, max_error=max_error)
-    if exact and _offered(spec, target, exact[0].candidate):
+    if exact:
         record, layer = exact
-        yield Choice(record.candidate, "log", f"{record.time_us:.4g} us on this machine, in {layer.name}")
+        if _offered(spec, target, record.candidate):
+            yield Choice(record.candidate, "log", f"{_time(record)} on this machine, in {layer.name}")
+        else:
+            gone.append(_gone(record))
     for record in _relatives(spec, target, logs, max_error):
-        yield Choice(record.candidate, "log", f"{record.time_us:.4g} us on {record.target['model']}, of this family")
+        if _offered(spec, target, record.candidate):
+            reason = f"{_time(record)} on {record.target['model']}, of this family"
+            yield Choice(record.candidate, "log", "; ".join([reason, *gone]))
+        else:
+            gone.append(_gone(record))
     spaces = space.accepting(spec, target)
     known = logs.records()
     found = nearest_winner(spec, target, known, *spaces, max_error=max_error)
     candidate = nearest(spec, target, known, *spaces, max_error=max_error)
     if found and candidate:
-        yield Choice(candidate, "transfer", f"the knobs that won on {found.spec}, the nearest spec in the log")
+        own = found.spec == str(spec)  # of another machine
+        place = f"this spec on {found.target['model']}" if own else f"{found.spec}, the nearest spec in the log"
+        yield Choice(candidate, "transfer", "; ".join([f"the knobs that won on {place}", *gone]))
+
+
+def _time(record: Record) -> str:
+    return f"{record.time_us:.4g} µs"
+
+
+def _gone(record: Record) -> str:
+    candidate = record.candidate
+    knobs = ", ".join(f"{name}={value}" for name, value in candidate.knobs.items())
+    winner_of = f"the log's winner {candidate.space}({knobs}), {_time(record)} on {record.target['model']},"
+    return f"{winner_of} is not in this version's spaces"
 
 
 def _relatives(spec: ConvSpec, target: Target, logs: LogStack, max_error: float) -> list[Record]:
@@ -72,8 +95,7 @@ def _relatives(spec: ConvSpec, target: Target, logs: LogStack, max_error: float)
         if alike and record.fingerprint != target.fingerprint:
             by_machine.setdefault(record.fingerprint, []).append(record)
     winners = [winner(records, max_error=max_error) for records in by_machine.values()]
-    found = [w for w in winners if w and _offered(spec, target, w.candidate)]
-    return sorted(found, key=lambda record: abs(int(record.target["threads"]) - target.threads))
+    return sorted(filter(None, winners), key=lambda record: abs(int(record.target["threads"]) - target.threads))
 
 
 def _offered(spec: ConvSpec, target: Target, candidate: Candidate) -> bool:

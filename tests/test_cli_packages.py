@@ -78,7 +78,7 @@ def _fields(text: str) -> dict[str, Any]:
 def test_the_resolution_is_told_with_its_reason(compiled: Any, log: Path) -> None:
     tiny, small = compiled["packages"]
     assert compiled["written"]
-    assert tiny["resolution"] == {"kind": "log", "reason": f"3.5 us on this machine, in {log}"}
+    assert tiny["resolution"] == {"kind": "log", "reason": f"3.5 µs on this machine, in {log}"}
     assert tiny["candidate"]["space"] == "fallback"
     assert small["resolution"]["kind"] in ("default", "transfer")
     for package in (tiny, small):

@@ -56,7 +56,7 @@ def test_the_log_of_this_machine_comes_first_then_its_family_then_the_default(tm
     records = [_record(SPEC, mine, 10.0), _record(SPEC, slow, 20.0), _record(SPEC, theirs, 1.0, other)]
     choices = _choices(tmp_path, records)
     assert [(c.kind, c.candidate) for c in choices[:2]] == [("log", mine), ("log", theirs)]
-    assert "10 us on this machine" in choices[0].reason and "Another Processor" in choices[1].reason
+    assert "10 µs on this machine" in choices[0].reason and "Another Processor" in choices[1].reason
     assert choices[-1].kind == "default"
 
 
@@ -80,6 +80,37 @@ def test_knobs_that_the_space_no_longer_has_are_not_built(tmp_path: Path) -> Non
     unknown = Candidate("no_such_space", {"a": 1})
     choices = _choices(tmp_path, [_record(SPEC, gone, 1.0), _record(SPEC, unknown, 0.5)])
     assert gone not in [c.candidate for c in choices] and unknown not in [c.candidate for c in choices]
+
+
+def test_what_is_used_instead_of_a_winner_that_is_gone_says_so(tmp_path: Path) -> None:
+    other = dataclasses.replace(NATIVE, model="Another Processor")
+    near = SPEC.replace(in_channels=32)
+    unknown = Candidate("no_such_space", {"a": 1})
+    lent, theirs = _candidates(near)[4], _candidates(SPEC)[3]
+    alone = _choices(tmp_path / "alone", [_record(SPEC, unknown, 0.5)])
+    choices = [
+        *_choices(tmp_path / "relative", [_record(SPEC, unknown, 0.5), _record(SPEC, theirs, 1.0, other)])[:1],
+        *_choices(tmp_path / "near", [_record(SPEC, unknown, 0.5), _record(near, lent, 1.0)]),
+    ]
+    note = f"the log's winner no_such_space(a=1), 0.5 µs on {NATIVE.model}, is not in this version's spaces"
+    assert [(c.kind, c.reason) for c in alone] == [("default", note)]
+    assert [c.kind for c in choices] == ["log", "transfer", "default"]
+    assert choices[0].reason == f"1 µs on Another Processor, of this family; {note}"
+    assert all(c.reason.endswith(note) for c in choices)
+
+
+def test_a_relative_that_is_gone_does_not_touch_the_reason_of_what_comes_before_it(tmp_path: Path) -> None:
+    other = dataclasses.replace(NATIVE, model="Another Processor")
+    unknown = Candidate("no_such_space", {"a": 1})
+    choices = _choices(tmp_path, [_record(SPEC, _candidates(SPEC)[3], 1.0), _record(SPEC, unknown, 0.5, other)])
+    assert choices[0].kind == "log" and "not in this version" not in choices[0].reason
+    assert "0.5 µs on Another Processor, is not in this version's spaces" in choices[-1].reason
+
+
+def test_the_same_spec_on_an_unlike_machine_is_not_called_another_spec(tmp_path: Path) -> None:
+    narrower = dataclasses.replace(NATIVE, model="Narrow", vector_bytes=NATIVE.vector_bytes // 2)
+    choice = _choices(tmp_path, [_record(SPEC, _candidates(SPEC)[3], 10.0, narrower)])[0]
+    assert (choice.kind, choice.reason) == ("transfer", "the knobs that won on this spec on Narrow")
 
 
 def test_what_is_not_accurate_enough_is_not_chosen(tmp_path: Path) -> None:
