@@ -16,7 +16,7 @@ import pytest
 from convtune import targets
 from convtune.errors import TargetError, UnknownNameError
 from convtune.targets import host, x86
-from convtune.targets.host import Host
+from convtune.targets.host import MAX_THREADS, Host, current
 
 V3_FLAGS = (
     "fpu sse2 pni ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt aes avx f16c lahf_lm abm bmi1 avx2 bmi2 3dnowprefetch"
@@ -278,13 +278,21 @@ def test_threads_come_from_the_argument_then_the_environment(monkeypatch: pytest
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", " "])
 def test_a_bad_thread_variable_is_an_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("CONVTUNE_NUM_THREADS", text)
-    with pytest.raises(TargetError, match=f"CONVTUNE_NUM_THREADS is '{text}'; allowed: 1 and up"):
+    with pytest.raises(TargetError, match=f"CONVTUNE_NUM_THREADS is '{text}'; allowed: 1 to 1024"):
         targets.resolve("haswell")
 
 
-def test_zero_threads_is_an_error() -> None:
-    with pytest.raises(TargetError, match="threads is 0; allowed: 1 and up"):
-        targets.resolve("haswell", threads=0)
+@pytest.mark.parametrize("threads", [0, 1025, 99999])
+def test_threads_that_the_runtime_cannot_have_are_an_error(threads: int) -> None:
+    for text in ("haswell", json.dumps(complete_document())):
+        with pytest.raises(TargetError, match=f"threads is {threads}; allowed: 1 to 1024"):
+            targets.resolve(text, threads=threads)
+
+
+def test_the_bound_on_threads_is_the_runtimes() -> None:
+    source = (Path(targets.__file__).parent.parent / "runtime/runtime.c").read_text()
+    assert re.findall(r"MAX_THREADS = (\d+)", source) == [str(MAX_THREADS)]
+    assert targets.resolve("haswell", threads=MAX_THREADS).threads == MAX_THREADS
 
 
 # ---- JSON --------------------------------------------------------------------------------------------
@@ -312,6 +320,26 @@ def test_json_file_with_all_fields(tmp_path: Path) -> None:
     assert (target.name, target.mcpu, target.l3_bytes, target.vector_bytes) == ("board", "tremont", 0, 16)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_json_with_the_model_of_another_machine_is_not_timed_here(whole: bool) -> None:
+    document = complete_document() if whole else {"mcpu": "x86-64"}
+    other = targets.resolve(json.dumps(document | {"model": "Atom x6425E"}))
+    assert (other.model, other.is_host) == ("Atom x6425E", False)
+
+
+@pytest.mark.skipif(current().machine != "x86_64", reason="x86 targets run on x86 only")
+@pytest.mark.parametrize("whole", [True, False])
+def test_json_without_a_model_is_this_machine_where_it_runs(whole: bool) -> None:
+    document = complete_document() if whole else {"mcpu": "x86-64"}
+    document.pop("model", None)
+    document["required_features"] = []
+    here = targets.resolve(json.dumps(document))
+    assert (here.model, here.is_host) == (current().title, True)
+    assert targets.resolve(json.dumps(document | {"model": current().title})) == here
+    absent = targets.resolve(json.dumps(document | {"required_features": ["no_such_feature"]}))
+    assert (absent.model, absent.is_host) == (document["mcpu"], False)
+
+
 def test_the_documented_json_is_a_target() -> None:
     text = (Path(__file__).parent.parent / "docs/targets.md").read_text()
     (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
@@ -324,7 +352,8 @@ def test_the_documented_json_is_a_target() -> None:
         ({"mcpu": None}, "mcpu is None; allowed: a string"),
         ({"threads": "2"}, "threads is '2'; allowed: a whole number"),
         ({"threads": True}, "threads is True; allowed: a whole number"),
-        ({"threads": 0}, "threads is 0; allowed: 1 and up"),
+        ({"threads": 0}, "threads is 0; allowed: 1 to 1024"),
+        ({"threads": 99999}, "threads is 99999; allowed: 1 to 1024"),
         ({"l3_bytes": -1}, "l3_bytes is -1; allowed: 0"),
         ({"vector_bytes": 48}, "vector_bytes is 48; allowed: 4, 8"),
         ({"features": ["avx"]}, "feature 'avx'; allowed:"),
@@ -345,7 +374,7 @@ def test_impossible_json(change: dict[str, Any], message: str) -> None:
         ("{", "is not JSON: "),
         ("{}", "mcpu is missing"),
         ("/nowhere/x.json", "target file '/nowhere/x.json': No such file"),
-        ('{"mcpu": "tremont"}', "target 'tremont': missing family, model, "),
+        ('{"mcpu": "tremont"}', "target 'tremont': missing family, triple, "),
         ('{"mcpu": "znver4", "features": ["-avx512f"]}', "features without required_features"),
     ],
 )

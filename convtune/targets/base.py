@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.errors import TargetError
+from convtune.targets.host import MAX_THREADS
 
 if TYPE_CHECKING:
     from convtune.targets.host import Host
@@ -52,7 +53,9 @@ class Target:
         for field in ("name", "family", "model", "mcpu", "triple", "machine"):
             if not getattr(self, field):
                 raise TargetError(f"target {self.name!r}: {field} is empty")
-        for field in ("vector_bytes", "vector_registers", "threads", "l1d_bytes", "l2_bytes"):
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise TargetError(f"target {self.name!r}: threads is {self.threads}; allowed: 1 to {MAX_THREADS}")
+        for field in ("vector_bytes", "vector_registers", "l1d_bytes", "l2_bytes"):
             if getattr(self, field) < 1:
                 raise TargetError(f"target {self.name!r}: {field} is {getattr(self, field)}; allowed: 1 and up")
         if self.l3_bytes < 0:

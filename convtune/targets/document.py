@@ -51,6 +51,9 @@ def load(text: str) -> dict[str, Any]:
 def build(document: Mapping[str, Any], base: Target | None, host: Host, threads: int | None) -> Target:
     """The target of a document; what it leaves out is as in `base`, the named target with its mcpu.
 
+    The model is the host's where the host can run it, unless the document says otherwise. Another model than the
+    host's is another machine, even where its code runs here: its times would be this machine's.
+
     Raises:
         TargetError: a field is impossible, or missing where there is no base.
     """
@@ -58,11 +61,12 @@ def build(document: Mapping[str, Any], base: Target | None, host: Host, threads:
     values |= {"name": document["mcpu"], **document}
     if threads is not None:
         values["threads"] = threads
-    missing = [key for key in _FIELDS if key not in values]
+    missing = [key for key in _FIELDS if key not in values and key != "model"]
     if missing:
         raise TargetError(f"target {values['name']!r}: missing {', '.join(missing)}; only known CPUs need not give all")
-    is_host = not host.lacks(values["machine"], values["required_features"])
-    return Target(**values, is_host=is_host)
+    runs_here = not host.lacks(values["machine"], values["required_features"])
+    values["model"] = document.get("model", host.title if runs_here else values["mcpu"])
+    return Target(**values, is_host=runs_here and values["model"] == host.title)
 
 
 def _typed(source: str, key: str, value: Any) -> Any:

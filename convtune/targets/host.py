@@ -12,6 +12,8 @@ from pathlib import Path
 from convtune.errors import TargetError
 
 THREADS_VARIABLE = "CONVTUNE_NUM_THREADS"
+MAX_THREADS = 1024
+"""What runtime.c's pool holds."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,17 @@ def choose_threads(threads: int | None, default: int) -> int:
     """The number asked for, else that of the environment, else `default`.
 
     Raises:
-        TargetError: a number below 1, or an environment variable that is no number.
+        TargetError: a number below 1 or above MAX_THREADS, or an environment variable that is no number.
     """
     if threads is not None:
-        if threads < 1:
-            raise TargetError(f"threads is {threads}; allowed: 1 and up")
+        if not 1 <= threads <= MAX_THREADS:
+            raise TargetError(f"threads is {threads}; allowed: 1 to {MAX_THREADS}")
         return threads
     text = os.environ.get(THREADS_VARIABLE, "")
     if not text:
-        return default
-    if not text.isdecimal() or int(text) < 1:
-        raise TargetError(f"environment variable {THREADS_VARIABLE} is {text!r}; allowed: 1 and up")
+        return min(default, MAX_THREADS)
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_THREADS:
+        raise TargetError(f"environment variable {THREADS_VARIABLE} is {text!r}; allowed: 1 to {MAX_THREADS}")
     return int(text)
 
 
