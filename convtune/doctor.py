@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import platform
 import shutil
@@ -14,7 +15,7 @@ from typing import Literal
 
 from convtune import __version__, probe, targets
 from convtune.errors import ConvtuneError, TargetError
-from convtune.linker import find_compiler
+from convtune.linker import build_runtime, find_compiler
 from convtune.paths import cache_dir, log_path
 from convtune.targets import Target
 
@@ -96,6 +97,7 @@ def examine(measure: bool = True) -> list[Finding]:
         _required(),
         _compiler(),
         _directories(),
+        _runtime(),
     ]
     try:
         target = targets.resolve("native")
@@ -176,6 +178,17 @@ def _directories() -> Finding:
         return Finding("files", "ok", f"cache {cache_dir()}, log {log_path()}", purpose)
     except (ConvtuneError, ModuleNotFoundError) as error:
         return Finding("files", "broken", str(error), purpose, "set CONVTUNE_CACHE to a directory of yours, mode 0700")
+
+
+def _runtime() -> Finding:
+    """Compiled here and loaded, as every kernel does."""
+    purpose = "linking and running kernels"
+    try:
+        library = build_runtime(find_compiler(), cache_dir()).library
+        threads = ctypes.CDLL(str(library)).convtune_num_threads()
+    except (ConvtuneError, ModuleNotFoundError, OSError) as error:
+        return Finding("runtime", "broken", str(error), purpose, "mend what is broken above, then again")
+    return Finding("runtime", "ok", f"compiles, and loads with {threads} threads", purpose)
 
 
 def _cpu(target: Target) -> Finding:

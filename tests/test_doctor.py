@@ -16,6 +16,8 @@ import pytest
 from convtune import doctor, probe, targets
 from convtune.doctor import Finding
 from convtune.errors import TargetError
+from convtune.linker import build_runtime, find_compiler
+from convtune.paths import cache_dir
 from convtune.targets.host import current
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
@@ -124,6 +126,26 @@ def test_no_compiler_is_broken_and_the_rest_is_still_told(monkeypatch: pytest.Mo
     assert "/nowhere/cc" in compiler.value
     assert finding(findings, "peaks").state == "absent"
     assert finding(findings, "CPU").state == "ok"
+
+
+def test_the_runtime_is_compiled_again_where_damaged() -> None:
+    runtime = build_runtime(find_compiler(), cache_dir())
+    runtime.library.write_bytes(b"garbage")
+    runtime.glue.write_bytes(b"")
+    assert doctor._runtime().state == "ok"
+    assert runtime.library.read_bytes().startswith(b"\x7fELF")
+    assert runtime.glue.read_bytes().startswith(b"\x7fELF")
+
+
+def test_a_runtime_that_does_not_load_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "cc"
+    fake.write_text(
+        '#!/bin/sh\nwhile [ $# -gt 0 ]; do [ "$1" = -o ] && echo garbage > "$2"; shift; done\necho fake 1\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("CONVTUNE_CC", str(fake))
+    found = doctor._runtime()
+    assert (found.state, "libconvtune_runtime" in found.value) == ("broken", True)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
