@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from runtime_kernels import COLUMNS, ROWS, random_aligned, stencil, stencil_libr
 from convtune.runtime.arrays import empty_aligned
 from convtune.runtime.errors import KernelError
 from convtune.runtime.kernel import Kernel
+from convtune.runtime.names import RUNTIME_NAME
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +170,13 @@ def test_a_bad_number_of_threads_is_reported(library: Path, value: str) -> None:
     assert f"CONVTUNE_NUM_THREADS={value} is not a number from 1 to 1024; using {usable}" in done.stderr
 
 
-def test_wrong_number_of_threads_is_refused(kernel: Kernel) -> None:
-    with pytest.raises(KernelError, match="num_threads is 0; it must be at least 1"):
-        kernel.num_threads = 0
+@pytest.mark.parametrize("count", [0, -1, 1025, 10**12, 1.5, True, "2", None])
+def test_wrong_number_of_threads_is_refused(kernel: Kernel, count: Any) -> None:
+    before = kernel.num_threads
+    with pytest.raises(KernelError) as caught:
+        kernel.num_threads = count
+    assert str(caught.value) == f"num_threads is {count!r}; it must be an integer from 1 to 1024"
+    assert kernel.num_threads == before
 
 
 def test_scratch_memory_can_be_filled(kernel: Kernel) -> None:
@@ -224,3 +230,14 @@ def test_a_file_that_is_no_kernel_is_refused(tmp_path: Path) -> None:
         Kernel(tmp_path / "text.so")
     with pytest.raises(KernelError, match=r"cannot load kernel .*absent.so"):
         Kernel(tmp_path / "absent.so")
+
+
+@pytest.mark.parametrize("symbol", ["convtune_kernel_error", "convtune_place_threads", "convtune_fill_workspace"])
+def test_a_runtime_that_lacks_a_function_is_refused(library: Path, tmp_path: Path, symbol: str) -> None:
+    for file in (library, library.with_name(RUNTIME_NAME)):
+        renamed = file.read_bytes().replace(symbol.encode() + b"\0", b"x" * len(symbol) + b"\0")
+        (tmp_path / file.name).write_bytes(renamed)
+    # in a process of its own: this one has the whole runtime loaded, and would find the function there
+    script = "import sys; from convtune.runtime.kernel import Kernel; Kernel(sys.argv[1])"
+    done = run_script(script, str(tmp_path / library.name))
+    assert "KernelError: cannot load kernel" in done.stderr and symbol in done.stderr.splitlines()[-1]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,10 @@ class CompiledConv:
         error = "unverified" if self.error is None else f"{self.error:.1e}"
         return f"CompiledConv({self.spec!r}, target={self.manifest.target.name!r}, error={error})"
 
+    def __reduce__(self) -> NoReturn:
+        """Refuses to be pickled or copied: a loaded library belongs to its process."""
+        raise self._error("a CompiledConv cannot be pickled or copied; save(directory) it and load(directory) it there")
+
     def __call__(
         self,
         x: Any,
@@ -128,6 +132,8 @@ class CompiledConv:
 
         Raises KernelError when a shape or dtype is not the kernel's, and where an argument is missing or superfluous.
         """
+        if not isinstance(packed, Packed):
+            raise self._error(f"packed is a {type(packed).__name__}; it must come from this kernel's pack()")
         if packed.library_sha256 != self.manifest.library_sha256:
             raise self._error("packed was made by another kernel; pack the weights with this one")
         arrays = dict(packed.arrays)
@@ -150,7 +156,11 @@ class CompiledConv:
         return out
 
     def time(self, repeat: int = 10) -> NDArray[np.float64]:
-        """Seconds per call on random data, `repeat` times, each the mean of calls that take 10 ms together."""
+        """Seconds per call on random data, `repeat` times, each the mean of calls that take 10 ms together.
+
+        As in tuning, each thread is kept on a CPU of its own for that time; afterwards all threads of the process's
+        kernels may use any CPU again.
+        """
         rng = np.random.default_rng(0)
         arrays = []
         for argument in self.manifest.arguments:
@@ -160,9 +170,13 @@ class CompiledConv:
             )
             arrays.append(array)
         call = self.kernel.prepare(arrays)
-        call()
-        once = float(call.time(number=1, repeat=3).min())
-        return call.time(number=max(1, math.ceil(_SECONDS_PER_TIMING / max(once, 1e-9))), repeat=repeat)
+        self.kernel.place_threads(True)
+        try:
+            call()
+            once = float(call.time(number=1, repeat=3).min())
+            return call.time(number=max(1, math.ceil(_SECONDS_PER_TIMING / max(once, 1e-9))), repeat=repeat)
+        finally:
+            self.kernel.place_threads(False)
 
     def save(self, directory: Path | str) -> Path:
         """Writes a Python package that needs NumPy only: `from kernels import g32; y = g32(x, weight)`.

@@ -18,6 +18,15 @@ ALIGNMENT = 64
 _DLPACK_CODES = {"i": 0, "u": 1, "f": 2}  # DLDataTypeCode, by NumPy's dtype.kind
 _CPU = 1  # kDLCPU
 _TENSOR = 7  # kTVMFFIDLTensorPtr
+_MAX_THREADS = 1024  # MAX_THREADS of runtime.c
+_RUNTIME_SYMBOLS = (
+    "convtune_fill_workspace",
+    "convtune_kernel_error",
+    "convtune_num_threads",
+    "convtune_place_threads",
+    "convtune_release_workspace",
+    "convtune_set_num_threads",
+)
 
 
 class _Tensor(ctypes.Structure):
@@ -47,11 +56,13 @@ class Kernel:
     """A loaded library. May be called from several threads at once."""
 
     def __init__(self, library: Path) -> None:
-        """Loads `library` and, from beside it, the runtime. Raises KernelError when it does not load."""
+        """Loads `library` and, from beside it, the runtime. Raises KernelError when one does not load or is too old."""
         try:
             self._library = ctypes.CDLL(str(Path(library).resolve()))
             self._main = self._library["__tvm_ffi_main"]  # an attribute of that name would be mangled
             self._time = self._library.convtune_time
+            for symbol in _RUNTIME_SYMBOLS:  # an older runtime may lack some: found out here, not in the first call
+                self._library[symbol]
         except (OSError, AttributeError) as error:
             raise KernelError(f"cannot load kernel {library}: {error}") from error
         self._library.convtune_kernel_error.restype = ctypes.c_char_p
@@ -88,14 +99,15 @@ class Kernel:
 
     @property
     def num_threads(self) -> int:
-        """Threads on which kernels of this process run: all kernels share one pool."""
+        """Threads on which kernels of this process run, 1 to 1024: all kernels share one pool."""
         return int(self._library.convtune_num_threads())
 
     @num_threads.setter
     def num_threads(self, count: int) -> None:
-        if count < 1:
-            raise KernelError(f"num_threads is {count}; it must be at least 1")
-        self._library.convtune_set_num_threads(count)
+        # bool is an int to Python; numpy integers are not, yet mean one
+        if isinstance(count, bool) or not hasattr(count, "__index__") or not 1 <= count <= _MAX_THREADS:
+            raise KernelError(f"num_threads is {count!r}; it must be an integer from 1 to {_MAX_THREADS}")
+        self._library.convtune_set_num_threads(int(count))
 
     def place_threads(self, on: bool) -> None:
         """Keeps each thread of the pool on a CPU of its own, other than the caller's, for all kernels of the process.

@@ -1,0 +1,54 @@
+"""CompiledConv where it is used as it cannot be: foreign weights, copies, timing that fails."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from runtime_kernels import IN, PIXELS, pointwise_library, pointwise_manifest
+
+from convtune.runtime import CompiledConv, load
+from convtune.runtime.errors import KernelError
+from convtune.runtime.kernel import Call, Kernel
+from convtune.runtime.names import RUNTIME_NAME
+from convtune.runtime.package import write_package
+
+
+@pytest.fixture(scope="module")
+def conv(tmp_path_factory: pytest.TempPathFactory) -> CompiledConv:
+    directory = tmp_path_factory.mktemp("pointwise")
+    library = pointwise_library(directory)
+    manifest = pointwise_manifest(library)
+    return load(write_package(directory / "pw", manifest, library, library.with_name(RUNTIME_NAME)))
+
+
+def test_packed_must_come_from_pack(conv: CompiledConv) -> None:
+    x = np.zeros((PIXELS, IN), "f")
+    for packed, kind in ((None, "NoneType"), ((x,), "tuple"), (x, "ndarray")):
+        with pytest.raises(KernelError, match=rf"packed is a {kind}; it must come from this kernel's pack\(\)"):
+            conv.run(x, packed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("copy_it", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_copies_go_through_a_saved_package(conv: CompiledConv, copy_it: Callable[[Any], Any]) -> None:
+    with pytest.raises(KernelError, match=r"cannot be pickled or copied; save\(directory\) it and load"):
+        copy_it(conv)
+
+
+def test_threads_are_placed_while_timing_only(conv: CompiledConv, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    place, time = Kernel.place_threads, Call.time
+    monkeypatch.setattr(Kernel, "place_threads", lambda kernel, on: (calls.append(on), place(kernel, on))[1])
+    monkeypatch.setattr(
+        Call, "time", lambda call, *args, **named: (calls.append("time"), time(call, *args, **named))[1]
+    )
+    conv.time(repeat=1)
+    assert calls == [True, "time", "time", False]
+    calls.clear()
+    with pytest.raises(KernelError, match="repeat is 0"):
+        conv.time(repeat=0)
+    assert (calls[0], calls[-1]) == (True, False)
