@@ -15,7 +15,7 @@ A step of the reduction reads oh_tile * ow_vectors vectors of inputs and broadca
 rows share what they read, and since kw is outside of kh no more of it is live than one column of the kernel needs.
 `pad` holds the columns of one residue modulo the stride side by side, so that strided convolutions read whole vectors
 too. Rows of whole vectors are stored straight from the registers. Others go through `tile`, from which one loop stores
-the row; LLVM makes vectors and a rest of it.
+the row; LLVM makes vectors and a rest of it. Where the kernel is 1 and nothing moves, all positions are one row.
 """
 
 from __future__ import annotations
@@ -35,7 +35,16 @@ from convtune.schedules.estimate import (
     overlapped,
     stream_cycles,
 )
-from convtune.schedules.tiling import ceil_div, even_blocks, place_accumulators, round_up, spaced, unroll
+from convtune.schedules.one_row import in_one_row, position_in, restore_arguments
+from convtune.schedules.tiling import (
+    LONG_ACTIVATIONS,
+    ceil_div,
+    even_blocks,
+    place_accumulators,
+    round_up,
+    spaced,
+    unroll,
+)
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, output, read_padded
@@ -46,13 +55,13 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-LARGEST_BODY = 320  # FMAs in an unrolled body: beyond it LLVM's time grows faster than the gain
+# FMAs in an unrolled body: in longer ones LLVM moves loads so far ahead that registers spill
+LARGEST_BODY: Mapping[KnobValue, int] = {"kh": 160, "kw_kh": 80}
 SMALLEST_TILE = 6  # sums
 LOOP_CYCLES = 2.0
 OVERLAPPING = 32  # steps of a reduction so short that the next tile's begins meanwhile
 LINE_BYTES = 64  # of a cache line
-ROW_CYCLES = 8.0  # to begin copying a row
-LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")
+ROW_CYCLES = 2.0  # to begin copying a row
 UNROLLED = {"none": 0, "kh": 1, "kw_kh": 2}  # loops
 
 
@@ -91,9 +100,10 @@ class RowLanes(Estimating):
             return False
         # a row is rounded up to vectors of at least 4 lanes
         plain = ("conv", "pointwise", "dilated", "grouped", "shuffled_grouped", "depthwise")
-        return spec.variant in plain and spec.out_size[-1] > 2
+        return spec.variant in plain and in_one_row(spec).out_size[-1] > 2
 
     def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+        spec = in_one_row(spec)
         out, kernel, run = Geometry.of(spec).out, cube(spec.kernel), spec.out_channels // spec.groups
         vectors, most = ceil_div(out[2], _lanes(spec, target)), target.vector_registers // 2
         return {
@@ -109,13 +119,14 @@ class RowLanes(Estimating):
         }
 
     def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+        spec = in_one_row(spec)
         tile, kernel, out = _tile(spec, target, knobs), cube(spec.kernel), Geometry.of(spec).out
         if tile.sums > _most_sums(tile, target):
             return False
         if tile.sums < SMALLEST_TILE and not self._at_an_end(spec, target, knobs):
             return False
-        taps = (1, kernel[1], kernel[1] * kernel[2])[UNROLLED[str(knobs["unroll"])]]
-        if tile.sums * taps > LARGEST_BODY and knobs["unroll"] != "none":
+        taps = kernel[1] * (kernel[2] if knobs["unroll"] == "kw_kh" else 1)
+        if tile.sums * taps > LARGEST_BODY.get(knobs["unroll"], tile.sums * taps):
             return False
         if tile.rows > int(knobs["oh_block"]) or tile.vectors > int(knobs["ow_block"]):
             return False
@@ -134,11 +145,10 @@ class RowLanes(Estimating):
 
     def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
+        spec = in_one_row(spec)
         tile, out, stride = _tile(spec, target, knobs), Geometry.of(spec).out, spec.stride[-1]
         high, wide = _task_tiles(spec, tile, knobs)
-        parts = (
-            spec.batch * ceil_div(ceil_div(out[1], tile.rows), high) * ceil_div(ceil_div(out[2], tile.columns), wide)
-        )
+        down, across = ceil_div(out[1], high * tile.rows), ceil_div(out[2], wide * tile.columns)
         shared = 1 if knobs["oc_order"] == "parallel" else tile.blocks  # channel blocks of a task
         group_block, pad_bytes = int(knobs["group_block"]), _pad_bytes(spec, tile, knobs)
         cycles = group_block * out[0] * high * wide * shared * self._tile_cycles(spec, target, knobs, pad_bytes)
@@ -147,7 +157,7 @@ class RowLanes(Estimating):
             cycles += rows * ROW_CYCLES + pad_bytes / L2_BYTES_PER_CYCLE * (1 if stride == 1 else 2.5)
             cycles += 2 * stream_cycles(target, pad_bytes, pad_bytes)
         cycles += pad_bytes / L3_BYTES_PER_CYCLE / 2
-        return Tasks(parts * spec.groups // group_block * tile.blocks // shared, cycles).on(target)
+        return Tasks(spec.batch * down * across * spec.groups // group_block * tile.blocks // shared, cycles).on(target)
 
     def _tile_cycles(self, spec: ConvSpec, target: Target, knobs: Knobs, pad_bytes: int) -> float:
         tile, kernel, stride = _tile(spec, target, knobs), cube(spec.kernel), cube(spec.stride)
@@ -155,37 +165,37 @@ class RowLanes(Estimating):
         rows = tile.rows * kernel[1]  # that one kw reads
         if knobs["unroll"] != "none" and cube(spec.dilation)[1] == 1:
             rows = min(rows, (tile.rows - 1) * stride[1] + kernel[1])
-        crossing = 1 + tile.lanes * 4 / LINE_BYTES  # an unaligned load of a whole line always reads two
+        # an unaligned load of a whole line always reads two
+        crossing = 1 + tile.lanes * 4 / LINE_BYTES if kernel[2] > 1 else 1
         loads = rows * tile.vectors * crossing + tile.channels * kernel[1]
-        compute = kernel[1] * _fma_cycles(tile.sums, depth * count(spec.kernel))
-        body = max(compute, loads / LOADS_PER_CYCLE) + (0 if knobs["unroll"] == "kw_kh" else LOOP_CYCLES)
-        compute = depth * kernel[0] * kernel[2] * body
+        fmas = kernel[1] * _fma_cycles(tile.sums, depth * count(spec.kernel))
+        body = max(fmas, loads / LOADS_PER_CYCLE) + (0 if knobs["unroll"] == "kw_kh" else LOOP_CYCLES)
         weights_bytes = depth * count(spec.kernel) * tile.channels * 4
         window_bytes = depth * kernel[0] * rows * tile.columns * stride[2] * 4
-        stream = stream_cycles(
-            target, weights_bytes, weights_bytes * (tile.blocks if knobs["oc_order"] == "inner" else 1)
-        )
-        stream += stream_cycles(target, window_bytes, pad_bytes)
+        resident = weights_bytes * (tile.blocks if knobs["oc_order"] == "inner" else 1)
+        stream = stream_cycles(target, weights_bytes, resident) + stream_cycles(target, window_bytes, pad_bytes)
+        compute = depth * kernel[0] * kernel[2] * body
         return overlapped(compute, stream) + tile.sums * (4 if _is_staged(spec, tile) else 2) + TILE_CYCLES
 
     def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        spec = in_one_row(spec)
         tile, rank, depth = _tile(spec, target, knobs), spec.rank, spec.in_channels // spec.groups
         full = tile.blocks * tile.channels
-        return (
-            (
-                {"op": "reshape", "shape": [tile.groups, tile.run, depth, *spec.kernel]},
-                {"op": "pad", "widths": [[0, 0], [0, full - tile.run], *([0, 0] for _ in range(rank + 1))]},
-                {"op": "reshape", "shape": [tile.groups, tile.blocks, tile.channels, depth, *cube(spec.kernel)]},
-                {"op": "transpose", "axes": [0, 1, 3, 4, 6, 5, 2]},
-            ),
+        steps: tuple[PackStep, ...] = (
+            {"op": "reshape", "shape": [tile.groups, tile.run, depth, *spec.kernel]},
+            {"op": "pad", "widths": [[0, 0], [0, full - tile.run], *([0, 0] for _ in range(rank + 1))]},
+            {"op": "reshape", "shape": [tile.groups, tile.blocks, tile.channels, depth, *cube(spec.kernel)]},
+            {"op": "transpose", "axes": [0, 1, 3, 4, 6, 5, 2]},
         )
+        return (steps,)
 
     def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
-        tile = _tile(spec, target, knobs)
-        sch = Schedule(_expression(spec, tile, knobs["pad_at"]))
-        outer, block, inner, store = self._split_output(sch, spec, tile, knobs)
+        row = in_one_row(spec)
+        tile = _tile(row, target, knobs)
+        sch = Schedule(_expression(row, tile, knobs["pad_at"]))
+        outer, block, inner, store = self._split_output(sch, row, tile, knobs)
         order = [*outer, *inner, block] if knobs["oc_order"] == "inner" else [*outer, block, *inner]
         sch.reorder(*order, *store)
         shared = len(outer) + (knobs["oc_order"] == "parallel")
@@ -193,16 +203,16 @@ class RowLanes(Estimating):
         sch.parallel(task)
         place_accumulators(
             sch,
-            self._place_store(sch, spec, tile, task if shared == len(order) else order[-1], store),
+            self._place_store(sch, row, tile, task if shared == len(order) else order[-1], store),
             reductions=4,
             order=(3, 0, 2, 1),  # of kd, kh, kw, ic
             unrolled=UNROLLED[str(knobs["unroll"])],
+            scope="global",
         )
         if knobs["pad_at"] == "task":
             _place_pad(sch, task)
-        if tile.groups > 1:  # one dimension of channels, once nothing needs to see two of them any more
-            inner_channels = tile.groups if variants.get(spec.variant).interleaved else tile.run
-            sch.transform_layout("y", ("write", 0), lambda n, i, j, *position: [n, i * inner_channels + j, *position])
+        restore_arguments(sch, spec, "pad" if knobs["pad_at"] == "task" else "acc_update")
+        _restore_output(sch, spec, tile)
         return sch.mod
 
     def _split_output(
@@ -318,8 +328,8 @@ def _expression(spec: ConvSpec, tile: RowTile, pad_at: KnobValue) -> Any:
             return weight(g, b, i, taps[0], taps[2], taps[1], channel)
 
         term = variants.get(spec.variant).term(spec, operands(geometry, read, filters))
-        position = (d, h * tile.rows + row, w * tile.columns + vector * tile.lanes + lane)[3 - spec.rank :]
-        return te.sum(term.at(n, 0, position, (ic, *kernel[3 - spec.rank :])), axis=[*kernel, ic])
+        out = (d, h * tile.rows + row, w * tile.columns + vector * tile.lanes + lane)[3 - spec.rank :]
+        return te.sum(term.at(n, 0, out, (ic, *kernel[3 - spec.rank :])), axis=[*kernel, ic])
 
     outer = (spec.batch, out[0], rounded[1] // tile.rows)
     inner = (tile.channels, tile.rows, tile.vectors, tile.lanes)
@@ -365,6 +375,15 @@ def _padded_rows(arguments: Arguments, geometry: Geometry) -> Any:
 def _fma_cycles(sums: int, steps: int) -> float:
     """One step's FMAs, of which the next depends on, unless the processor has other tiles to go on with."""
     return (sums if steps <= OVERLAPPING else max(sums, FEWEST_SUMS)) / FMAS_PER_CYCLE
+
+
+def _restore_output(sch: Any, spec: ConvSpec, tile: RowTile) -> None:
+    """Gives `y` the spec's shape, once nothing needs to see its groups and its positions as they were."""
+    run = tile.groups if variants.get(spec.variant).interleaved else tile.run
+    if tile.groups > 1:
+        sch.transform_layout("y", ("write", 0), lambda n, i, j, *place: [n, i * run + j, *position_in(spec, place)])
+    elif in_one_row(spec) != spec:
+        sch.transform_layout("y", ("write", 0), lambda n, channel, *place: [n, channel, *position_in(spec, place)])
 
 
 def _place_pad(sch: Any, at: Any) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
 
+LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")
+
+
 def ceil_div(size: int, block: int) -> int:
     return -(-size // block)
 
@@ -75,8 +78,7 @@ def needs_staging(spec: ConvSpec, tile: Tile) -> bool:
     Accumulators stay in registers only while every access to them has a constant index, so a direct store is fully
     unrolled; one that goes lane by lane, or has a long activation in it, would be too much code for that.
     """
-    long_activation = spec.activation in ("silu", "gelu", "sigmoid", "tanh")
-    return long_activation or not stores_vectors(spec, tile)
+    return spec.activation in LONG_ACTIVATIONS or not stores_vectors(spec, tile)
 
 
 def stores_vectors(spec: ConvSpec, tile: Tile) -> bool:
@@ -161,10 +163,16 @@ def place_store(sch: Any, spec: ConvSpec, tile: Tile, at: Any, store: Sequence[A
         sch.vectorize(store[-1])
 
 
-def place_accumulators(sch: Any, at: Any, reductions: int, order: Sequence[int], unrolled: int) -> Any:
+def place_accumulators(
+    sch: Any, at: Any, reductions: int, order: Sequence[int], unrolled: int, scope: str = "local"
+) -> Any:
     """Computes `acc` at a loop, in registers: its reduction loops in `order`, the last `unrolled` of them unrolled.
 
     Returns the outermost reduction loop.
+
+    scope: TVM 0.27 puts less than 1 KiB of "global" on the stack, where LLVM sees that it is nothing but registers. All
+    else lies in workspace, and the sums are stored there too: per tile, or per turn of a loop that LLVM does not see
+    through. What is faster depends on how much LLVM then moves around in the unrolled body.
     """
     acc = sch.get_sblock("acc")
     sch.compute_at(acc, at, preserve_unit_loops=True)
@@ -174,7 +182,7 @@ def place_accumulators(sch: Any, at: Any, reductions: int, order: Sequence[int],
     sch.reorder(*axes, *tile)
     unroll(sch, [*axes[len(axes) - unrolled :], *tile])
     unroll(sch, sch.get_loops(sch.decompose_reduction(acc, axes[0]))[-4:])
-    sch.set_scope(acc, 0, "local")
+    sch.set_scope(acc, 0, scope)
     return axes[0]
 
 
