@@ -18,6 +18,7 @@ from convtune.log import Layer, Log, ShippedLog
 from convtune.paths import log_path
 from convtune.record import METASCHEDULE, Record, utc_now, winner
 from convtune.spec import checked
+from convtune.targets import host
 
 if TYPE_CHECKING:
     from convtune.measure import Bench, Built, Outcome
@@ -202,9 +203,9 @@ class Tuner:
         if not _is_integer(seed):
             raise ConvtuneError(f"seed is {seed!r}; it must be an integer")
         if not target.is_host:
+            why = host.current().why_not(target.model, target.machine, target.required_features)
             raise TargetError(
-                f"target {target.name!r} cannot be timed here: this machine lacks some of its instructions; "
-                "compile for it instead, or tune on such a machine"
+                f"target {target.name!r} cannot be timed here: {why}; compile for it instead, or tune on such a machine"
             )
         self.target, self.accuracy, self.seed, self.engine = target, accuracy, seed, engine
         self.log = Log(log if log is not None else log_path())

@@ -178,8 +178,7 @@ def _write(entry: Compiled) -> None:
 def _unverified(target: Target) -> str:
     from convtune.targets import host
 
-    lacks = host.current().lacks(target.machine, target.required_features)
-    return f"not verified: this machine lacks {', '.join(lacks)}"
+    return f"not verified: {host.current().why_not(target.model, target.machine, target.required_features)}"
 
 
 def _text(compiled: Sequence[Compiled], target: Target) -> str:

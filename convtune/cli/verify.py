@@ -153,8 +153,8 @@ def _runnable(target: str, threads: int | None) -> Target:
 
     machine = targets.resolve(target, threads)
     if not machine.is_host:
-        lacks = ", ".join(host.current().lacks(machine.machine, machine.required_features))
-        raise TargetError(f"target {machine.name!r} cannot be verified here: this machine lacks {lacks}")
+        why = host.current().why_not(machine.model, machine.machine, machine.required_features)
+        raise TargetError(f"target {machine.name!r} cannot be verified here: {why}")
     return machine
 
 

@@ -48,6 +48,11 @@ class Host:
             return (machine,)
         return tuple(sorted(set(required_features) - self.flags))
 
+    def why_not(self, model: str, machine: str, required_features: Iterable[str]) -> str:
+        """Why kernels of a target that is not this machine do not run, or are not timed, here."""
+        lacks = self.lacks(machine, required_features)
+        return f"this machine lacks {', '.join(lacks)}" if lacks else f"it is {model}, and this machine {self.title}"
+
 
 @functools.cache
 def current() -> Host:
