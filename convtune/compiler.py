@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from convtune import accuracy as accuracies
 from convtune import codegen, linker, resolution, targets
-from convtune.errors import BuildError, KernelError, UnknownNameError, VerifyError
+from convtune.errors import BuildError, KernelError, TargetError, UnknownNameError, VerifyError
 from convtune.log import Log, LogStack, ShippedLog
 from convtune.paths import cache_dir, log_path
 from convtune.record import installed_versions, utc_now
@@ -22,6 +22,8 @@ from convtune.resolution import Choice
 from convtune.runtime.manifest import Argument, KernelTarget, Manifest, Resolution
 from convtune.runtime.names import MANIFEST_NAME, RUNTIME_NAME
 from convtune.runtime.package import write_package
+from convtune.spec import checked
+from convtune.targets import Target
 
 if TYPE_CHECKING:
     from convtune.measure import Bench, Built
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from convtune.runtime import CompiledConv
     from convtune.space import Candidate
     from convtune.spec import ConvSpec
-    from convtune.targets import Target
 
 SOURCES = ("convtune.schedules", "convtune.variants", "convtune.runtime")
 """Packages whose code decides what a package holds, besides the modules below."""
@@ -93,6 +94,8 @@ class Compiler:
     """Compiles several specs with one set of workers, which start only where the cache has no answer."""
 
     def __init__(self, target: Target, logs: LogStack, accuracy: str = "standard") -> None:
+        if not isinstance(target, Target):
+            raise TargetError(f"target is {target!r}; it must be a name such as 'native', or a Target")
         if accuracy not in accuracies.NAMES:
             raise UnknownNameError("accuracy", accuracy, accuracies.NAMES)
         self.target, self.logs, self.accuracy = target, logs, accuracy
@@ -100,7 +103,7 @@ class Compiler:
 
     def package(self, spec: ConvSpec, candidate: Candidate | None = None) -> Package:
         """A verified package in the user's cache; raises as `compile` does."""
-        limit = accuracies.limit(spec, self.accuracy)
+        limit = accuracies.limit(checked(spec), self.accuracy)
         refused: list[str] = []
         for choice in resolution.choices(spec, self.target, self.logs, limit, candidate):
             home = cache_dir() / "kernels" / self._key(spec, choice, limit)

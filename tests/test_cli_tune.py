@@ -162,7 +162,7 @@ def test_a_layer_that_fails_is_a_row_and_exit_code_1(scripted: type[ScriptedBenc
     assert rows[SMALL] == ["1", "-", "failed", *"----"]
     assert rows[TINY][:4] == ["1", "20.0", "20.0", "1.00x"]
     assert "default ms" in result.stdout
-    assert "total of 1 of 2 layers" in result.stdout
+    assert "1 of these 2 layers, by count" in result.stdout
     why = "no candidate works (2 wrong); the last one: wrong result: error 0.5, | allowed 2e-05"
     assert f"failed: {SMALL}: {why}" in result.stdout.splitlines()
     again = invoke(*arguments, "--json")

@@ -196,3 +196,13 @@ def test_bad_input_is_one_line(options: dict[str, Any], error: type[ConvtuneErro
     with pytest.raises(error, match=message) as raised:
         convtune.compile(SPEC, **options)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "target", "message"),
+    [(str(SPEC), "native", "ConvSpec.parse"), (None, "native", "spec"), (SPEC, 3, "target is 3")],
+)
+def test_arguments_of_the_wrong_kind_are_one_line(spec: Any, target: Any, message: str) -> None:
+    with pytest.raises(ConvtuneError, match=message) as raised:
+        convtune.compile(spec, target)
+    assert "\n" not in str(raised.value)

@@ -106,7 +106,7 @@ def test_spread_shows_the_quartiles() -> None:
 
 @pytest.mark.parametrize(
     ("command", "rows"),
-    [("start --repeat 1", 2), ("candidate --count 2", 2), ("peak --trials 2 --rounds 2", 1)],
+    [("start --repeat 1", 2), ("candidate --count 2", 3), ("peak --trials 2 --rounds 2", 1)],
 )
 def test_figures_are_measured_and_printed(monkeypatch: pytest.MonkeyPatch, command: str, rows: int) -> None:
     monkeypatch.setattr(measurements, "DENSE", ConvSpec.parse("conv,ic=16,oc=16,in=9x9,k=3x3,p=1,layout=NHWC"))

@@ -56,7 +56,8 @@ class Proposer:
         """Up to n candidates that are neither tried nor waiting for a time.
 
         EXPLORED of them are unlike what is known; of the others, CLIMBED are neighbours of the fastest so far, or of
-        the defaults while nothing is timed, and the rest may be any. Which ones, the model says, or else the spaces' own estimates.
+        the defaults while nothing is timed, and the rest may be any. Which ones, the model says, or else the spaces'
+        own estimates.
         """
         rng = np.random.default_rng([self._seed, len(tried), len(waiting)])
         timed = [(t.time_us, t.candidate.key, t.candidate) for t in tried if t.time_us is not None]
