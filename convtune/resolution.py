@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from convtune import space
 from convtune.log import LogStack
 from convtune.record import METASCHEDULE, Record, winner
-from convtune.search import nearest, nearest_winner
+from convtune.search import fitted, nearest_winner
 from convtune.space import Candidate
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _from_logs(spec: ConvSpec, target: Target, logs: LogStack, max_error: float,
     spaces = space.accepting(spec, target)
     known = logs.records()
     found = nearest_winner(spec, target, known, *spaces, max_error=max_error)
-    candidate = nearest(spec, target, known, *spaces, max_error=max_error)
+    candidate = fitted(found, spec, target, *spaces) if found else None
     if found and candidate:
         own = found.spec == str(spec)  # of another machine
         place = f"this spec on {found.target['model']}" if own else f"{found.spec}, the nearest spec in the log"

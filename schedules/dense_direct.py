@@ -36,10 +36,12 @@ from convtune.schedules.tiling import (
     merge_groups,
     pack_blocks,
     place_accumulators,
+    place_pad,
     place_store,
     round_up,
     spaced,
     split_output,
+    suits_registers,
     tiled_output,
 )
 
@@ -83,11 +85,8 @@ class DenseDirect(Estimating):
 
     def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
         columns, vectors, pad_at = int(knobs["ow_tile"]), int(knobs["oc_vectors"]), knobs["pad_at"]
-        registers, width = target.vector_registers, Geometry.of(spec).out[2]
-        if columns * vectors + vectors + 1 > registers:
-            return False
-        # few sums neither hide the latency of an FMA nor pay for their loads; the output may be too small for more
-        if columns * vectors < min(registers // 3, min(width, (registers - 1) // vectors - 1) * vectors):
+        width = Geometry.of(spec).out[2]
+        if not suits_registers(target, columns, vectors, width):
             return False
         if Geometry.of(spec).inside(spec) and (pad_at == "none") != (width % columns == 0):
             return False
@@ -140,7 +139,7 @@ class DenseDirect(Estimating):
         place_store(sch, spec, tile, order[-1], loops.store)
         place_accumulators(sch, order[-1], reductions=4, order=(0, 1, 2, 3), unrolled=0)
         if knobs["pad_at"] != "none":
-            self._place_pad(sch, spec, target, task if knobs["pad_at"] == "task" else None)
+            place_pad(sch, spec, target, task if knobs["pad_at"] == "task" else None)
         merge_groups(sch, spec, tile)
         return sch.mod
 
@@ -174,16 +173,6 @@ class DenseDirect(Estimating):
 
         shape = (spec.batch, *out[:2], geometry.out[2] // tile.columns)
         return arguments.primfunc(tiled_output(arguments, tile, shape, summand))
-
-    def _place_pad(self, sch: Any, spec: ConvSpec, target: Target, task: Any) -> None:
-        pad = sch.get_sblock("pad")
-        if task is not None:
-            sch.compute_at(pad, task, preserve_unit_loops=True)
-        *_, n, d, h, w, c = sch.get_loops(pad)
-        if task is None:
-            sch.parallel(sch.fuse(n, d, h) if spec.rank > 1 else sch.fuse(n, d, h, w))
-        if spec.channels_last and spec.in_channels % target.lanes == 0:
-            sch.vectorize(sch.split(c, [None, target.lanes])[1])
 
 
 dense_direct = DenseDirect()

@@ -12,6 +12,7 @@ from convtune.expression import cube, output
 if TYPE_CHECKING:
     from convtune.space import PackStep
     from convtune.spec import ConvSpec
+    from convtune.targets import Target
 
 
 LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")
@@ -223,3 +224,25 @@ def pack_blocks(spec: ConvSpec, tile: Tile) -> tuple[PackStep, ...]:
         {"op": "transpose", "axes": [0, 1, *range(4, 4 + rank), 3, 2]},
         {"op": "reshape", "shape": [tile.groups, tile.blocks, *cube(spec.kernel), depth, tile.block]},
     )
+
+
+def suits_registers(target: Target, columns: int, vectors: int, width: int) -> bool:
+    """Whether a tile of columns x vectors, on an output row of `width`, neither spills nor leaves the FMAs idle.
+
+    Few sums neither hide the latency of an FMA nor pay for their loads; the output may be too small for more.
+    """
+    registers = target.vector_registers
+    least = min(registers // 3, min(width, (registers - 1) // vectors - 1) * vectors)
+    return columns * vectors + vectors + 1 <= registers and columns * vectors >= least
+
+
+def place_pad(sch: Any, spec: ConvSpec, target: Target, task: Any) -> None:
+    """Computes the stage `pad` in a task; or, where that is None, once for all in a parallel region of its own."""
+    pad = sch.get_sblock("pad")
+    if task is not None:
+        sch.compute_at(pad, task, preserve_unit_loops=True)
+    *_, n, d, h, w, c = sch.get_loops(pad)
+    if task is None:
+        sch.parallel(sch.fuse(n, d, h) if spec.rank > 1 else sch.fuse(n, d, h, w))
+    if spec.channels_last and spec.in_channels % target.lanes == 0:
+        sch.vectorize(sch.split(c, [None, target.lanes])[1])

@@ -36,10 +36,12 @@ from convtune.schedules.tiling import (
     ceil_div,
     even_blocks,
     place_accumulators,
+    place_pad,
     place_store,
     round_up,
     spaced,
     split_channels,
+    suits_registers,
     tiled_sums,
 )
 
@@ -141,12 +143,8 @@ class TransposedPhases(Estimating):
 
     def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
         columns, vectors, pad_at = int(knobs["ow_tile"]), int(knobs["oc_vectors"]), knobs["pad_at"]
-        registers, geometry = target.vector_registers, phase_geometry(spec)
-        width = geometry.out[2]
-        if columns * vectors + vectors + 1 > registers:
-            return False
-        # few sums neither hide the latency of an FMA nor pay for their loads; the output may be too small for more
-        if columns * vectors < min(registers // 3, min(width, (registers - 1) // vectors - 1) * vectors):
+        geometry = phase_geometry(spec)
+        if not suits_registers(target, columns, vectors, geometry.out[2]):
             return False
         if geometry.inside(spec) and (pad_at == "none") != phase_geometry(spec, columns).inside(spec):
             return False
@@ -211,7 +209,7 @@ class TransposedPhases(Estimating):
         place_store(sch, spec, tile, inner[-1], store)
         place_accumulators(sch, inner[-1], reductions=4, order=(0, 1, 2, 3), unrolled=0)
         if knobs["pad_at"] != "none":
-            _place_pad(sch, spec, target, task if knobs["pad_at"] == "task" else None)
+            place_pad(sch, spec, target, task if knobs["pad_at"] == "task" else None)
         _merge(sch, spec, tile)
         return _completed(sch, spec)
 
@@ -307,17 +305,6 @@ def _merge(sch: Any, spec: ConvSpec, tile: Tile) -> None:
         return [n, *position, oc] if spec.channels_last else [n, oc, *position]
 
     sch.transform_layout("y", ("write", 0), merged)
-
-
-def _place_pad(sch: Any, spec: ConvSpec, target: Target, task: Any) -> None:
-    pad = sch.get_sblock("pad")
-    if task is not None:
-        sch.compute_at(pad, task, preserve_unit_loops=True)
-    *_, n, d, h, w, c = sch.get_loops(pad)
-    if task is None:
-        sch.parallel(sch.fuse(n, d, h) if spec.rank > 1 else sch.fuse(n, d, h, w))
-    if spec.channels_last and spec.in_channels % target.lanes == 0:
-        sch.vectorize(sch.split(c, [None, target.lanes])[1])
 
 
 def _completed(sch: Any, spec: ConvSpec) -> Any:

@@ -16,6 +16,7 @@ from convtune.cli import options, tables
 from convtune.cli.application import DONE, FAILED, Invocation, one_line
 from convtune.cli.notices import warn_of
 from convtune.errors import BuildError, KernelError, MeasureError, ScheduleError, TargetError, VerifyError
+from convtune.runtime.names import MANIFEST_NAME
 from convtune.spec import ConvSpec
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from convtune.targets import Target
     from convtune.workloads import Workload
 
-MANIFEST_NAME = "manifest.json"
 _COLUMNS = {"kernel": "left", "result": "left", "error": "right", "allowed": "right"}
 
 

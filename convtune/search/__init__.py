@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from convtune.search.search import Search
-from convtune.search.transfer import nearest, nearest_winner
+from convtune.search.transfer import fitted, nearest, nearest_winner
 
-__all__ = ["Search", "nearest", "nearest_winner"]
+__all__ = ["Search", "fitted", "nearest", "nearest_winner"]

@@ -52,8 +52,11 @@ def nearest(
     `nearest_winner` says which that is. Each of the spaces must accept the spec.
     """
     found = nearest_winner(spec, target, records, *spaces, max_error=max_error, origin=origin)
-    if found is None:
-        return None
+    return None if found is None else fitted(found, spec, target, *spaces)
+
+
+def fitted(found: Record, spec: ConvSpec, target: Target, *spaces: Space) -> Candidate | None:
+    """A record's candidate, of one of the spaces, with its knobs snapped to this spec's domain; None where none fit."""
     space = next(space for space in spaces if space.name == found.candidate.space)
     return Domain(space, spec, target).snap(found.candidate.knobs)
 
