@@ -9,7 +9,7 @@ are joined by `x`; a dimension's padding is `p`, or `before:after`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from convtune import variants
@@ -66,6 +66,7 @@ def _fail(text: str, at: int, problem: str) -> NoReturn:
 def _default(field: str, spec: ConvSpec) -> object:
     if field in ("stride", "dilation", "offset_groups"):
         return (1,) * spec.rank if field != "offset_groups" else 1
+    joints = len(spec.stages) - 1
     return {
         "batch": 1,
         "padding": ((0, 0),) * spec.rank,
@@ -74,6 +75,10 @@ def _default(field: str, spec: ConvSpec) -> object:
         "dtype": "float32",
         "activation": None,
         "output_padding": (0,) * spec.rank,
+        "channel_multiplier": 1,
+        "mid_channels": (spec.out_channels,) * joints,
+        "stage_bias": (False,) * joints,
+        "stage_activations": (None,) * joints,
     }[field]
 
 
@@ -123,6 +128,24 @@ def _write_pads(pads: Pads) -> str:
     return parts[0] if len(set(parts)) == 1 and ":" not in parts[0] else "x".join(parts)
 
 
+def _read_flags(text: str) -> tuple[bool, ...] | bool:
+    flags = tuple(map(_read_flag, text.split("x")))
+    return flags if len(flags) > 1 else flags[0]
+
+
+def _write_flags(flags: Sequence[bool]) -> str:
+    return "x".join(str(int(flag)) for flag in flags)
+
+
+def _read_activations(text: str) -> tuple[str | None, ...] | str | None:
+    names = tuple(None if name == "none" else name for name in text.split("/"))
+    return names if len(names) > 1 else names[0]
+
+
+def _write_activations(names: Sequence[str | None]) -> str:
+    return "/".join(name or "none" for name in names)
+
+
 _VALUES: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] = {
     "n": ("batch", _read_integer, str),
     "ic": ("in_channels", _read_integer, str),
@@ -135,6 +158,10 @@ _VALUES: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] = {
     "d": ("dilation", _read_dims, _write_dims),
     "g": ("groups", _read_integer, str),
     "og": ("offset_groups", _read_integer, str),
+    "m": ("channel_multiplier", _read_integer, str),
+    "mid": ("mid_channels", _read_dims, _write_dims),
+    "sbias": ("stage_bias", _read_flags, _write_flags),
+    "sact": ("stage_activations", _read_activations, _write_activations),
     "layout": ("layout", str, str),
     "dtype": ("dtype", str, str),
     "act": ("activation", str, str),

@@ -207,11 +207,13 @@ def arguments(spec: ConvSpec, pack: Pack) -> tuple[Argument, ...]:
         Argument("weight", packed_shape(steps, shape), spec.dtype, shape, tuple(steps))
         for shape, steps in zip(spec.weight_shapes, pack)
     ]
-    bias = [Argument("bias", (spec.out_channels,), spec.dtype)] if spec.bias else []
-    names = ["x", "residual", "y"] if spec.residual else ["x", "y"]
-    shapes = {"x": spec.in_shape, "residual": spec.out_shape, "y": spec.out_shape}
-    x, *rest = [Argument(name, shapes[name], spec.dtype, alignment=codegen.ALIGNMENT) for name in names]
-    return (x, *weights, *bias, *rest)
+    biases = [Argument("bias", shape, spec.dtype) for shape in spec.bias_shapes]
+    rest = {**spec.input_shapes, **({"residual": spec.out_shape} if spec.residual else {}), "y": spec.out_shape}
+    x, *others = [
+        Argument(name, shape, spec.dtype, alignment=codegen.ALIGNMENT)
+        for name, shape in {"x": spec.in_shape, **rest}.items()
+    ]
+    return (x, *weights, *biases, *others)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """The tensor expression around a variant's formula: arguments, zero padding and epilogue, for any arrangement.
 
 Schedules see every convolution with three spatial dimensions; a missing one has size 1. Stages are named `pad`,
-`acc` and `y`, so a schedule finds them by these names.
+`acc` and `y`, so a schedule finds them by these names; of a composite's stages before the last `pad0`, `acc0`, `mid0`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Geometry:
     def of(cls, spec: ConvSpec, out: Sequence[int] | None = None) -> Geometry:
         """The geometry; `out` replaces the output size where a schedule rounds it up."""
         size = cube(spec.out_size) if out is None else tuple(out)
-        reach = cube(variants.get(spec.variant).reach(spec, size[3 - spec.rank :]), (0, 0))
+        reach = cube(variants.primitive(spec).reach(spec, size[3 - spec.rank :]), (0, 0))
         return cls(
             out=size,
             kernel=cube(spec.kernel),
@@ -59,28 +59,44 @@ class Geometry:
 
 
 class Arguments:
-    """The placeholders of a kernel, in the order it takes them: x, weights, bias, residual; y is last."""
+    """The placeholders of a kernel, in the order it takes them: x, weights, biases, offset, mask, residual; y is last.
+
+    biases: of each stage, None where it has none; `bias` is the last stage's.
+    """
 
     def __init__(self, spec: ConvSpec, weight_shapes: Sequence[Sequence[int]]) -> None:
         from tvm import te
 
+        def several(name: str, shapes: Sequence[Sequence[int]]) -> list[Any]:
+            names = [name] if len(shapes) == 1 else [f"{name}{i}" for i in range(len(shapes))]
+            return [te.placeholder(shape, spec.dtype, name=n) for n, shape in zip(names, shapes)]
+
         self.spec = spec
         self.x = te.placeholder(spec.in_shape, spec.dtype, name="x")
-        names = ["weight"] if len(weight_shapes) == 1 else [f"weight{i}" for i in range(len(weight_shapes))]
-        self.weights = [te.placeholder(shape, spec.dtype, name=n) for n, shape in zip(names, weight_shapes)]
-        self.bias = te.placeholder((spec.out_channels,), spec.dtype, name="bias") if spec.bias else None
+        self.weights = several("weight", weight_shapes)
+        biases = iter(several("bias", spec.bias_shapes))
+        self.biases = [next(biases) if stage.bias else None for stage in spec.stages]
+        self.bias = self.biases[-1]
+        self.inputs = {name: te.placeholder(shape, spec.dtype, name=name) for name, shape in spec.input_shapes.items()}
         self.residual = te.placeholder(spec.out_shape, spec.dtype, name="residual") if spec.residual else None
 
     def read_x(self, n: Expr, ic: Expr, position: Sequence[Expr]) -> Expr:
         """x at a position inside the input; `position` has three entries."""
+        return self._read(self.x, n, ic, position)
+
+    def read_input(self, name: str, n: Expr, channel: Expr, position: Sequence[Expr]) -> Expr:
+        """An input besides the usual ones at an output position of three entries."""
+        return self._read(self.inputs[name], n, channel, position)
+
+    def _read(self, tensor: Any, n: Expr, channel: Expr, position: Sequence[Expr]) -> Expr:
         place = tuple(position)[3 - self.spec.rank :]
-        return self.x(n, *place, ic) if self.spec.channels_last else self.x(n, ic, *place)
+        return tensor(n, *place, channel) if self.spec.channels_last else tensor(n, channel, *place)
 
     def primfunc(self, y: Any) -> Any:
         """The function of all arguments, to be scheduled."""
         from tvm import te
 
-        inputs = [self.x, *self.weights, self.bias, self.residual]
+        inputs = [self.x, *self.weights, *self.biases, *self.inputs.values(), self.residual]
         return te.create_prim_func([a for a in inputs if a is not None] + [y])
 
 
@@ -94,14 +110,20 @@ def padded_input(arguments: Arguments, geometry: Geometry) -> Any:
 
 def read_padded(arguments: Arguments, geometry: Geometry, n: Expr, ic: Expr, position: Sequence[Expr]) -> Expr:
     """x at a position of the padded input, zero outside of x; conditions only where they can fail."""
+    return zero_padded(arguments.spec, geometry, arguments.read_x, n, ic, position)
+
+
+def zero_padded(
+    spec: ConvSpec, geometry: Geometry, read: Callable[..., Expr], n: Expr, ic: Expr, position: Sequence[Expr]
+) -> Expr:
+    """read(n, ic, position) at a position of the padded input of `spec`, zero outside of the input."""
     from tvm import te, tirx
 
-    spec = arguments.spec
     place = [p - before for p, before in zip(position, geometry.before)]
     edges = zip(place, geometry.before, cube(spec.in_size), geometry.padded)
     inside = [condition for edge in edges for condition in _bounds(*edge)]
-    read = arguments.read_x(n, ic, place)
-    return te.if_then_else(tirx.all(*inside), read, tirx.const(0.0, spec.dtype)) if inside else read
+    value = read(n, ic, place)
+    return te.if_then_else(tirx.all(*inside), value, tirx.const(0.0, spec.dtype)) if inside else value
 
 
 def _bounds(position: Expr, before: int, size: int, reach: int) -> list[Expr]:
@@ -109,22 +131,32 @@ def _bounds(position: Expr, before: int, size: int, reach: int) -> list[Expr]:
     return lower + ([position < size] if reach - before > size else [])
 
 
-def operands(geometry: Geometry, x: Any, weight: Any) -> Operands:
-    """A variant's operands: x(n, ic, position) and weight(oc, ic, taps) in terms of three-dimensional accessors."""
+def operands(geometry: Geometry, x: Any, weight: Any, arguments: Arguments | None = None) -> Operands:
+    """A variant's operands: x(n, ic, position) and weight(oc, ic, taps) in terms of three-dimensional accessors.
+
+    arguments: where the inputs besides these are, if the variant has any.
+    """
 
     def read(n: Expr, ic: Expr, *position: Expr) -> Expr:
         place = cube(position, 0)
         return x(n, ic, [p + before for p, before in zip(place, geometry.before)])
 
-    return Operands(read, lambda oc, ic, *taps: weight(oc, ic, cube(taps, 0)))
+    def reader(name: str) -> Callable[..., Expr] | None:
+        if arguments is None or name not in arguments.inputs:
+            return None
+        return lambda n, channel, *out: arguments.read_input(name, n, channel, cube(out, 0))
+
+    of_weight = lambda oc, ic, *taps: weight(oc, ic, cube(taps, 0))  # noqa: E731
+    return Operands(read, of_weight, offset=reader("offset"), mask=reader("mask"))
 
 
-def epilogue(arguments: Arguments, value: Expr, n: Expr, oc: Expr, out: Sequence[Expr]) -> Expr:
-    """activation(value + bias + residual) at one output element."""
-    spec = arguments.spec
-    if arguments.bias is not None:
-        value = value + arguments.bias[oc]
-    if arguments.residual is not None:
+def epilogue(arguments: Arguments, value: Expr, n: Expr, oc: Expr, out: Sequence[Expr], stage: int = -1) -> Expr:
+    """activation(value + bias + residual) at one element of a stage's output; `out` has the spec's rank."""
+    spec, bias = arguments.spec.stages[stage], arguments.biases[stage]
+    if bias is not None:
+        value = value + bias[oc]
+    if spec.residual:
+        assert arguments.residual is not None
         value = value + arguments.residual[(n, *out, oc) if spec.channels_last else (n, oc, *out)]
     return value if spec.activation is None else activations.get(spec.activation).expression(value)
 
@@ -138,8 +170,8 @@ def output(arguments: Arguments, groups: int, value: Any) -> Any:
     """
     from tvm import te
 
-    spec = arguments.spec
-    variant, run = variants.get(spec.variant), spec.out_channels // groups
+    spec = arguments.spec.stages[-1]
+    variant, run = variants.primitive(spec), spec.out_channels // groups
     channels = (run,) if groups == 1 else (run, groups) if variant.interleaved else (groups, run)
     last = spec.channels_last
     shape = (*spec.out_size, *channels) if last else (*channels, *spec.out_size)
@@ -157,34 +189,57 @@ def output(arguments: Arguments, groups: int, value: Any) -> Any:
 def plain(spec: ConvSpec) -> Any:
     """The convolution as a function that is not scheduled yet: `pad` where zeros are read, `acc`, `y`.
 
-    All stages have the spec's rank and layout. The weight is (*taps, ic in a group, oc), as `plain_pack` makes it.
+    A composite's stages before the last are `pad0`, `acc0` and `mid0`, then `pad1` and so on. All have the spec's rank
+    and layout. A weight is (*taps, ic in a group, oc), as `plain_pack` makes it.
     """
+    stages = spec.stages
+    shapes = [(*stage.kernel, stage.in_channels // stage.groups, stage.out_channels) for stage in stages]
+    arguments = Arguments(spec, shapes)
+    read = arguments.read_x
+    for number, stage in enumerate(stages[:-1]):
+        read = _between(arguments, number, _sums(arguments, stage, number, read, str(number)))
+    acc = _sums(arguments, stages[-1], -1, read, "")
+    return arguments.primfunc(output(arguments, 1, lambda n, _group, oc, position: acc(n, oc, position)))
+
+
+def _sums(
+    arguments: Arguments, spec: ConvSpec, number: int, read: Callable[..., Expr], suffix: str
+) -> Callable[..., Expr]:
+    """The stages `pad` and `acc` of the convolution with that number, which reads its input by `read`."""
     from tvm import te
 
     geometry, missing = Geometry.of(spec), 3 - spec.rank
-    arguments = Arguments(spec, [(*spec.kernel, spec.in_channels // spec.groups, spec.out_channels)])
-    (weight,) = arguments.weights
+    weight = arguments.weights[number]
 
     def padded(n: Expr, ic: Expr, position: Sequence[Expr]) -> Expr:
-        return read_padded(arguments, geometry, n, ic, position)
+        return zero_padded(spec, geometry, read, n, ic, position)
 
     inside = geometry.inside(spec)
-    read_x = arguments.read_x if inside else _stage("pad", spec, spec.in_channels, geometry.padded, padded)
+    read_x = read if inside else _stage(f"pad{suffix}", spec, spec.in_channels, geometry.padded, padded)
     read_weight = lambda oc, ic, taps: weight(*taps[missing:], ic, oc)  # noqa: E731
-    term = variants.get(spec.variant).term(spec, operands(geometry, read_x, read_weight))
+    term = variants.primitive(spec).term(spec, operands(geometry, read_x, read_weight, arguments))
     axes = [te.reduce_axis((0, extent), name) for name, extent in term.extents]
 
     def total(n: Expr, oc: Expr, position: Sequence[Expr]) -> Expr:
         return te.sum(term.at(n, oc, position[missing:], axes), axis=axes)
 
-    acc = _stage("acc", spec, spec.out_channels, cube(spec.out_size), total)
-    return arguments.primfunc(output(arguments, 1, lambda n, _group, oc, position: acc(n, oc, position)))
+    return _stage(f"acc{suffix}", spec, spec.out_channels, cube(spec.out_size), total)
+
+
+def _between(arguments: Arguments, number: int, acc: Callable[..., Expr]) -> Callable[..., Expr]:
+    """The stage `mid`: the result of a composite's stage that is not the last."""
+    spec = arguments.spec.stages[number]
+
+    def value(n: Expr, oc: Expr, position: Sequence[Expr]) -> Expr:
+        return epilogue(arguments, acc(n, oc, position), n, oc, position[3 - spec.rank :], number)
+
+    return _stage(f"mid{number}", spec, spec.out_channels, cube(spec.out_size), value)
 
 
 def plain_pack(spec: ConvSpec) -> tuple[tuple[PackStep, ...], ...]:
-    """How `plain` takes its weight: output channels last, which a channels-last output reads side by side."""
-    steps = variants.get(spec.variant).filters(spec)
-    return ((*steps, {"op": "transpose", "axes": [*range(2, 2 + spec.rank), 1, 0]}),)
+    """How `plain` takes its weights: output channels last, which a channels-last output reads side by side."""
+    last: PackStep = {"op": "transpose", "axes": [*range(2, 2 + spec.rank), 1, 0]}
+    return tuple((*variants.primitive(stage).filters(stage), last) for stage in spec.stages)
 
 
 def _stage(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,11 @@ class ConvSpec:
         dtype: of input, weights and output.
         bias, activation, residual: y = activation(conv + bias + residual).
         output_padding: `transposed` only. offset_groups, modulated: `deformable` only.
+        channel_multiplier: `depthwise_separable` only: filters of each input channel.
+        mid_channels: `spatially_separable` only: channels between its stages, one number or one for each place
+            between two stages; None means out_channels.
+        stage_bias, stage_activations: of a composite variant's stages before the last, whose own are `bias` and
+            `activation`; one value for all, or one per stage. A stage reads zeros around the activated result.
 
     Raises:
         SpecError: a field is malformed or they contradict each other.
@@ -65,6 +70,10 @@ class ConvSpec:
     output_padding: Dims | None = None
     offset_groups: int | None = None
     modulated: bool | None = None
+    channel_multiplier: int | None = None
+    mid_channels: Dims | None = None
+    stage_bias: tuple[bool, ...] | None = None
+    stage_activations: tuple[str | None, ...] | None = None
 
     def __post_init__(self) -> None:
         variant = self._variant
@@ -95,20 +104,37 @@ class ConvSpec:
         self._check_sizes()
 
     def _extras(self, variant: Variant) -> None:
-        for field, default in (("output_padding", 0), ("offset_groups", 1), ("modulated", False)):
+        for field, (default, read) in self._extra_fields(variant.joints(self.rank)).items():
             value = getattr(self, field)
-            if field not in variant.extras:
-                if value is not None:
-                    raise SpecError(f"{field}={value!r}: {self.variant} has no {field}; leave it out")
-                continue
-            value = default if value is None else value
-            if field == "output_padding":
-                value = _dims(field, value, self.rank, least=0)
-            elif field == "offset_groups":
-                value = _integer(field, value, least=1)
-            else:
-                _choice(field, value, (False, True))
-            self._set(field, value)
+            if field in variant.extras:
+                self._set(field, read(field, default if value is None else value))
+            elif value is not None:
+                raise SpecError(f"{field}={value!r}: {self.variant} has no {field}; leave it out")
+
+    def _extra_fields(self, joints: int) -> Mapping[str, tuple[Any, Callable[[str, Any], Any]]]:
+        """Of each field that only some variants have: its default, and what checks it."""
+
+        def integer(field: str, value: Any) -> int:
+            return _integer(field, value, least=1)
+
+        def flag(field: str, value: Any) -> bool:
+            return bool(_choice(field, value, (False, True)))
+
+        def activation(field: str, value: Any) -> Any:
+            return _choice(field, value, (None, *ACTIVATIONS))
+
+        def at_joints(read: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+            return lambda field, value: tuple(read(field, each) for each in _at_joints(field, value, joints))
+
+        return {
+            "output_padding": (0, lambda field, value: _dims(field, value, self.rank, least=0)),
+            "offset_groups": (1, integer),
+            "modulated": (False, flag),
+            "channel_multiplier": (1, integer),
+            "mid_channels": (self.out_channels, at_joints(integer)),
+            "stage_bias": (False, at_joints(flag)),
+            "stage_activations": (None, at_joints(activation)),
+        }
 
     def _check_sizes(self) -> None:
         for axis, out in enumerate(self.out_size):
@@ -120,7 +146,8 @@ class ConvSpec:
                     f"{self.dilation[axis]} spans {self.span[axis]}, the padded input is {padded}; "
                     "the span may be at most the padded input"
                 )
-        shapes = (self.in_shape, self.out_shape, *self.weight_shapes)
+        shapes = (self.in_shape, *(stage.out_shape for stage in self.stages), *self.weight_shapes)
+        shapes += tuple(self.input_shapes.values())
         if max(count(shape) for shape in shapes) > LARGEST_DIMENSION:
             raise SpecError(f"a tensor of {self.variant} has more than {LARGEST_DIMENSION} elements; shapes {shapes}")
 
@@ -168,9 +195,25 @@ class ConvSpec:
         return self._variant.weight_shapes(self)
 
     @property
+    def stages(self) -> tuple[ConvSpec, ...]:
+        """The plain convolutions, one after the other, that a composite variant stands for; else the spec alone."""
+        return self._variant.stages(self)
+
+    @property
+    def bias_shapes(self) -> tuple[Dims, ...]:
+        """Shapes of the biases, in stage order: (out_channels,) of every stage that has one."""
+        return tuple((stage.out_channels,) for stage in self.stages if stage.bias)
+
+    @property
+    def input_shapes(self) -> Mapping[str, Dims]:
+        """Shapes of the inputs besides x, weights, biases and residual, in the spec's layout."""
+        channels = self._variant.inputs(self)
+        return {name: self.shape_in_layout(number, self.out_size) for name, number in channels.items()}
+
+    @property
     def parameters(self) -> int:
         """Number of weights, and of biases where there are any."""
-        return sum(count(shape) for shape in self.weight_shapes) + (self.out_channels if self.bias else 0)
+        return sum(map(count, (*self.weight_shapes, *self.bias_shapes)))
 
     @property
     def macs(self) -> int:
@@ -186,7 +229,7 @@ class ConvSpec:
     def bytes(self) -> int:
         """Bytes moved if every tensor crosses the memory bus once."""
         elements = count(self.in_shape) + count(self.out_shape) * (2 if self.residual else 1) + self.parameters
-        return (elements + self._variant.extra_elements(self)) * DTYPES[self.dtype]
+        return (elements + sum(map(count, self.input_shapes.values()))) * DTYPES[self.dtype]
 
     def shape_in_layout(self, channels: int, size: Dims) -> Dims:
         """(n, *size, channels) or (n, channels, *size), as the layout says."""
@@ -275,9 +318,21 @@ def _pad(entry: Any) -> tuple[int, int]:
     return _integer("padding", pair[0], least=0), _integer("padding", pair[1], least=-LARGEST_DIMENSION)
 
 
-def _choice(field: str, value: object, allowed: Sequence[object]) -> None:
+def _at_joints(field: str, value: Any, joints: int) -> tuple[Any, ...]:
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        return (value,) * joints
+    entries = tuple(value)
+    if len(entries) != joints:
+        raise SpecError(
+            f"{field}={entries!r} has {len(entries)} entries; it must have {joints}, or be one value for all"
+        )
+    return entries
+
+
+def _choice(field: str, value: Any, allowed: Sequence[object]) -> Any:
     if not any(value is option or (isinstance(value, str) and value == option) for option in allowed):
         raise SpecError(f"{field}={value!r} is not allowed; it must be one of {', '.join(map(str, allowed))}")
+    return value
 
 
 def _divides(field: str, divisor: int, whole_field: str, whole: int) -> None:

@@ -182,7 +182,7 @@ class ChannelLanes(Estimating):
         ic = te.reduce_axis((0, depth), "ic")
 
         def summand(n: Any, d: Any, h: Any, w: Any, _g: Any, co: Any, row: Any, column: Any, cv: Any, lane: Any) -> Any:
-            term = variants.get(spec.variant).term(
+            term = variants.primitive(spec).term(
                 spec,
                 operands(
                     geometry,

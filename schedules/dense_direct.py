@@ -160,7 +160,7 @@ class DenseDirect(Estimating):
             read = lambda n, ic, position: pad(n, *position, ic)  # noqa: E731
         kernel = [te.reduce_axis((0, extent), name) for name, extent in zip(("kd", "kh", "kw"), geometry.kernel)]
         ic = te.reduce_axis((0, depth), "ic")
-        variant = variants.get(spec.variant)
+        variant = variants.primitive(spec)
 
         def summand(n: Any, d: Any, h: Any, wo: Any, g: Any, co: Any, hi: Any, wi: Any, cv: Any, lane: Any) -> Any:
             weight = arguments.weights[0]

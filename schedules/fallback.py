@@ -4,6 +4,8 @@ parallel (n, all outer loops of y):
     acc = 0
     for the reduction: acc += x (zero outside) * weight
     y = activation(acc + bias + residual)
+
+The stages of a composite variant follow one another, each whole.
 """
 
 from __future__ import annotations
@@ -39,18 +41,26 @@ class Fallback(Space):
         from tvm.s_tir import Schedule
 
         sch = Schedule(plain(spec))
-        if not Geometry.of(spec).inside(spec):
-            sch.compute_inline(sch.get_sblock("pad"))
-        *outer, inner = sch.get_loops(sch.get_sblock("y"))
-        inner, _ = sch.split(inner, [None, target.lanes])  # a chunk that LLVM vectorises by itself
-        sch.parallel(sch.fuse(*outer))
-        acc = sch.get_sblock("acc")
-        sch.compute_at(acc, inner, preserve_unit_loops=True)
-        loops = sch.get_loops(acc)
-        reduction, chunk = loops[-(1 + spec.rank) :], loops[-(2 + spec.rank)]
-        sch.reorder(*reduction, chunk)
-        sch.decompose_reduction(acc, reduction[0])
+        last = len(spec.stages) - 1
+        for number, stage in enumerate(spec.stages):
+            suffix = "" if number == last else str(number)
+            if not Geometry.of(stage).inside(stage):
+                sch.compute_inline(sch.get_sblock(f"pad{suffix}"))
+            _schedule(sch, stage, target, f"mid{suffix}" if suffix else "y", f"acc{suffix}")
         return sch.mod
+
+
+def _schedule(sch: Any, spec: ConvSpec, target: Target, result: str, sums: str) -> None:
+    """Makes the loops of one convolution: those of its result, with the sums inside."""
+    *outer, inner = sch.get_loops(sch.get_sblock(result))
+    inner, _ = sch.split(inner, [None, target.lanes])  # a chunk that LLVM vectorises by itself
+    sch.parallel(sch.fuse(*outer))
+    acc = sch.get_sblock(sums)
+    sch.compute_at(acc, inner, preserve_unit_loops=True)
+    loops = sch.get_loops(acc)
+    reduction, chunk = loops[-(1 + spec.rank) :], loops[-(2 + spec.rank)]
+    sch.reorder(*reduction, chunk)
+    sch.decompose_reduction(acc, reduction[0])
 
 
 fallback = Fallback()

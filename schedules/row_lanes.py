@@ -221,7 +221,7 @@ class RowLanes(Estimating):
         """The loops of `y`: those of tasks, of channel blocks, of the tiles of a task, and of what is stored."""
         n, *rest = sch.get_loops(sch.get_sblock("y"))
         *group, channel = rest[: -spec.rank]
-        if group and variants.get(spec.variant).interleaved:
+        if group and variants.primitive(spec).interleaved:
             group, channel = [channel], group[0]
         *depth, width = rest[-spec.rank :]
         high, wide = _task_tiles(spec, tile, knobs)
@@ -327,7 +327,7 @@ def _expression(spec: ConvSpec, tile: RowTile, pad_at: KnobValue) -> Any:
         def filters(_oc: Any, i: Any, taps: Any) -> Any:
             return weight(g, b, i, taps[0], taps[2], taps[1], channel)
 
-        term = variants.get(spec.variant).term(spec, operands(geometry, read, filters))
+        term = variants.primitive(spec).term(spec, operands(geometry, read, filters))
         out = (d, h * tile.rows + row, w * tile.columns + vector * tile.lanes + lane)[3 - spec.rank :]
         return te.sum(term.at(n, 0, out, (ic, *kernel[3 - spec.rank :])), axis=[*kernel, ic])
 
@@ -379,7 +379,7 @@ def _fma_cycles(sums: int, steps: int) -> float:
 
 def _restore_output(sch: Any, spec: ConvSpec, tile: RowTile) -> None:
     """Gives `y` the spec's shape, once nothing needs to see its groups and its positions as they were."""
-    run = tile.groups if variants.get(spec.variant).interleaved else tile.run
+    run = tile.groups if variants.primitive(spec).interleaved else tile.run
     if tile.groups > 1:
         sch.transform_layout("y", ("write", 0), lambda n, i, j, *place: [n, i * run + j, *position_in(spec, place)])
     elif in_one_row(spec) != spec:

@@ -89,7 +89,7 @@ def stores_vectors(spec: ConvSpec, tile: Tile) -> bool:
 
 
 def _interleaved(spec: ConvSpec, tile: Tile) -> bool:
-    return tile.groups > 1 and variants.get(spec.variant).interleaved
+    return tile.groups > 1 and variants.primitive(spec.stages[-1]).interleaved
 
 
 @dataclass

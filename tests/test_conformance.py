@@ -28,7 +28,8 @@ def check(owner: Space, spec: ConvSpec, target: Target, knobs: Knobs) -> None:
     operands, answer, limit = expected(spec)
     steps = owner.pack(spec, target, knobs)
     weights = [packing.apply(s, weight) for s, weight in zip(steps, operands.weights, strict=True)]
-    inputs = [array for array in (operands.x, *weights, operands.bias, operands.residual) if array is not None]
+    rest = (*operands.biases, *operands.inputs.values(), operands.residual)
+    inputs = [array for array in (operands.x, *weights, *rest) if array is not None]
     memories = [between_zones(array) for array in (*inputs, np.full(spec.out_shape, np.nan, np.float32))]
     run(owner.schedule(spec, target, knobs), target, [memory[ZONE:-ZONE] for memory in memories])
     *read, y = memories

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
-from convtune.reference import OperandArrays
+from convtune.reference import OperandArrays, reference
 from convtune.spec import ConvSpec, count
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24}
@@ -18,18 +16,24 @@ def allowed_error(spec: ConvSpec, operands: OperandArrays) -> float:
 
     A sum of K products, each step rounded, is off by at most (K + 1) u sum |x| |w| (Higham, Accuracy and Stability of
     Numerical Algorithms, 2002, section 3.1); K is twice the mean number of terms, as some outputs have more of them.
+    The errors of a composite's stages add up, each with what the stages after it make of it.
     """
-    terms = 2 * spec.macs / count(spec.out_shape) + EPILOGUE_ROUNDINGS
-    magnitude = magnitudes(operands).reference(spec.replace(activation=None)).max()
+    terms = sum(2 * stage.macs / count(stage.out_shape) + EPILOGUE_ROUNDINGS for stage in spec.stages)
+    magnitude = largest_magnitude(spec, operands)
     return float(terms * UNIT_ROUNDOFF[spec.dtype] * magnitude / (np.abs(operands.reference(spec)).max() or 1.0))
 
 
-def magnitudes(operands: OperandArrays) -> OperandArrays:
-    """The operands' absolute values."""
-    return dataclasses.replace(
-        operands,
-        x=np.abs(operands.x),
-        weights=tuple(map(np.abs, operands.weights)),
-        bias=None if operands.bias is None else np.abs(operands.bias),
-        residual=None if operands.residual is None else np.abs(operands.residual),
-    )
+def largest_magnitude(spec: ConvSpec, operands: OperandArrays) -> float:
+    """The largest sum of absolute values behind an output.
+
+    An activation between stages adds at most 1 to its argument's absolute value. A deformable's sample is a mean of x.
+    """
+    biases = iter(operands.biases)
+    value = np.abs(operands.x).astype(np.float64)
+    for stage, weight in zip(spec.stages, operands.weights):
+        between = stage is not spec.stages[-1] and stage.activation is not None
+        bias = np.abs(next(biases)) if stage.bias else None
+        residual = np.abs(operands.residual) if stage.residual and operands.residual is not None else None
+        linear = stage.replace(activation=None)
+        value = reference(linear, value, np.abs(weight), bias, **operands.inputs, residual=residual) + float(between)
+    return float(value.max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,9 +70,11 @@ class Case:
     def __init__(self, spec: ConvSpec, seed: int, directory: Path) -> None:
         self.spec = spec
         self._operands = random_operands(spec, seed)
-        rest = {"bias": self._operands.bias, "residual": self._operands.residual}
-        self._x = _aligned(self._operands.x)
-        self._rest = {name: _aligned(array) for name, array in rest.items() if array is not None}
+        of = self._operands
+        residual = {} if of.residual is None else {"residual": of.residual}
+        self._x = _aligned(of.x)
+        rest = {**_numbered("bias", of.biases), **of.inputs, **residual}
+        self._rest = {name: _aligned(array) for name, array in rest.items()}
         self.reference = self._stored_reference(directory, f"{spec} {seed}")
         self.y = empty_aligned(spec.out_shape, np.float32)
 
@@ -89,8 +92,7 @@ class Case:
     def inputs(self, pack: Pack) -> dict[str, Array]:
         """The kernel's inputs by name, in the order it takes them, weights packed."""
         packed = [packing.apply(steps, weight) for steps, weight in zip(pack, self._operands.weights)]
-        names = ["weight"] if len(packed) == 1 else [f"weight[{i}]" for i in range(len(packed))]
-        return {"x": self._x, **dict(zip(names, packed)), **self._rest}
+        return {"x": self._x, **_numbered("weight", packed), **self._rest}
 
 
 class Device:
@@ -143,6 +145,11 @@ class Device:
         for library, pack in request.kernels:
             calls.append(self._kernel(library).prepare([*case.inputs(pack).values(), case.y]))
         return [tuple(times) for times in timing.in_turn_us(calls, request.rounds)]
+
+
+def _numbered(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
+    """By name: the array's own where it is alone, numbered where there are several."""
+    return {name if len(arrays) == 1 else f"{name}[{i}]": array for i, array in enumerate(arrays)}
 
 
 def _aligned(array: Array) -> Array:

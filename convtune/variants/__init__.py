@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from convtune.discovery import discover
 from convtune.errors import UnknownNameError
-from convtune.variants.base import Operands, Term, Variant
+from convtune.variants.base import Composite, Operands, Primitive, Term, Variant
 
-__all__ = ["Operands", "Term", "Variant", "get", "known"]
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+__all__ = ["Composite", "Operands", "Primitive", "Term", "Variant", "get", "known", "primitive"]
 
 
 def known() -> Mapping[str, Variant]:
@@ -22,3 +26,10 @@ def get(name: str) -> Variant:
         return known()[name]
     except (KeyError, TypeError):
         raise UnknownNameError("variant", str(name), known()) from None
+
+
+def primitive(spec: ConvSpec) -> Primitive:
+    """The variant of a spec that is one stage: of each of `ConvSpec.stages`."""
+    variant = get(spec.variant)
+    assert isinstance(variant, Primitive), f"{spec} has several stages"
+    return variant

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from convtune.errors import SpecError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,10 +28,13 @@ class Operands:
 
     x(n, ic, *position) is the input; a position outside the input, by at most the padding, reads zero.
     weight(oc, ic_in_group, *taps) is the weight of an output channel, whatever PyTorch's order of the weight is.
+    offset(n, channel, *out_position) and mask(...), where the variant has them, are read as they are.
     """
 
     x: Callable[..., Expr]
     weight: Callable[..., Expr]
+    offset: Callable[..., Expr] | None = None
+    mask: Callable[..., Expr] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,12 @@ class Term:
 
 
 class Variant(ABC):
-    """One variant. An instance is stateless; its module is its registration."""
+    """One variant: a `Primitive` or a `Composite`. An instance is stateless; its module is its registration."""
 
     name: str
     summary: str
     ranks: tuple[int, ...] = (1, 2, 3)
     extras: frozenset[str] = frozenset()  # ConvSpec fields that only some variants have
-    interleaved: bool = False  # whether groups take turns in the output's channels, instead of one following the other
 
     @abstractmethod
     def check(self, spec: ConvSpec) -> None:
@@ -69,13 +74,37 @@ class Variant(ABC):
         total = max((-(-size // stride) - 1) * stride + span - size, 0)
         return total // 2, total - total // 2
 
+    @abstractmethod
+    def fan_in(self, spec: ConvSpec) -> tuple[int, ...]:
+        """For each weight, how many products an output away from the border is the sum of."""
+
+    @abstractmethod
+    def stages(self, spec: ConvSpec) -> tuple[ConvSpec, ...]:
+        """The convolutions of primitive variants that this is the chain of, each with its epilogue."""
+
+    def joints(self, rank: int) -> int:
+        """How many places between two stages there are."""
+        return 0
+
+    def inputs(self, spec: ConvSpec) -> Mapping[str, int]:
+        """Inputs besides x, weights, biases and residual, of the output's size: how many channels each has."""
+        return {}
+
+
+class Primitive(Variant):
+    """One sum of products for each output element."""
+
+    interleaved: bool = False  # whether groups take turns in the output's channels, instead of one following the other
+
+    def stages(self, spec: ConvSpec) -> tuple[ConvSpec, ...]:
+        return (spec,)
+
     def reach(self, spec: ConvSpec, out: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """The first and last input position, per dimension, that outputs 0 to out - 1 read; padding counts below 0."""
         windows = zip(out, spec.stride, spec.span, spec.padding)
         return tuple((-before, (o - 1) * s + span - 1 - before) for o, s, span, (before, _) in windows)
 
     def fan_in(self, spec: ConvSpec) -> tuple[int, ...]:
-        """For each weight, how many products an output away from the border is the sum of."""
         from convtune.spec import count
 
         return tuple(count(shape[1:]) for shape in self.weight_shapes(spec))
@@ -92,16 +121,79 @@ class Variant(ABC):
         """Packing steps that make the weight (oc, ic in a group, *taps), with oc the channel of the output."""
         return ()
 
-    def extra_elements(self, spec: ConvSpec) -> int:
-        """Elements read or written besides x, y, residual and parameters."""
-        return 0
-
     @abstractmethod
-    def reference(
-        self, spec: ConvSpec, x: NDArray[np.float64], weights: Sequence[NDArray[np.float64]]
-    ) -> NDArray[np.float64]:
-        """The convolution alone. x: (n, ic, *in_size), weights as `weight_shapes`; returns (n, oc, *out_size)."""
+    def reference(self, spec: ConvSpec, x: Array, weights: Sequence[Array], **inputs: Array) -> Array:
+        """The convolution alone. x: (n, ic, *in_size), weights as `weight_shapes`; returns (n, oc, *out_size).
+
+        inputs: those of `inputs`, each (n, its channels, *out_size).
+        """
 
     @abstractmethod
     def term(self, spec: ConvSpec, operands: Operands) -> Term:
         """The tensor expression: y(n, oc, o) = sum over `extents` of `at(n, oc, o, r)`."""
+
+
+class Composite(Variant):
+    """A chain of convolutions, each of which reads zeros around the whole result of the one before."""
+
+    extras = frozenset({"stage_bias", "stage_activations"})
+
+    @abstractmethod
+    def chain(self, spec: ConvSpec) -> Sequence[Mapping[str, Any]]:
+        """For each stage the fields of its spec, but for its input, which the stage before makes, and its epilogue."""
+
+    def check(self, spec: ConvSpec) -> None:
+        if spec.groups != 1:
+            raise SpecError(f"groups={spec.groups}: the channels of {self.name} mix; it must be 1, or left out")
+        self.stages(spec)
+
+    def stages(self, spec: ConvSpec) -> tuple[ConvSpec, ...]:
+        return _stages(self, spec)
+
+    def out_size(self, spec: ConvSpec) -> Dims:
+        return self.stages(spec)[-1].out_size
+
+    def weight_shapes(self, spec: ConvSpec) -> tuple[Dims, ...]:
+        return tuple(shape for stage in self.stages(spec) for shape in stage.weight_shapes)
+
+    def macs(self, spec: ConvSpec) -> int:
+        return sum(stage.macs for stage in self.stages(spec))
+
+    def fan_in(self, spec: ConvSpec) -> tuple[int, ...]:
+        from convtune import variants
+
+        return tuple(number for stage in self.stages(spec) for number in variants.primitive(stage).fan_in(stage))
+
+
+@functools.lru_cache(maxsize=4096)  # sizes are asked for with every candidate
+def _stages(variant: Composite, spec: ConvSpec) -> tuple[ConvSpec, ...]:
+    from convtune.spec import ConvSpec
+
+    assert spec.stage_bias is not None and spec.stage_activations is not None, "the constructor fills them in"
+    biases, activations = (*spec.stage_bias, spec.bias), (*spec.stage_activations, spec.activation)
+    chain, found = variant.chain(spec), []
+    before: dict[str, Any] = {"in_channels": spec.in_channels, "in_size": spec.in_size}
+    for number, (fields, bias, activation) in enumerate(zip(chain, biases, activations), start=1):
+        residual = spec.residual and number == len(chain)
+        epilogue: dict[str, Any] = {"bias": bias, "activation": activation, "residual": residual}
+        try:
+            stage = ConvSpec(**before, **fields, **epilogue, batch=spec.batch, layout=spec.layout, dtype=spec.dtype)
+        except SpecError as error:
+            raise SpecError(f"stage {number}, {fields['variant']}: {error}") from error
+        before = {"in_channels": stage.out_channels, "in_size": stage.out_size}
+        found.append(stage)
+    return tuple(found)
+
+
+def along(spec: ConvSpec, axis: int) -> Mapping[str, Any]:
+    """The fields of a stage that does one dimension of a spec's kernel, stride, dilation and padding."""
+    alone: dict[str, tuple[Sequence[Any], Any]] = {
+        "kernel": (spec.kernel, 1),
+        "stride": (spec.stride, 1),
+        "dilation": (spec.dilation, 1),
+        "padding": (spec.padding, (0, 0)),
+    }
+    return {
+        field: tuple(values[i] if i == axis else neutral for i in range(spec.rank))
+        for field, (values, neutral) in alone.items()
+    }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.errors import SpecError
-from convtune.variants.base import Dims, Expr, Operands, Term, Variant
+from convtune.variants.base import Dims, Expr, Operands, Primitive, Term
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 
-class Convolution(Variant):
+class Convolution(Primitive):
     """y(n, oc, o) = sum over i, k of x(n, group(oc) * icg + i, o * stride - before + k * dilation) * w(oc, i, k)
 
     with icg = ic / groups input channels a group and group(oc) = oc // (out_channels / groups): the cross-correlation
@@ -51,9 +51,7 @@ class Convolution(Variant):
 
         return count(spec.out_shape) * (spec.in_channels // spec.groups) * count(spec.kernel)
 
-    def reference(
-        self, spec: ConvSpec, x: NDArray[np.float64], weights: Sequence[NDArray[np.float64]]
-    ) -> NDArray[np.float64]:
+    def reference(self, spec: ConvSpec, x: Array, weights: Sequence[Array], **_: Array) -> Array:
         import numpy as np
 
         (weight,), groups, out = weights, spec.groups, spec.out_size

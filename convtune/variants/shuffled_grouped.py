@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from convtune.spec import ConvSpec
 
+    Array = NDArray[np.float64]
+
 
 class ShuffledGrouped(Convolution):
     """y(n, j * g + a, o) = grouped convolution(n, a * (oc / g) + j, o), for g groups a of oc / g channels j each.
@@ -28,9 +30,7 @@ class ShuffledGrouped(Convolution):
         if spec.groups == 1:
             raise SpecError("groups=1 shuffles nothing; it must be above 1, or the variant conv or dilated")
 
-    def reference(
-        self, spec: ConvSpec, x: NDArray[np.float64], weights: Sequence[NDArray[np.float64]]
-    ) -> NDArray[np.float64]:
+    def reference(self, spec: ConvSpec, x: Array, weights: Sequence[Array], **_: Array) -> Array:
         import numpy as np
 
         y = super().reference(spec, x, weights)

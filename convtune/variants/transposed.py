@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.errors import SpecError
-from convtune.variants.base import Dims, Expr, Operands, Term, Variant
+from convtune.variants.base import Dims, Expr, Operands, Primitive, Term
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from convtune.spec import ConvSpec
 
+    Array = NDArray[np.float64]
 
-class Transposed(Variant):
+
+class Transposed(Primitive):
     """y(n, oc, q * stride - before + k * dilation) += x(n, i, q) * w(i, oc within its group, k), over i, q and k
 
     for the in_channels / groups input channels i of oc's group: what PyTorch calls conv_transpose1d to 3d and ONNX
@@ -79,9 +81,7 @@ class Transposed(Variant):
             {"op": "reshape", "shape": [spec.out_channels, group_in, *spec.kernel]},
         )
 
-    def reference(
-        self, spec: ConvSpec, x: NDArray[np.float64], weights: Sequence[NDArray[np.float64]]
-    ) -> NDArray[np.float64]:
+    def reference(self, spec: ConvSpec, x: Array, weights: Sequence[Array], **_: Array) -> Array:
         import numpy as np
 
         (weight,), groups = weights, spec.groups
