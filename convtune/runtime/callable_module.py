@@ -9,7 +9,7 @@ from typing import Any
 
 from .compiled import CompiledConv
 
-_FORWARDED = ("pack", "run", "time", "save", "spec", "error", "resolution", "manifest", "kernel")
+_FORWARDED = ("pack", "run", "time", "save", "spec", "error", "weight_error", "resolution", "manifest", "kernel")
 
 
 class CallableModule(ModuleType):
@@ -27,5 +27,6 @@ def publish(module_name: str, directory: Path) -> None:
     conv = CompiledConv(directory)
     module = sys.modules[module_name]
     module.__class__ = CallableModule
-    module.__doc__ = f"{conv.spec}, compiled by convtune for {conv.manifest.target.name}: {module_name}(x, weight)"
+    call = f"{module_name}(x)" if conv.manifest.constants else f"{module_name}(x, weight)"
+    module.__doc__ = f"{conv.spec}, compiled by convtune for {conv.manifest.target.name}: {call}"
     vars(module).update({name: getattr(conv, name) for name in _FORWARDED}, conv=conv)

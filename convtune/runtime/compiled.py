@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,14 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from . import cpu, packing
+from . import constants, cpu, packing
 from .arrays import aligned_copy, converter_to, empty_aligned, to_numpy
 from .errors import KernelError
 from .kernel import Call, Kernel
-from .manifest import Argument, Manifest, Resolution
+from .manifest import PARAMETERS, Argument, Manifest, Resolution
 from .names import MANIFEST_NAME, RUNTIME_NAME
-from .package import write_package
+from .package import content, write_package
 
-_PARAMETERS = ("weight", "bias")
-_EXTRAS = ("offset", "mask", "residual")
 _SECONDS_PER_TIMING = 0.01
 
 
@@ -55,15 +53,17 @@ class CompiledConv:
         target = manifest.target
         cpu.check(target.machine, target.required_features)
         library = self._directory / manifest.library_name
-        _check_hash(library, manifest.library_sha256)
-        _check_hash(self._directory / RUNTIME_NAME, manifest.runtime_sha256)
+        content(library, manifest.library_sha256)
+        content(self._directory / RUNTIME_NAME, manifest.runtime_sha256)
         self.kernel = Kernel(library)
         self._indices: dict[str, list[int]] = {}
         for index, argument in enumerate(manifest.arguments):
             self._indices.setdefault(argument.name, []).append(index)
         self._signature = [(a.shape, np.dtype(a.dtype), a.alignment) for a in manifest.arguments]
         (self._y_index,) = self._indices["y"]
-        self._transient = [i for i, argument in enumerate(manifest.arguments) if argument.name not in _PARAMETERS]
+        self._transient = [i for i, argument in enumerate(manifest.arguments) if argument.name not in PARAMETERS]
+        self._constants = constants.read(self._directory, manifest)
+        self._own = self._arranged(self._constants) if self._constants else None
         self._idle: list[Call] = []  # list.pop and list.append are atomic: a thread takes one, and gives it back
 
     @property
@@ -76,6 +76,12 @@ class CompiledConv:
         """max |y - reference| / max |reference| at compile time, with the reference in float64; None where it was
         compiled for another machine than the one at hand then, and so not verified."""
         return self.manifest.error
+
+    @property
+    def weight_error(self) -> float | None:
+        """‖W - W'‖ / ‖W‖ in the Frobenius norm where the convolution's own weights are factors, with the product W', of
+        the weight W that it was compiled with; otherwise None. It is no part of `error`."""
+        return self.manifest.weight_error
 
     @property
     def resolution(self) -> Resolution:
@@ -93,45 +99,58 @@ class CompiledConv:
     def __call__(
         self,
         x: Any,
-        weight: Any,
+        weight: Any = None,
         bias: Any = None,
         offset: Any = None,
         mask: Any = None,
         residual: Any = None,
     ) -> Any:
-        """Packs the weights and runs: `run(x, pack(weight, bias), ...)`."""
-        return self.run(x, self.pack(weight, bias), offset=offset, mask=mask, residual=residual)
+        """Packs the weights and runs: `run(x, pack(weight, bias), ...)`; without them where it has its own."""
+        unpacked = weight is None and bias is None
+        packed = None if self._own and unpacked else self.pack(weight, bias)
+        return self.run(x, packed, offset=offset, mask=mask, residual=residual)
 
     def pack(self, weight: Any, bias: Any = None) -> Packed:
         """Arranges constant weights, in PyTorch's layout, for the kernel; a tuple of them for composite variants.
 
-        Raises KernelError when a shape or dtype is not the kernel's, and where a bias is missing or superfluous.
+        Raises KernelError when a shape or dtype is not the kernel's, where a bias is missing or superfluous, and where
+        the convolution has weights of its own.
         """
-        arrays: dict[int, NDArray[Any]] = {}
-        for name, given in zip(_PARAMETERS, (weight, bias)):
-            self._check_presence(name, given)
-            for label, index, value in self._each(name, given):
-                argument = self.manifest.arguments[index]
-                array = self._checked(label, value, argument, argument.user_shape)
-                arrays[index] = packing.apply(argument.pack, array, argument.dtype)
-        return Packed(self.manifest.library_sha256, arrays)
+        for name, given in zip(PARAMETERS, (weight, bias)):
+            self._check_not_fixed(name, given)
+        return self._arranged(self._parameters(weight, bias))
+
+    def fix(self, weight: Any, bias: Any = None, weight_error: float | None = None) -> None:
+        """Gives the convolution weights of its own, in PyTorch's layout: calls bring none then, and `save` writes them.
+
+        They are copied. No other thread may call the convolution meanwhile. weight_error: see there.
+
+        Raises KernelError as `pack` does.
+        """
+        given = self._parameters(weight, bias)
+        self._constants = {index: np.array(array, order="C") for index, array in given.items()}
+        self._own = self._arranged(self._constants)
+        hashes = constants.hashes(self.manifest, self._constants)
+        self.manifest = dataclasses.replace(self.manifest, constants=hashes, weight_error=weight_error)
 
     def run(
         self,
         x: Any,
-        packed: Packed,
+        packed: Packed | None = None,
         *,
         offset: Any = None,
         mask: Any = None,
         residual: Any = None,
         out: Any = None,
     ) -> Any:
-        """The convolution of x with packed weights; the result is of x's kind, or `out` where that is given.
+        """The convolution of x with packed weights or its own; the result is of x's kind, or `out` where that is given.
 
         Arrays that are C-contiguous and aligned as the kernel assumes are not copied. `out` must not overlap an input.
 
         Raises KernelError when a shape or dtype is not the kernel's, and where an argument is missing or superfluous.
         """
+        self._check_not_fixed("packed", packed)
+        packed = self._own or packed
         if not isinstance(packed, Packed):
             raise self._error(f"packed is a {type(packed).__name__}; it must come from this kernel's pack()")
         if packed.library_sha256 != self.manifest.library_sha256:
@@ -184,7 +203,7 @@ class CompiledConv:
         An earlier convtune package there is replaced, all at once; raises KernelError where anything else is.
         """
         files = self._directory / self.manifest.library_name, self._directory / RUNTIME_NAME
-        return write_package(Path(directory), self.manifest, *files)
+        return write_package(Path(directory), self.manifest, *files, constants.files(self.manifest, self._constants))
 
     def _call(self, arrays: Mapping[int, NDArray[Any]]) -> None:
         try:
@@ -208,6 +227,25 @@ class CompiledConv:
         for index in self._transient:  # the weights stay bound: they are likely to come again
             call.release(index)
         self._idle.append(call)
+
+    def _parameters(self, weight: Any, bias: Any) -> dict[int, NDArray[Any]]:
+        """Weights and biases as given, checked, by argument index."""
+        arrays = {}
+        for name, given in zip(PARAMETERS, (weight, bias)):
+            self._check_presence(name, given)
+            for label, index, value in self._each(name, given):
+                argument = self.manifest.arguments[index]
+                arrays[index] = self._checked(label, value, argument, argument.user_shape)
+        return arrays
+
+    def _arranged(self, arrays: Mapping[int, NDArray[Any]]) -> Packed:
+        arguments = self.manifest.arguments
+        packed = {i: packing.apply(arguments[i].pack, array, arguments[i].dtype) for i, array in arrays.items()}
+        return Packed(self.manifest.library_sha256, packed)
+
+    def _check_not_fixed(self, name: str, given: Any) -> None:
+        if self._own is not None and given is not None:
+            raise self._error(f"{name} was given; this convolution has weights of its own, so leave it out")
 
     def _each(self, name: str, given: Any) -> list[tuple[str, int, Any]]:
         """Label, argument index and array of each weight or bias."""
@@ -242,12 +280,3 @@ class CompiledConv:
 def load(directory: Path | str) -> CompiledConv:
     """The convolution saved in `directory`. Raises KernelError as CompiledConv does."""
     return CompiledConv(directory)
-
-
-def _check_hash(file: Path, expected: str) -> None:
-    try:
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise KernelError(f"{file.parent} is not a complete convtune package: {error}") from error
-    if found != expected:
-        raise KernelError(f"{file} has SHA-256 {found[:16]}…; the manifest says {expected[:16]}…: the file was changed")

@@ -16,8 +16,8 @@ from .packing import Step, packed_shape
 SCHEMA = 1
 NAMES = ("x", "weight", "bias", "offset", "mask", "residual", "y")
 DTYPES = ("float32", "float16", "int8", "uint8", "int32")
-_PACKED = ("weight", "bias")
-_REPEATABLE = ("weight", "bias")
+PARAMETERS = ("weight", "bias")
+"""What can be packed, be constant, and come more than once."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Argument:
             raise KernelError(f"argument {self.name} has dtype {self.dtype!r}; allowed are {', '.join(DTYPES)}")
         if self.alignment < 1 or ALIGNMENT % self.alignment:
             raise KernelError(f"argument {self.name} has alignment {self.alignment}; it must divide {ALIGNMENT}")
-        if self.name not in _PACKED and (self.pack or self.shape_in is not None):
-            raise KernelError(f"argument {self.name} cannot be packed; only {' and '.join(_PACKED)} can")
+        if self.name not in PARAMETERS and (self.pack or self.shape_in is not None):
+            raise KernelError(f"argument {self.name} cannot be packed; only {' and '.join(PARAMETERS)} can")
         made = packed_shape(self.pack, self.user_shape)
         if made != self.shape:
             raise KernelError(
@@ -91,16 +91,27 @@ class Manifest:
     versions: Mapping[str, str]
     created: str
     """UTC, ISO 8601."""
+    constants: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """SHA-256 of the file of each weight and bias, where they belong to the convolution; empty where each call brings
+    them."""
+    weight_error: float | None = None
+    """‖W - W'‖ / ‖W‖ in the Frobenius norm where the weights are factors whose product W' stands for the weight W;
+    None where they are the user's own. It is no part of `error`."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         names = [argument.name for argument in self.arguments]
         for name in sorted(set(names)):
-            if names.count(name) > 1 and name not in _REPEATABLE:
+            if names.count(name) > 1 and name not in PARAMETERS:
                 raise KernelError(f"manifest.json: {names.count(name)} arguments are named {name}; only one may be")
         if missing := [name for name in ("x", "weight", "y") if name not in names]:
             raise KernelError(f"manifest.json: no argument is named {missing[0]}")
-        for digest in (self.library_sha256, self.runtime_sha256):
+        if self.constants and set(self.constants) != set(self.parameter_files.values()):
+            wanted = ", ".join(self.parameter_files.values())
+            raise KernelError(
+                f"manifest.json: constants are {', '.join(self.constants)}; they must be {wanted}, or none"
+            )
+        for digest in (self.library_sha256, self.runtime_sha256, *self.constants.values()):
             if not re.fullmatch("[0-9a-f]{64}", digest):
                 raise KernelError(f"manifest.json: {digest!r} is not a SHA-256 in hexadecimal")
 
@@ -109,6 +120,17 @@ class Manifest:
         """The kernel's file. Its hash is in its name because the dynamic loader would take a new library for an old
         one of the same path that is still loaded."""
         return f"kernel-{self.library_sha256[:16]}.so"
+
+    @property
+    def parameter_files(self) -> dict[int, str]:
+        """By argument index, the file of each weight and bias where they are constants."""
+        seen: dict[str, int] = {}
+        files = {}
+        for index, name in enumerate(argument.name for argument in self.arguments):
+            if name in PARAMETERS:
+                files[index] = f"{name}-{seen.get(name, 0)}.npy"
+                seen[name] = seen.get(name, 0) + 1
+        return files
 
     def to_json(self) -> str:
         """The text of manifest.json."""
@@ -132,11 +154,13 @@ class Manifest:
             target=_target(_read(where, record, "target", dict)),
             library_sha256=_read(where, record, "library_sha256", str),
             runtime_sha256=_read(where, record, "runtime_sha256", str),
-            error=_error(record),
+            error=_number_or_none(record, "error"),
             resolution=_resolution(_read(where, record, "resolution", dict)),
             candidate=_read(where, record, "candidate", dict),
             versions=_read(where, record, "versions", dict),
             created=_read(where, record, "created", str),
+            constants=_constants(record),
+            weight_error=_number_or_none({"weight_error": None, **record}, "weight_error"),
         )
 
 
@@ -150,10 +174,15 @@ def _read(where: str, record: Any, field: str, kind: type | tuple[type, ...]) ->
     return value
 
 
-def _error(record: Any) -> float | None:
-    if isinstance(record, dict) and "error" in record and record["error"] is None:
+def _number_or_none(record: Any, field: str) -> float | None:
+    if isinstance(record, dict) and field in record and record[field] is None:
         return None
-    return float(_read("manifest.json", record, "error", (int, float)))
+    return float(_read("manifest.json", record, field, (int, float)))
+
+
+def _constants(record: Any) -> dict[str, str]:
+    constants = _read("manifest.json", {"constants": {}, **record}, "constants", dict)
+    return {name: _read("manifest.json: constants", constants, name, str) for name in constants}
 
 
 def _list_of(where: str, record: Any, field: str, kind: type) -> tuple[Any, ...]:

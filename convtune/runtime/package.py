@@ -1,18 +1,21 @@
-"""Writes a compiled convolution as a Python package that needs NumPy only."""
+"""Writes a compiled convolution as a Python package that needs NumPy only, and reads its files again."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
 from .errors import KernelError
-from .manifest import Manifest
+from .manifest import PARAMETERS, Manifest
 from .names import MANIFEST_NAME, RUNTIME_NAME
 
 _RUNTIME_FOLDER = "_runtime"
-_ENTRIES = (MANIFEST_NAME, RUNTIME_NAME, "kernel-*.so", "__init__.py", _RUNTIME_FOLDER, "__pycache__")
+_PARAMETERS = tuple(f"{name}-[0-9].npy" for name in PARAMETERS)
+_ENTRIES = (MANIFEST_NAME, RUNTIME_NAME, "kernel-*.so", *_PARAMETERS, "__init__.py", _RUNTIME_FOLDER, "__pycache__")
 
 # The same for every kernel: what a manifest says is data, and must not become code.
 _INIT = '''"""A convolution compiled by convtune; manifest.json says which. Needs Python and NumPy, nothing else."""
@@ -25,8 +28,16 @@ publish(__name__, Path(__file__).parent)
 '''
 
 
-def write_package(directory: Path, manifest: Manifest, library: Path, runtime: Path) -> Path:
+def write_package(
+    directory: Path,
+    manifest: Manifest,
+    library: Path,
+    runtime: Path,
+    constants: Mapping[str, bytes] | None = None,
+) -> Path:
     """Writes manifest, kernel, runtime and the Python around them into `directory`, all at once or not at all.
+
+    constants: the files whose hashes the manifest has as `constants`.
 
     Returns `directory`. Raises KernelError where something else than an earlier convtune package is there.
     """
@@ -39,6 +50,8 @@ def write_package(directory: Path, manifest: Manifest, library: Path, runtime: P
         shutil.copyfile(library, new / manifest.library_name)
         shutil.copyfile(runtime, new / RUNTIME_NAME)
         (new / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        for name, file in (constants or {}).items():
+            (new / name).write_bytes(file)
         (new / "__init__.py").write_text(_INIT, encoding="utf-8")
         for source in sorted(Path(__file__).parent.glob("*.py")):
             shutil.copyfile(source, new / _RUNTIME_FOLDER / source.name)
@@ -51,6 +64,18 @@ def write_package(directory: Path, manifest: Manifest, library: Path, runtime: P
                 old.rename(directory)
             raise
     return directory
+
+
+def content(file: Path, sha256: str) -> bytes:
+    """What is in a package's file. Raises KernelError where it cannot be read or has another hash."""
+    try:
+        found = file.read_bytes()
+    except OSError as error:
+        raise KernelError(f"{file.parent} is not a complete convtune package: {error}") from error
+    digest = hashlib.sha256(found).hexdigest()
+    if digest != sha256:
+        raise KernelError(f"{file} has SHA-256 {digest[:16]}…; the manifest says {sha256[:16]}…: the file was changed")
+    return found
 
 
 def _check_replaceable(directory: Path) -> None:
