@@ -10,12 +10,13 @@ BIN := $(VENV)/bin
 # Two at a time however many cores there are: the tests start worker processes of their own, one per core.
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help tune test check lint types figures clean
+.PHONY: help tune test torch check lint types figures clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make tune      set up, then tune $(WORKLOADS) on this machine (WORKLOADS=… TRIALS=… ARGS=…)"
 	@echo "make test      set up, then run all tests (ARGS=…)"
+	@echo "make torch     add PyTorch, a second opinion that 'make test' then asks (up to 6 GB where it comes with CUDA)"
 	@echo "make check     formatting, lint, types and the fast tests: run it before every commit"
 	@echo "make figures   measure the figures of README.md (ARGS='peak' for one of them)"
 	@echo "make clean     remove what make has made"
@@ -25,6 +26,8 @@ tune: $(VENV)/.run
 
 test: $(VENV)/.test
 	$(PYTEST) $(ARGS)
+
+torch: $(VENV)/.torch
 
 check: lint types
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -49,8 +52,9 @@ clean:
 # Each stamp is newer than the pyproject.toml that was installed.
 $(VENV)/.run: EXTRA :=
 $(VENV)/.test: EXTRA := [test]
+$(VENV)/.torch: EXTRA := [torch]
 $(VENV)/.dev: EXTRA := [dev]
-$(VENV)/.run $(VENV)/.test $(VENV)/.dev: pyproject.toml | $(BIN)/pip
+$(VENV)/.run $(VENV)/.test $(VENV)/.torch $(VENV)/.dev: pyproject.toml | $(BIN)/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRA)'
 	@touch $@
 
