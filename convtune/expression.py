@@ -150,9 +150,15 @@ def operands(geometry: Geometry, x: Any, weight: Any, arguments: Arguments | Non
     return Operands(read, of_weight, offset=reader("offset"), mask=reader("mask"))
 
 
-def epilogue(arguments: Arguments, value: Expr, n: Expr, oc: Expr, out: Sequence[Expr], stage: int = -1) -> Expr:
-    """activation(value + bias + residual) at one element of a stage's output; `out` has the spec's rank."""
-    spec, bias = arguments.spec.stages[stage], arguments.biases[stage]
+def epilogue(
+    arguments: Arguments, value: Expr, n: Expr, oc: Expr, out: Sequence[Expr], stage: int = -1, bias: Any = None
+) -> Expr:
+    """activation(value + bias + residual) at one element of a stage's output; `out` has the spec's rank.
+
+    bias: to read instead of the argument.
+    """
+    spec = arguments.spec.stages[stage]
+    bias = arguments.biases[stage] if bias is None else bias
     if bias is not None:
         value = value + bias[oc]
     if spec.residual:

@@ -152,12 +152,15 @@ def unroll(sch: Any, loops: Sequence[Any]) -> None:
     sch.vectorize(loops[-1])
 
 
-def place_store(sch: Any, spec: ConvSpec, tile: Tile, at: Any, store: Sequence[Any]) -> None:
-    """Makes the store of a tile vectors, or lets it read the stage `tile`, a copy in memory."""
+def place_store(sch: Any, spec: ConvSpec, tile: Tile, at: Any, store: Sequence[Any], stage: str = "") -> None:
+    """Makes the store of a tile vectors, or lets it read the stage `tile`, a copy in memory.
+
+    stage: what follows the names `tile` and `acc`, where several convolutions have them.
+    """
     if not needs_staging(spec, tile):
         unroll(sch, store)
         return
-    staged = sch.get_sblock("tile")
+    staged = sch.get_sblock(f"tile{stage}")
     sch.compute_at(staged, at, preserve_unit_loops=True)
     unroll(sch, sch.get_loops(staged)[-4:])
     if stores_vectors(spec, tile):
@@ -165,7 +168,7 @@ def place_store(sch: Any, spec: ConvSpec, tile: Tile, at: Any, store: Sequence[A
 
 
 def place_accumulators(
-    sch: Any, at: Any, reductions: int, order: Sequence[int], unrolled: int, scope: str = "local"
+    sch: Any, at: Any, reductions: int, order: Sequence[int], unrolled: int, scope: str = "local", stage: str = ""
 ) -> Any:
     """Computes `acc` at a loop, in registers: its reduction loops in `order`, the last `unrolled` of them unrolled.
 
@@ -175,7 +178,7 @@ def place_accumulators(
     else lies in workspace, and the sums are stored there too: per tile, or per turn of a loop that LLVM does not see
     through. What is faster depends on how much LLVM then moves around in the unrolled body.
     """
-    acc = sch.get_sblock("acc")
+    acc = sch.get_sblock(f"acc{stage}")
     sch.compute_at(acc, at, preserve_unit_loops=True)
     loops = sch.get_loops(acc)
     axes, tile = loops[-reductions:], loops[-reductions - 4 : -reductions]
@@ -187,13 +190,13 @@ def place_accumulators(
     return axes[0]
 
 
-def tiled_sums(arguments: Any, tile: Tile, outer: Sequence[int], summand: Any) -> Any:
+def tiled_sums(spec: ConvSpec, tile: Tile, outer: Sequence[int], summand: Any, stage: str = "") -> Any:
     """The stages `acc`: (*outer, group, block, row, column, vector, lane), and where needed `tile`, its copy."""
     from tvm import te
 
     shape = (*outer, tile.groups, tile.blocks, tile.rows, tile.columns, tile.vectors, tile.width)
-    acc = te.compute(shape, summand, name="acc")
-    return te.compute(shape, lambda *i: acc[i], name="tile") if needs_staging(arguments.spec, tile) else acc
+    acc = te.compute(shape, summand, name=f"acc{stage}")
+    return te.compute(shape, lambda *i: acc[i], name=f"tile{stage}") if needs_staging(spec, tile) else acc
 
 
 def tiled_output(arguments: Any, tile: Tile, outer: Sequence[int], summand: Any) -> Any:
@@ -202,7 +205,7 @@ def tiled_output(arguments: Any, tile: Tile, outer: Sequence[int], summand: Any)
     acc: (n, d, h_tile, w_tile, group, block, row, column, vector, lane) sums `summand` of these ten indices; `outer`
     are the first four extents.
     """
-    result = tiled_sums(arguments, tile, outer, summand)
+    result = tiled_sums(arguments.spec, tile, outer, summand)
 
     def value(n: Any, group: Any, within: Any, position: Any) -> Any:
         d, h, w = position

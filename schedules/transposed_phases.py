@@ -250,7 +250,7 @@ class TransposedPhases(Estimating):
 
         strides = [phase.stride for phase in phases]
         outer = (spec.batch, *geometry.out[:2], geometry.out[2] // tile.columns, *strides)
-        return arguments.primfunc(_output(arguments, tile, tiled_sums(arguments, tile, outer, summand)))
+        return arguments.primfunc(_output(arguments, tile, tiled_sums(spec, tile, outer, summand)))
 
 
 def _output(arguments: Arguments, tile: Tile, sums: Any) -> Any:

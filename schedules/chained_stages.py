@@ -1,0 +1,312 @@
+"""Composite variants in one pass: each task makes a block of output, and of each stage before it what the block needs.
+
+    parallel task = (n, od_outer, oh_outer, ow_outer):
+        pad: the task's part of the input, channels last, zeros around       where it is not all inside
+        for each stage but the last:
+            for d, h, then oc_outer and tiles of columns:                    oc_order: outer, inner
+                acc[column, oc_vector, lane] = 0                             in registers
+                for kd, kh, ic, kw:
+                    acc[...] += input[..., column * stride + kw, ic] * weight[oc_outer, kd, kh, kw, ic, oc_vector, lane]
+                mid[...] = activation(acc + bias), zero where the next stage pads
+        the last stage the same way, into y, with the epilogue
+
+`mid` is a block's part of a stage's result, in cache, channels last whatever the layout. Blocks are whole rows, and
+overlap where a later stage's kernel is more than one high: the overlap is computed twice. A dense stage reads its input
+by broadcast, a depthwise one as vectors of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.chain_plan import Stage, plan
+from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, TILE_CYCLES, Tasks, overlapped, step_cycles, stream_cycles
+from convtune.schedules.tiling import (
+    ceil_div,
+    even_blocks,
+    pack_blocks,
+    place_accumulators,
+    place_store,
+    spaced,
+    split_output,
+    suits_registers,
+    tiled_output,
+    tiled_sums,
+)
+
+from convtune import variants
+from convtune.expression import Arguments, Geometry, cube, epilogue, operands
+from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.spec import count
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+LARGEST_BODY = 320  # FMAs in an unrolled body: beyond it LLVM's time grows faster than the gain
+UNROLLED_VECTORS = 8  # of a row of channels that ends within a vector: the others need no condition then
+
+Read = Callable[..., Any]  # read(n, block, local position, channel), both of three entries
+
+
+class ChainedStages(Estimating):
+    name = "chained_stages"
+    summary = "a composite's stages block by block of rows, the results between them in cache"
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        kinds = {stage.variant for stage in spec.stages}
+        composite = isinstance(variants.get(spec.variant), variants.Composite)
+        return target.family in ("x86", "arm") and composite and kinds <= {"conv", "pointwise", "dilated", "depthwise"}
+
+    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+        out, registers = cube(spec.out_size), target.vector_registers
+        kinds = {stage.variant == "depthwise" for stage in spec.stages}
+        dense = max((s.out_channels for s in spec.stages if s.variant != "depthwise"), default=1)
+        lanewise = max((s.out_channels for s in spec.stages if s.variant == "depthwise"), default=1)
+        found: dict[str, tuple[KnobValue, ...]] = {}
+        if False in kinds:
+            found["ow_tile"] = even_blocks(out[2], registers - 2)
+            found["oc_vectors"] = tuple(range(1, min(4, ceil_div(dense, target.lanes)) + 1))
+        if True in kinds:
+            found["dw_tile"] = spaced(even_blocks(out[2], registers // 2), 3)
+            found["dw_vectors"] = tuple(range(1, min(2, ceil_div(lanewise, target.lanes)) + 1))
+        if spec.rank == 3:
+            found["od_block"] = spaced(even_blocks(out[0], 16), 3)
+        found["oh_block"] = spaced(even_blocks(out[1], 64), 6)
+        found["ow_block"] = spaced(even_blocks(out[2], 4096), 6) if spec.rank == 1 else (out[2],)
+        found["oc_order"] = ("outer", "inner") if False in kinds else ("outer",)
+        return found
+
+    def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+        width, registers = spec.out_size[-1], target.vector_registers
+        if "ow_tile" in knobs and not suits_registers(target, int(knobs["ow_tile"]), int(knobs["oc_vectors"]), width):
+            return False
+        if "dw_tile" in knobs and int(knobs["dw_tile"]) * int(knobs["dw_vectors"]) > registers - 6:
+            return False
+        smallest = all(knobs[name] == values[0] for name, values in self.knobs(spec, target).items() if "block" in name)
+        return smallest or _block_bytes(plan(spec, target, knobs)) <= target.l2_bytes
+
+    def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely."""
+        stages = plan(spec, target, knobs)
+        blocks = count(stages[0].source.blocks)
+        resident = _block_bytes(stages)
+        cycles = sum(_stage_cycles(stage, target, knobs, resident) for stage in stages)
+        moved = stages[0].source.positions * spec.in_channels * 4
+        cycles += moved / L2_BYTES_PER_CYCLE * (1 if spec.channels_last else 4)
+        return Tasks(spec.batch * blocks, cycles).on(target)
+
+    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        return tuple(pack_blocks(stage.spec, stage.tile) for stage in plan(spec, target, knobs))
+
+    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+        from tvm.s_tir import Schedule
+
+        stages = plan(spec, target, knobs)
+        *between, last = stages
+        sch = Schedule(_expression(spec, stages))
+        loops = split_output(sch, spec, last.tile, int(knobs["oh_block"]), last.out[2] // last.tile.columns)
+        if spec.rank == 3:
+            loops.outer[1], planes = sch.split(loops.outer[1], [None, int(knobs["od_block"])])
+            loops.inner.insert(0, planes)
+        tiles = _ordered(last, knobs, loops.channels, loops.inner)
+        sch.reorder(*loops.outer, *tiles, *loops.store)
+        task = sch.fuse(*loops.outer)
+        sch.parallel(task)
+        place_store(sch, spec, last.tile, tiles[-1], loops.store)
+        _place_sums(sch, last, tiles[-1], "")
+        for number in reversed(range(len(between))):
+            _place_between(sch, between[number], knobs, task, number)
+        if not _reads_x(spec, stages[0]):
+            _place_pad(sch, spec, stages[0], target, task)
+        return sch.mod
+
+
+def _block_bytes(stages: Sequence[Stage]) -> int:
+    """What a block keeps in memory between its stages, its part of the input included."""
+    channels = [stage.spec.in_channels for stage in stages]
+    return sum(4 * stage.source.positions * channel for stage, channel in zip(stages, channels))
+
+
+def _stage_cycles(stage: Stage, target: Target, knobs: Knobs, resident_bytes: int) -> float:
+    """Cycles of a stage for one block."""
+    tile, taps = stage.tile, count(stage.spec.kernel)
+    tiles = stage.out[0] * stage.out[1] * stage.out[2] // tile.columns
+    sums = tile.columns * tile.vectors
+    if stage.lanewise:
+        steps, loads = taps, sums + tile.vectors
+    else:
+        steps, loads = taps * stage.spec.in_channels, tile.columns + tile.vectors
+    compute = steps * step_cycles(sums, loads) + 2 * sums + TILE_CYCLES
+    weights = steps * tile.block * 4
+    inner = knobs.get("oc_order") == "inner" and not stage.lanewise
+    stream = stream_cycles(target, weights, weights * (tile.blocks if inner else 1))
+    row = 4 * stage.spec.in_channels * stage.source.positions / tiles
+    stream += stream_cycles(target, row, resident_bytes) * (0.2 if inner else 1.0)
+    return tiles * tile.blocks * overlapped(compute, stream)
+
+
+def _ordered(stage: Stage, knobs: Knobs, channels: Any, positions: Sequence[Any]) -> list[Any]:
+    """The loops of a stage's tiles: the weights of a channel block stay in the first cache, or a tile's inputs do."""
+    inner = knobs.get("oc_order") == "inner" and not stage.lanewise
+    return [*positions, channels] if inner else [channels, *positions]
+
+
+def _reads_x(spec: ConvSpec, first: Stage) -> bool:
+    """Whether the first stage reads x itself, without a copy that has zeros around it and vectors of channels."""
+    multiplied = first.spec.out_channels != first.spec.in_channels or first.whole.run != first.spec.in_channels
+    return spec.channels_last and first.source.inside and not (first.lanewise and multiplied)
+
+
+def _expression(spec: ConvSpec, stages: Sequence[Stage]) -> Any:
+    *between, last = stages
+    arguments = Arguments(spec, [_packed(stage) for stage in stages])
+    read = _input(arguments, stages[0])
+    for number, stage in enumerate(between):
+        read = _between(arguments, stage, stages[number + 1], number, read)
+    summand = _summand(arguments, last, -1, read)
+    size, columns, per_block = cube(spec.out_size), last.tile.columns, last.out[2] // last.tile.columns
+
+    def of_output(n: Any, d: Any, h: Any, w_tile: Any, *rest: Any) -> Any:
+        block = [d // last.out[0], h // last.out[1], w_tile // per_block]
+        return summand(n, block, (d % last.out[0], h % last.out[1], w_tile % per_block), *rest)
+
+    tiles = (spec.batch, *size[:2], last.source.blocks[2] * last.out[2] // columns)
+    return arguments.primfunc(tiled_output(arguments, last.tile, tiles, of_output))
+
+
+def _packed(stage: Stage) -> tuple[int, ...]:
+    """The shape that `pack_blocks` makes of the stage's weight."""
+    depth = stage.spec.in_channels // stage.spec.groups
+    return (1, stage.tile.blocks, *cube(stage.spec.kernel), depth, stage.tile.block)
+
+
+def _summand(arguments: Arguments, stage: Stage, number: int, read: Read) -> Callable[..., Any]:
+    """The sum at (n, block, (d, h, w_tile), group, channel block, row, column, vector, lane) of a stage."""
+    from tvm import te
+
+    spec, tile = stage.spec, stage.tile
+    axes = [te.reduce_axis((0, extent), name) for name, extent in zip(("kd", "kh", "kw"), cube(spec.kernel))]
+    ic = te.reduce_axis((0, spec.in_channels // spec.groups), "ic")
+    variant, weight, geometry = variants.primitive(spec), arguments.weights[number], Geometry.of(spec)
+
+    def at(n: Any, block: Any, place: Any, g: Any, co: Any, _row: Any, column: Any, cv: Any, lane: Any) -> Any:
+        within = cv * tile.lanes + lane
+        term = variant.term(
+            spec,
+            operands(
+                geometry,
+                lambda n, channel, local: read(
+                    n, block, local, co * tile.block + within if stage.lanewise else channel
+                ),
+                lambda _oc, i, taps: weight(g, co, *taps, i, within),
+            ),
+        )
+        position = (*place[:2], place[2] * tile.columns + column)[3 - spec.rank :]
+        return te.sum(term.at(n, 0, position, (ic, *axes[3 - spec.rank :])), axis=[*axes, ic])
+
+    return at
+
+
+def _input(arguments: Arguments, first: Stage) -> Read:
+    """Reads a block's part of x, zeros around; the stage `pad` where x itself does not do.
+
+    For a depthwise stage its channels are those of the stage's output, in whole vectors.
+    """
+    from tvm import te, tirx
+
+    spec, source = arguments.spec, first.source
+
+    def direct(n: Any, block: Any, local: Any, channel: Any) -> Any:
+        return arguments.read_x(n, channel, source.position(block, local))
+
+    if _reads_x(spec, first):
+        return direct
+    channels = first.whole.run if first.lanewise else spec.in_channels
+    times = first.spec.out_channels // spec.in_channels if first.lanewise else 1
+
+    def padded(n: Any, *index: Any) -> Any:
+        block, local, channel = index[:3], index[3:6], index[6]
+        inside = source.conditions(source.position(block, local))
+        if channels > spec.in_channels * times:
+            inside.append(channel < spec.in_channels * times)
+        value = direct(n, block, local, channel // times if times > 1 else channel)
+        return te.if_then_else(tirx.all(*inside), value, tirx.const(0.0, spec.dtype)) if inside else value
+
+    pad = te.compute((spec.batch, *source.blocks, *source.size, channels), padded, name="pad")
+    return lambda n, block, local, channel: pad(n, *block, *local, channel)
+
+
+def _between(arguments: Arguments, stage: Stage, following: Stage, number: int, read: Read) -> Read:
+    """The stages `acc` and `mid` of a stage that is not the last; reads its result, zeros around."""
+    from tvm import te, tirx
+
+    spec, tile, region = arguments.spec, stage.whole, following.source
+    outer = (spec.batch, *region.blocks, *stage.out[:2], stage.out[2] // tile.columns)
+    summand = _summand(arguments, stage, number, read)
+    sums = tiled_sums(stage.spec, tile, outer, lambda n, *i: summand(n, i[:3], i[3:6], *i[6:]), str(number))
+    bias = _whole_vectors(arguments, stage, number)
+
+    def value(n: Any, *index: Any) -> Any:
+        block, (d, h, w), channel = index[:3], index[3:6], index[6]
+        at, vector, lane = tile.locate(channel)
+        found = sums(n, *block, d, h, w // tile.columns, 0, at, 0, w % tile.columns, vector, lane)
+        found = epilogue(arguments, found, n, channel, (d, h, w), number, bias)
+        inside = region.conditions(region.position(block, (d, h, w)))
+        return te.if_then_else(tirx.all(*inside), found, tirx.const(0.0, spec.dtype)) if inside else found
+
+    mid = te.compute((spec.batch, *region.blocks, *region.size, tile.run), value, name=f"mid{number}")
+    return lambda n, block, local, channel: mid(n, *block, *local, channel)
+
+
+def _whole_vectors(arguments: Arguments, stage: Stage, number: int) -> Any:
+    """The stage's bias, as long as its result; None where it has none, or is as long itself."""
+    from tvm import te, tirx
+
+    bias, channels = arguments.biases[number], stage.spec.out_channels
+    if bias is None or stage.whole.run == channels:
+        return None
+    zero = tirx.const(0.0, arguments.spec.dtype)
+    whole = lambda c: te.if_then_else(c < channels, bias[c], zero)  # noqa: E731
+    return te.compute((stage.whole.run,), whole, name=f"bias{number}_whole")
+
+
+def _place_sums(sch: Any, stage: Stage, at: Any, suffix: str) -> None:
+    body = stage.tile.columns * stage.tile.vectors * stage.spec.kernel[-1]
+    unrolled = int(stage.lanewise and body <= LARGEST_BODY)  # neighbouring columns then share the loaded inputs
+    order = (0, 1, 3, 2) if unrolled else (0, 1, 2, 3)
+    place_accumulators(sch, at, 4, order, unrolled, stage=suffix)
+
+
+def _place_between(sch: Any, stage: Stage, knobs: Knobs, task: Any, number: int) -> None:
+    """Computes a stage's part of a block in the task."""
+    mid = sch.get_sblock(f"mid{number}")
+    sch.compute_at(mid, task, preserve_unit_loops=True)
+    *_, d, h, w, channel = sch.get_loops(mid)
+    vectors, lane = sch.split(channel, [None, stage.tile.lanes])
+    block, vector = sch.split(vectors, [None, stage.tile.vectors])
+    w_tile, column = sch.split(w, [None, stage.tile.columns])
+    tiles = _ordered(stage, knobs, block, (d, h, w_tile))
+    sch.reorder(*tiles, column, vector, lane)
+    place_store(sch, stage.spec, stage.whole, tiles[-1], (column, vector, lane), str(number))
+    _place_sums(sch, stage, tiles[-1], str(number))
+
+
+def _place_pad(sch: Any, spec: ConvSpec, first: Stage, target: Target, task: Any) -> None:
+    """Copies the task's part of the input, by vectors where it has whole ones."""
+    pad = sch.get_sblock("pad")
+    sch.compute_at(pad, task, preserve_unit_loops=True)
+    channel = sch.get_loops(pad)[-1]
+    copied = not first.lanewise or first.spec.out_channels == spec.in_channels
+    if not spec.channels_last or not copied:
+        return
+    whole = spec.in_channels % target.lanes == 0
+    vectors, lane = sch.split(channel, [None, target.lanes])
+    if whole:
+        sch.vectorize(lane)
+    elif int(sch.get(vectors).extent) <= UNROLLED_VECTORS:
+        sch.unroll(vectors)
+
+
+chained_stages = ChainedStages()
