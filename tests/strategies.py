@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from convtune import variants as known_variants
 from convtune.spec import ACTIVATIONS, LAYOUTS, ConvSpec
 
 PLAIN = ("conv", "pointwise", "dilated", "grouped", "depthwise")
@@ -19,7 +20,7 @@ def specs(
     largest_channels: int = 6,
     largest_size: int = 5,
 ) -> ConvSpec:
-    """A spec of a variant with one weight, odd in every way a spec may be.
+    """A spec of one of the variants, in one of the ranks it takes, odd in every way a spec may be.
 
     Args:
         largest_channels: of a group, and most groups.
@@ -27,7 +28,7 @@ def specs(
             it is the input that has so many.
     """
     variant = draw(st.sampled_from(variants))
-    rank = draw(st.sampled_from(ranks))
+    rank = draw(st.sampled_from([rank for rank in ranks if rank in known_variants.get(variant).ranks]))
     channels = draw_channels(draw, variant, largest_channels)
     one_dimension = draw_transposed_dimension if variant == "transposed" else draw_dimension
     dimensions = [one_dimension(draw, variant, largest_size) for _ in range(rank)]
@@ -36,6 +37,7 @@ def specs(
     return ConvSpec(
         variant,
         **channels,
+        **draw_extras(draw, variant, rank, channels["in_channels"]),
         **{field: tuple(d[field] for d in dimensions) for field in dimensions[0]},
         batch=draw(st.integers(1, 3)),
         layout=draw(st.sampled_from(LAYOUTS[rank])),
@@ -52,9 +54,28 @@ def draw_channels(draw: st.DrawFn, variant: str, largest: int) -> dict[str, int]
         groups = draw(few)
         return {"in_channels": groups, "out_channels": groups * draw(few), "groups": groups}
     least = 2 if variant in ("grouped", "shuffled_grouped") else 1
-    most = max(2, largest) if least == 2 or variant == "transposed" else 1
+    most = max(2, largest) if least == 2 or variant in ("transposed", "deformable") else 1
     groups = draw(st.integers(least, most))
     return {"in_channels": groups * draw(few), "out_channels": groups * draw(few), "groups": groups}
+
+
+def draw_extras(draw: st.DrawFn, variant: str, rank: int, in_channels: int) -> dict[str, Any]:
+    """The fields that only some variants have, but for output_padding, which belongs to a dimension."""
+    joints = known_variants.get(variant).joints(rank)
+
+    def at_joints(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+        return st.lists(values, min_size=joints, max_size=joints).map(tuple)
+
+    strategies = {
+        "offset_groups": st.sampled_from([n for n in range(1, in_channels + 1) if in_channels % n == 0]),
+        "modulated": st.booleans(),
+        "channel_multiplier": st.integers(1, 3),
+        "mid_channels": at_joints(st.integers(1, 4)),
+        "stage_bias": at_joints(st.booleans()),
+        "stage_activations": at_joints(st.sampled_from((None, *ACTIVATIONS))),
+    }
+    extras = known_variants.get(variant).extras - {"output_padding"}
+    return {field: draw(strategies[field]) for field in sorted(extras)}
 
 
 def draw_dimension(draw: st.DrawFn, variant: str, largest_size: int, least_dilation: int = 1) -> dict[str, Any]:
