@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from convtune.reference import reference as reference
     from convtune.runtime import CompiledConv as CompiledConv
     from convtune.runtime import load as load
+    from convtune.separable import Separated as Separated
+    from convtune.separable import separate as separate
     from convtune.spec import ConvSpec as ConvSpec
     from convtune.tuner import tune as tune
 
@@ -21,6 +23,8 @@ __version__ = "0.1.0"
 _HOME = {
     "ConvSpec": "spec",
     "reference": "reference",
+    "separate": "separable",
+    "Separated": "separable",
     "tune": "tuner",
     "compile": "compiler",
     "load": "runtime",
