@@ -90,5 +90,12 @@ def stages(module: Any) -> set[str]:
 def test_shufflenet_is_whole() -> None:
     network = workloads.zoo()["shufflenet_v1_g3"]
     assert network.unavailable == 0
-    shuffled = [w.spec for w in network.workloads if w.spec.variant == "shuffled_grouped"]
-    assert [(s.in_channels, s.out_channels, s.groups) for s in shuffled] == [(240, 60, 3), (480, 120, 3), (960, 240, 3)]
+    shuffled = {w.spec: w.count for w in network.workloads if w.spec.variant == "shuffled_grouped"}
+    # a stage's first unit has half the channels, at twice the size; the second stage's is not grouped
+    assert {(s.in_channels, s.out_channels, s.groups, s.in_size[0]): n for s, n in shuffled.items()} == {
+        (240, 60, 3, 28): 3,
+        (240, 120, 3, 28): 1,
+        (480, 120, 3, 14): 7,
+        (480, 240, 3, 14): 1,
+        (960, 240, 3, 7): 3,
+    }

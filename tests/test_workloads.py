@@ -54,7 +54,9 @@ def test_a_layer_of_the_zoo() -> None:
         ("x3d/dw54_112", [(1, 8, 112, 112, 54), (1, 8, 56, 56, 54)]),
         ("inception_v3/128_1x7", [(1, 17, 17, 128), (1, 17, 17, 128)]),
         ("mamba_like_pytorch_192902/dw1d", [(1, 16384, 12288), (1, 16384, 12288)]),
-        ("wavenet/d512", [(1, 16384, 32), (1, 16384 - 512, 32)]),
+        ("wavenet/d512", [(1, 16384, 32), (1, 16384, 32)]),
+        ("erfnet/up128_64", [(1, 64, 128, 128), (1, 128, 256, 64)]),
+        ("mobilenet_v1_fused/ds64_128_112_k3s2", [(1, 112, 112, 64), (1, 56, 56, 128)]),
     ],
 )
 def test_shapes_of_zoo_layers(text: str, shapes: list[tuple[int, ...]]) -> None:
@@ -76,9 +78,9 @@ def test_the_zoo_lists_every_layer_that_there_is_a_variant_for() -> None:
     zoo = workloads.zoo()
     rows = Counter(row["network"] for row in zoo_rows())
     assert {n.name: len(n.workloads) + n.unavailable for n in zoo.values()} == rows
-    assert (len(zoo["shufflenet_v1_g3"].workloads), zoo["shufflenet_v1_g3"].unavailable) == (6, 3)
-    assert (len(zoo["dcgan_g"].workloads), zoo["dcgan_g"].unavailable) == (0, 4)
-    assert (len(zoo["mobilenet_v2"].workloads), zoo["mobilenet_v2"].unavailable) == (10, 0)
+    assert (len(zoo["shufflenet_v1_g3"].workloads), zoo["shufflenet_v1_g3"].unavailable) == (14, 5)
+    assert (len(zoo["dcgan_g"].workloads), zoo["dcgan_g"].unavailable) == (0, 5)
+    assert (len(zoo["mobilenet_v2"].workloads), zoo["mobilenet_v2"].unavailable) == (30, 0)
 
 
 @pytest.mark.usefixtures("plain_variants_only")
@@ -86,7 +88,7 @@ def test_a_layer_of_a_variant_that_does_not_exist_is_named() -> None:
     message = "zoo layer shufflenet_v1_g3/s2_gconv1_shuffle: variant 'shuffled_grouped' is not in this version, "
     with pytest.raises(UnknownNameError, match=message):
         workloads.parse(["shufflenet_v1_g3"])
-    assert len(workloads.parse(["shufflenet_v1_g3/s2_dw"])) == 1
+    assert len(workloads.parse(["shufflenet_v1_g3/s2_dw"])) == 2
 
 
 def test_the_classifier_agrees_with_the_zoo() -> None:
@@ -213,7 +215,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_directory_does_not_hide_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("wavenet").mkdir()
-    assert len(workloads.parse(["wavenet"])) == 10
+    assert len(workloads.parse(["wavenet"])) == 14
 
 
 def test_reading_workloads_imports_neither_tvm_nor_numpy_nor_onnx() -> None:
@@ -240,3 +242,21 @@ def test_the_documented_files_are_read(tmp_path: Path) -> None:
         path = tmp_path / f"layers{suffix}"
         path.write_text(block.strip())
         assert len(workloads.parse([str(path)])) == 2
+
+
+def test_the_documentation_lists_the_zoo() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "workloads.md").read_text()
+    table = text[text.index("| network |") :].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    layers = Counter(row["network"] for row in zoo_rows())
+    convolutions: Counter[str] = Counter()
+    for row in zoo_rows():
+        convolutions[row["network"]] += int(row["count"])
+    listed = [name.strip("`") for names, *_ in cells for name in names.split(", ")]
+    assert sorted(listed) == sorted(layers)
+    for names, _, of_layers, in_all in cells:
+        if names.count("`") == 2:
+            assert (int(of_layers), int(in_all)) == (layers[names.strip("`")], convolutions[names.strip("`")])
+    single, *_ = [name.split(", ") for name, _, of_layers, _ in cells if "," in name]
+    assert f"{len(layers) - len(single)} networks" in text
+    assert f"{len(zoo_rows())} layers" in text
