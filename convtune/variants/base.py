@@ -6,6 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from convtune.errors import SpecError
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Expr = Any  # a TVM expression, or a Python number where an index is constant
 Dims = tuple[int, ...]
+
+EXTENTS: Mapping[int, tuple[str, ...]] = {1: ("k",), 2: ("kh", "kw"), 3: ("kd", "kh", "kw")}  # as `ratio` names them
+TAPS: Mapping[int, str] = {1: "k", 2: "k²", 3: "k³"}  # the number of a kernel's taps, also where it is not square
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Variant(ABC):
     summary: str
     ranks: tuple[int, ...] = (1, 2, 3)
     extras: frozenset[str] = frozenset()  # ConvSpec fields that only some variants have
+    uncounted: str = ""  # work that is in none of the multiply-accumulates
 
     @abstractmethod
     def check(self, spec: ConvSpec) -> None:
@@ -68,6 +73,17 @@ class Variant(ABC):
     @abstractmethod
     def macs(self, spec: ConvSpec) -> int:
         """Multiply-accumulates of one call."""
+
+    def ratio(self, rank: int) -> str:
+        """The formula of `macs` over those of `standard`, exact for every spec; `convtune.cost` has its letters."""
+        return "1/g"
+
+    def standard(self, spec: ConvSpec) -> ConvSpec:
+        """The dense convolution that this one replaces: same input, output, kernel and epilogue, but one group.
+
+        Raises SpecError where that is too large to be a spec.
+        """
+        return dense(spec, spec.in_size, spec.stride, spec.padding)
 
     def same(self, size: int, stride: int, span: int) -> tuple[int, int]:
         """A dimension's padding that "same" means: here the output is ceil(size / stride), an odd total more after."""
@@ -103,6 +119,15 @@ class Primitive(Variant):
         """The first and last input position, per dimension, that outputs 0 to out - 1 read; padding counts below 0."""
         windows = zip(out, spec.stride, spec.span, spec.padding)
         return tuple((-before, (o - 1) * s + span - 1 - before) for o, s, span, (before, _) in windows)
+
+    def jump(self, spec: ConvSpec) -> tuple[Fraction, ...]:
+        """How far apart, per dimension and in input elements, the windows of neighbouring outputs are."""
+        return tuple(map(Fraction, spec.stride))
+
+    def reads(self, spec: ConvSpec, axis: int, out: int) -> range:
+        """The input positions in one dimension that an output there is made of, at any position if need be."""
+        first = out * spec.stride[axis] - spec.padding[axis][0]
+        return range(first, first + spec.span[axis], spec.dilation[axis])
 
     def fan_in(self, spec: ConvSpec) -> tuple[int, ...]:
         from convtune.spec import count
@@ -183,6 +208,29 @@ def _stages(variant: Composite, spec: ConvSpec) -> tuple[ConvSpec, ...]:
         before = {"in_channels": stage.out_channels, "in_size": stage.out_size}
         found.append(stage)
     return tuple(found)
+
+
+def dense(spec: ConvSpec, in_size: Sequence[int], stride: Sequence[int], padding: Sequence[Any]) -> ConvSpec:
+    """The dense convolution over an input of that size, with a spec's channels, kernel, dilation and epilogue."""
+    from convtune.spec import ConvSpec
+
+    dilated, alone = any(d > 1 for d in spec.dilation), all(k == 1 for k in spec.kernel)
+    same = ("in_channels", "out_channels", "kernel", "dilation", "batch", "layout", "dtype")
+    epilogue = ("bias", "activation", "residual")
+    return ConvSpec(
+        "dilated" if dilated else "pointwise" if alone else "conv",
+        in_size=tuple(in_size),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        **{field: getattr(spec, field) for field in (*same, *epilogue)},
+    )
+
+
+def quotient(over: Sequence[str], under: Sequence[str]) -> str:
+    """Such as p1·mid/(out·oc·kw), of two lists of factors; 1 over nothing is left out."""
+    below = "·".join(under)
+    above = "·".join(over) or "1"
+    return f"{above}/({below})" if len(under) > 1 else f"{above}/{below}" if under else above
 
 
 def along(spec: ConvSpec, axis: int) -> Mapping[str, Any]:

@@ -18,5 +18,8 @@ class Depthwise(Convolution):
                 f"groups={spec.groups} is not depthwise: that is grouped; it must be in_channels={spec.in_channels}"
             )
 
+    def ratio(self, rank: int) -> str:
+        return "1/ic"
+
 
 depthwise = Depthwise("depthwise", "one group per input channel, any channel multiplier")

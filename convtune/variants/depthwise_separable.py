@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.variants.base import Composite
+from convtune.variants.base import TAPS, Composite
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -15,13 +15,16 @@ class DepthwiseSeparable(Composite):
     """Depthwise with `channel_multiplier` filters a channel, then pointwise (Howard et al., arXiv 1704.04861, section
     3.1; Chollet, arXiv 1610.02357).
 
-    Of the multiply-accumulates of the dense convolution it replaces it has m / oc + m / taps, with multiplier m:
-    1 / oc + 1 / k^2 for m = 1 in two dimensions.
+    With multiplier m it takes m / oc + m / k^2 times the multiply-accumulates of the dense convolution it replaces
+    (Howard et al., the same section, for m = 1).
     """
 
     name = "depthwise_separable"
     summary = "depthwise with a channel multiplier, then pointwise, in one pass"
     extras = Composite.extras | {"channel_multiplier"}
+
+    def ratio(self, rank: int) -> str:
+        return f"m/oc + m/{TAPS[rank]}"
 
     def joints(self, rank: int) -> int:
         return 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.variants.base import Composite, along
+from convtune.variants.base import EXTENTS, TAPS, Composite, along, quotient
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -20,6 +20,15 @@ class Flattened(Composite):
 
     name = "flattened"
     summary = "across channels, then one depthwise one-dimensional filter per dimension, in one pass"
+
+    def ratio(self, rank: int) -> str:
+        """p1 and p2 are the positions left once the first dimension, and the first two, are done."""
+        terms = [quotient(["in"], ["out", TAPS[rank]])]
+        for axis in range(rank):
+            others = [k for i, k in enumerate(EXTENTS[rank]) if i != axis]
+            last = axis == rank - 1
+            terms.append(quotient([], ["ic", *others]) if last else quotient([f"p{axis + 1}"], ["ic", "out", *others]))
+        return " + ".join(terms)
 
     def joints(self, rank: int) -> int:
         return rank

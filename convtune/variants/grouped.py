@@ -16,5 +16,8 @@ class Grouped(Convolution):
         if spec.groups == 1:
             raise SpecError("groups=1 is not grouped; it must be above 1, or the variant conv")
 
+    def ratio(self, rank: int) -> str:
+        return "1/g"
+
 
 grouped = Grouped("grouped", "channels in groups that do not mix")

@@ -30,6 +30,9 @@ class ShuffledGrouped(Convolution):
         if spec.groups == 1:
             raise SpecError("groups=1 shuffles nothing; it must be above 1, or the variant conv or dilated")
 
+    def ratio(self, rank: int) -> str:
+        return "1/g"
+
     def reference(self, spec: ConvSpec, x: Array, weights: Sequence[Array], **_: Array) -> Array:
         import numpy as np
 

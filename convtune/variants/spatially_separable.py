@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.variants.base import Composite, along
+from convtune.variants.base import EXTENTS, Composite, along, quotient
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -22,6 +22,18 @@ class SpatiallySeparable(Composite):
     name = "spatially_separable"
     summary = "one dense one-dimensional kernel per dimension, with mid_channels between, in one pass"
     extras = Composite.extras | {"mid_channels"}
+
+    def ratio(self, rank: int) -> str:
+        """p1 and p2 are the positions left once the first dimension, and the first two, are done."""
+        between = [] if rank == 1 else ["mid"] if rank == 2 else ["mid1", "mid2"]
+        terms = []
+        for axis in range(rank):
+            others = [k for i, k in enumerate(EXTENTS[rank]) if i != axis]
+            first, last = axis == 0, axis == rank - 1
+            over = [*([] if last else [f"p{axis + 1}"]), *between[max(axis - 1, 0) : axis + 1]]
+            under = [*([] if last else ["out"]), *([] if first else ["ic"]), *([] if last else ["oc"]), *others]
+            terms.append(quotient(over, under))
+        return " + ".join(terms)
 
     def joints(self, rank: int) -> int:
         return rank - 1

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from convtune.errors import SpecError
-from convtune.variants.base import Dims, Expr, Operands, Primitive, Term
+from convtune.variants.base import Dims, Expr, Operands, Primitive, Term, dense
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +61,36 @@ class Transposed(Primitive):
         from convtune.spec import count
 
         return count(spec.in_shape) * (spec.out_channels // spec.groups) * count(spec.kernel)
+
+    def ratio(self, rank: int) -> str:
+        return "in/(g·out)"
+
+    def standard(self, spec: ConvSpec) -> ConvSpec:
+        """The dense convolution over x with stride - 1 zeros put between its elements (Dumoulin and Visin, 4.5).
+
+        Where the padding takes away more than the kernel's span - 1 first outputs, this one lacks as many last ones
+        instead: the cost is the same.
+        """
+        sizes = [(size - 1) * s + 1 for size, s in zip(spec.in_size, spec.stride)]
+        padding = []
+        for size, out, span, (before, _) in zip(sizes, spec.out_size, spec.span, spec.padding):
+            zeros = max(span - 1 - before, 0)
+            padding.append((zeros, out + span - 1 - size - zeros))
+        return dense(spec, sizes, [1] * spec.rank, padding)
+
+    def jump(self, spec: ConvSpec) -> tuple[Fraction, ...]:
+        return tuple(Fraction(1, s) for s in spec.stride)
+
+    def reads(self, spec: ConvSpec, axis: int, out: int) -> range:
+        stride, dilation = spec.stride[axis], spec.dilation[axis]
+        last, common = out + spec.padding[axis][0], math.gcd(stride, dilation)
+        if last % common:
+            return range(0)
+        # the taps k for which stride divides last - k * dilation: one in so many
+        every, step = stride // common, dilation // common
+        taps = range(last // common * pow(step, -1, every) % every, spec.kernel[axis], every)
+        first = (last - taps.start * dilation) // stride
+        return range(first, first - len(taps) * step, -step)
 
     def same(self, size: int, stride: int, span: int) -> tuple[int, int]:
         total = span - stride  # the output is size * stride, before output_padding
