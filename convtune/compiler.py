@@ -10,11 +10,11 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convtune import accuracy as accuracies
 from convtune import codegen, linker, resolution, targets
-from convtune.errors import BuildError, KernelError, TargetError, UnknownNameError, VerifyError
+from convtune.errors import BuildError, KernelError, SpecError, TargetError, UnknownNameError, VerifyError
 from convtune.log import Log, LogStack, ShippedLog
 from convtune.paths import cache_dir, log_path
 from convtune.record import installed_versions, utc_now
@@ -59,6 +59,9 @@ def compile(  # the contract's name
     log: str | Path | None = None,
     candidate: Candidate | None = None,
     accuracy: str = "standard",
+    weight: Any = None,
+    bias: Any = None,
+    allow_separable: float | None = None,
 ) -> CompiledConv:
     """The convolution as a kernel for this machine, verified against the float64 reference.
 
@@ -67,19 +70,29 @@ def compile(  # the contract's name
         log: a tuning log to take the schedule from; None: the user's log, over the shipped one.
         candidate: the schedule to use, whatever the logs say.
         accuracy: "strict", "standard" or "loose": the largest error allowed.
+        weight, bias: constants of the convolution, as its calls would bring them, which then do not; None: they do.
+        allow_separable: with a dense weight, compile `spatially_separable` with factors of it in its place, where they
+            need fewer multiply-accumulates and ‖weight - their product‖ / ‖weight‖ (Frobenius) is at most this. The
+            result's `spec`, `resolution` and `weight_error` say what was done.
 
     Raises:
+        SpecError: the constants do not fit the spec, or allow_separable comes without weight or with a candidate.
         UnknownNameError, TargetError: no such target or accuracy, or the target's kernels do not run here.
         LogError: the log cannot be read.
         BuildError, VerifyError: the named candidate does not build, or its result is wrong.
     """
     from convtune.runtime import CompiledConv
+    from convtune.weights import known_weights
 
+    if candidate is not None and allow_separable is not None:
+        raise SpecError("candidate is given with allow_separable, which may compile another spec; leave one out")
     machine = targets.resolve(target) if isinstance(target, str) else target
+    known = known_weights(checked(spec), weight, bias, allow_separable)
     with Compiler(machine, open_logs(log), accuracy) as compiler:
-        package = compiler.package(spec, candidate)
+        package = compiler.package(known.spec, candidate)
     conv = CompiledConv(package.directory)
     conv.manifest = package.manifest  # the cache says why it was compiled first, this says why it is used now
+    known.give(conv)
     return conv
 
 
