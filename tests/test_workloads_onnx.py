@@ -173,6 +173,23 @@ def test_the_fields_of_a_transposed_convolution_give_onnx_output_shape(
     assert f["in_channels"] == w_shape[0]
 
 
+@pytest.mark.parametrize("case", ["dcgan", "output padding"])  # ONNX's evaluator fails on the others
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_transposed(tmp_path: Path, case: str, bias: bool) -> None:
+    x_shape, w_shape, attributes = TRANSPOSED[case]
+    inputs = ["x", "w", "b"] if bias else ["x", "w"]
+    node = helper.make_node("ConvTranspose", inputs, ["y"], **attributes)
+    w, b = weights("w", *w_shape), weights("b", w_shape[1] * attributes.get("group", 1))
+    proto = model([node], [tensor("x", *x_shape)], [w, b] if bias else [w])
+    (workload,) = parse(tmp_path, proto)
+    spec = workload.spec
+    assert (spec.variant, spec.in_shape, spec.weight_shapes, spec.bias) == ("transposed", x_shape, (w_shape,), bias)
+    x = RNG.standard_normal(x_shape).astype(np.float32)
+    (y,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    ours = reference(spec, x, numpy_helper.to_array(w), numpy_helper.to_array(b) if bias else None)
+    np.testing.assert_allclose(ours, y, rtol=1e-4, atol=1e-5)
+
+
 def test_the_paddings_of_a_transposed_convolution_with_an_odd_total() -> None:
     shapes = {"x": (1, 2, 5), "w": (2, 3, 4)}
     paddings = {}
@@ -208,6 +225,46 @@ def test_the_fields_of_a_deformable_convolution() -> None:
             "bias": bias,
             "dtype": "float32",
         }
+
+
+DEFORMABLE = {
+    "defaults": ((1, 4, 7, 8), (3, 4, 3, 3), {}),
+    "strided": ((2, 3, 9, 7), (4, 3, 3, 2), {"strides": [2, 1], "pads": [1, 0, 2, 1], "dilations": [1, 2]}),
+    "grouped": ((1, 6, 6, 6), (4, 3, 3, 3), {"group": 2, "pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}),
+    "offset groups": ((1, 4, 6, 6), (2, 4, 1, 3), {"offset_group": 2}),
+}
+
+
+@pytest.mark.skipif("deformable" not in variants.known(), reason="there is no deformable variant yet")
+@pytest.mark.parametrize(("x_shape", "w_shape", "attributes"), DEFORMABLE.values(), ids=DEFORMABLE.keys())
+@pytest.mark.parametrize("optional", [(), ("b",), ("", "mask"), ("b", "mask")], ids="/".join)
+@pytest.mark.parametrize("opset", [19, 22])
+def test_deformable(
+    tmp_path: Path,
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    attributes: dict[str, Any],
+    optional: tuple[str, ...],
+    opset: int,
+) -> None:
+    node = helper.make_node("DeformConv", ["x", "w", "offset", *optional], ["y"], **attributes)
+    fields = onnx_model.deformable_fields(onnx_model.Node(node, {"x": x_shape, "w": w_shape}, {"x": "float32"}))
+    spec = ConvSpec("deformable", **fields)
+    w, b = weights("w", *w_shape), weights("b", w_shape[0])
+    sampling = {name: spec.input_shapes[name] for name in ("offset", "mask") if name in node.input}
+    inputs = [tensor("x", *x_shape), *(tensor(name, *shape) for name, shape in sampling.items())]
+    proto = model([node], inputs, [w, b] if "b" in optional else [w])
+    proto.opset_import[0].version = opset
+    (workload,) = parse(tmp_path, proto)
+    assert workload.spec == spec
+    assert (spec.in_shape, spec.weight_shapes) == (x_shape, (w_shape,))
+    assert {*spec.input_shapes} == {*sampling}
+    arrays = {name: RNG.uniform(-1.5, 1.5, shape).astype(np.float32) for name, shape in sampling.items()}
+    x = RNG.standard_normal(x_shape).astype(np.float32)
+    (y,) = ReferenceEvaluator(proto).run(None, {"x": x} | arrays)
+    bias = numpy_helper.to_array(b) if "b" in optional else None
+    ours = reference(spec, x, numpy_helper.to_array(w), bias, **arrays)
+    np.testing.assert_allclose(ours, y, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("plain_variants_only")
@@ -290,13 +347,15 @@ def test_without_the_onnx_package_the_command_that_installs_it(tmp_path: Path, m
     [
         ("Conv", (4, 2, 3, 3), "is for 2 input channels with group=1"),
         ("ConvTranspose", (2, 4, 3, 3), "is for 2 input channels with group=1"),
+        ("DeformConv", (4, 2, 3, 3), "is for 2 input channels with group=1"),
     ],
 )
 def test_a_weight_for_other_channels_is_refused(
     tmp_path: Path, operator: str, w_shape: tuple[int, ...], said: str
 ) -> None:
+    inputs = ["x", "w", "x"] if operator == "DeformConv" else ["x", "w"]
     proto = model(
-        [helper.make_node(operator, ["x", "w"], ["y"], name="odd")], [tensor("x", 1, 3, 8, 8)], [weights("w", *w_shape)]
+        [helper.make_node(operator, inputs, ["y"], name="odd")], [tensor("x", 1, 3, 8, 8)], [weights("w", *w_shape)]
     )
     with pytest.raises(SpecError, match=rf"net\.onnx, node 'odd' \({operator}\): .*{said}, but its input .* has 3"):
         parse(tmp_path, proto)
