@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +184,24 @@ def test_bad_constants_are_one_line_before_anything_is_built(message: str, monke
 def test_constants_are_as_many_as_the_spec_has(spec: ConvSpec, weight: Any, bias: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         convtune.compile(spec, weight=weight, bias=bias)
+
+
+def test_the_page_about_separable_kernels_says_what_happens() -> None:
+    failed, attempted = doctest.testfile(
+        str(Path(__file__).parents[1] / "docs" / "separable.md"), module_relative=False
+    )
+    assert failed == 0 and attempted > 20
+
+
+def test_the_page_about_compiling_says_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[1] / "docs" / "compiling.md"
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        exec(block, names)
+    expected = convtune.reference(names["spec"], names["x"], names["weight"], names["bias"])
+    for y in (names["y"], convtune.load("kernels/first")(names["x"])):
+        np.testing.assert_allclose(y, expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_what_a_call_brings_is_unchanged_without_constants() -> None:
