@@ -48,6 +48,34 @@ def test_csv_with_any_field_in_any_order_and_with_a_byte_order_mark(tmp_path: Pa
     assert parse_text(tmp_path, "x.csv", text) == [Workload("quoted, name", spec)]
 
 
+def test_csv_of_chains_of_convolutions(tmp_path: Path) -> None:
+    header = (
+        "variant,in_channels,out_channels,in_size,kernel,channel_multiplier,mid_channels,stage_bias,stage_activations"
+    )
+    rows = (
+        "depthwise_separable,4,8,9x9,3x3,2,,1,relu6",
+        "spatially_separable,4,8,9x9x9,3,,5x6,0x1,relu/none",
+        "flattened,4,8,9x9,3,,,,",
+    )
+    read = parse_text(tmp_path, "chains.csv", "\n".join([header, *rows]))
+    assert [workload.spec for workload in read] == [
+        ConvSpec(
+            "depthwise_separable", 4, 8, (9, 9), 3, channel_multiplier=2, stage_bias=True, stage_activations="relu6"
+        ),
+        ConvSpec(
+            "spatially_separable",
+            4,
+            8,
+            (9, 9, 9),
+            3,
+            mid_channels=(5, 6),
+            stage_bias=(False, True),
+            stage_activations=("relu", None),
+        ),
+        ConvSpec("flattened", 4, 8, (9, 9), 3),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
