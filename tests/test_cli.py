@@ -19,7 +19,7 @@ from cli_process import PROGRAM, SMALL, TINY, invoke, printed_json, run
 
 import convtune.doctor
 import convtune.workloads
-from convtune import __version__, space, targets, variants
+from convtune import __version__
 from convtune.cli import options, tables
 from convtune.cli.application import COMMANDS
 from convtune.cli.notices import warn_of
@@ -82,49 +82,6 @@ def test_nobody_reading_is_no_error() -> None:
 def test_output_where_the_encoding_has_no_micro_sign() -> None:
     done = run("show", "targets", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
-
-
-def test_show_one_workload() -> None:
-    (data,) = printed_json("show", TINY)
-    spec, native = ConvSpec.parse(TINY), targets.resolve("native")
-    assert (data["spec"], data["out_size"], data["parameters"]) == (TINY, [9, 9], 16 * 9)
-    assert data["macs"] == 9 * 9 * 16 * 9
-    assert data["bytes"] == 4 * (2 * 9 * 9 * 16 + 16 * 9)
-    assert data["flops_per_byte"] == 2 * data["macs"] / data["bytes"]
-    expected = {s.name: len(list(space.enumerate_candidates(s, spec, native))) for s in space.accepting(spec, native)}
-    assert data["spaces"] == expected
-    text = invoke("show", TINY).stdout
-    assert str(space.default_candidate(spec, native)) in text
-    for name, count in expected.items():
-        assert f"{name} with {count} candidate" in text
-
-
-def test_show_several_workloads_is_a_table() -> None:
-    text = invoke("show", TINY, SMALL, "--layout", "channels_first").stdout
-    header, rule, *rows = text.splitlines()
-    assert header.startswith("layer ")
-    assert set(rule) == {"-", " "}
-    assert [row.split()[2] for row in rows] == ["9x9", "12x12"]
-
-
-def test_show_lists() -> None:
-    assert [row["name"] for row in printed_json("show", "variants")] == list(variants.known())
-    assert [row["name"] for row in printed_json("show", "spaces")] == list(space.known())
-    rows = {row["name"]: row for row in printed_json("show", "targets")}
-    assert rows["native"]["runs_here"]
-    assert rows["znver5"]["vector_bits"] == 512
-    for what, part in (("variants", "depthwise"), ("spaces", "fallback"), ("targets", "sapphirerapids")):
-        assert f"\n{part} " in invoke("show", what).stdout
-
-
-def test_show_workloads_counts_layers_and_says_what_is_missing() -> None:
-    rows = {row["name"]: row for row in printed_json("show", "workloads")}
-    file = Path(convtune.doctor.__file__).parent / "workloads" / "zoo.csv"
-    with file.open(encoding="utf-8", newline="") as text:
-        counted = Counter(row["network"] for row in csv.DictReader(text))
-    assert {name: row["layers"] + row["unavailable_layers"] for name, row in rows.items()} == counted
-    (line,) = (line for line in invoke("show", "workloads").stdout.splitlines() if line.startswith("mobilenet_v2 "))
-    assert line.split()[1] == str(rows["mobilenet_v2"]["layers"])
 
 
 @pytest.fixture
@@ -224,6 +181,8 @@ def test_equal_specs_are_tuned_once_with_their_counts_added() -> None:
     tiny, small = ConvSpec.parse(TINY), ConvSpec.parse(SMALL)
     layers = [Workload("a", tiny, 2), Workload("b", small, 1), Workload("c", tiny, 3)]
     assert distinct(layers) == [Workload("a", tiny, 5), Workload("b", small, 1)]
+    stage = Workload("b stage 1", tiny, 0)
+    assert distinct([stage, *layers, stage]) == [Workload("a", tiny, 5), Workload("b", small, 1)]
 
 
 def _progress(**changes: Any) -> Progress:

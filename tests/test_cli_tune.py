@@ -183,6 +183,44 @@ def test_a_budget_is_shared_and_every_layer_gets_its_default(scripted: type[Scri
     assert all(layer["default_us"] and layer["trials"] < 64 for layer in layers)
 
 
+COMPOSITE = "depthwise_separable,ic=16,oc=32,in=9x9,k=3x3,p=1,layout=NHWC"
+STAGES = tuple(map(str, ConvSpec.parse(COMPOSITE).stages))
+
+
+def test_stages_are_tuned_beside_the_composite_one(scripted: type[ScriptedBench], tmp_path: Path) -> None:
+    for spec, time_us in zip((COMPOSITE, *STAGES, SMALL), (310.0, 20.0, 500.0, 100.0)):
+        scripted.outcomes[spec] = Outcome("ok", "", 1e-7, (time_us,), 0.1)
+    arguments = ("tune", COMPOSITE, SMALL, "--stages", "--trials", "1", "--log", tmp_path / "log.jsonl")
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split("  ")[0] for line in result.stdout.splitlines()[2:7]]
+    assert rows == [COMPOSITE, *(f"{COMPOSITE} stage {i}" for i in (1, 2)), SMALL, "these layers, by count"]
+    (total,) = (line.split()[4:7] for line in result.stdout.splitlines() if line.startswith("these layers"))
+    assert total == ["2", "410.0", "410.0"], "each stage is in it once, as a part of the composite one"
+    said = f"{COMPOSITE}: fused 310.0 µs, stages 520.0 µs one after the other (1.68x)"
+    assert said in result.stdout.splitlines()
+    again = invoke(*arguments)
+    assert said.replace(")", "; measured at different times)") in again.stdout.splitlines()
+    data = json.loads(invoke(*arguments, "--json").stdout)
+    assert data["fused"] == [{"name": COMPOSITE, "fused_us": 310.0, "stages_us": 520.0, "from_log": True}]
+    assert [layer["count"] for layer in data["layers"]] == [1, 0, 0, 1]
+    assert (data["total"]["layers"], data["total"]["count"]) == (2, 2)
+
+
+def test_what_is_not_timed_is_not_compared(scripted: type[ScriptedBench], tmp_path: Path) -> None:
+    """Nor is there a total where the only layer failed, though its stages work."""
+    scripted.outcomes[COMPOSITE] = Outcome("wrong", "wrong result", 0.5)
+    for stage in STAGES:
+        scripted.outcomes[stage] = Outcome("ok", "", 1e-7, (20.0,), 0.1)
+    arguments = ("tune", COMPOSITE, "--stages", "--trials", "1", "--log", tmp_path / "log.jsonl")
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert "fused" not in result.stdout
+    assert "by count" not in result.stdout
+    data = json.loads(invoke(*arguments, "--json").stdout)
+    assert (data["fused"], data["total"], data["failed"]) == ([], None, 1)
+
+
 class Running:
     """A `convtune tune` process that is about to be stopped."""
 

@@ -71,6 +71,9 @@ layout = click.option(
     type=click.Choice(CHANNEL_ORDERS),
     help="Of all workloads; otherwise what each says, and channels last for the zoo.",
 )
+stages = click.option(
+    "--stages", is_flag=True, help="Each composite workload is followed by its stages, as workloads of their own."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, which docs/cli.md describes.")
 
 

@@ -1,113 +1,66 @@
-"""`convtune show`: what a workload is, and which targets, variants, spaces and workloads there are."""
+"""`convtune show`: what workloads are, and which targets, variants, spaces and workloads there are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
 
 import click
 
-from convtune.cli import options, tables
-
-if TYPE_CHECKING:
-    from convtune.spec import ConvSpec
-    from convtune.targets import Target
-    from convtune.workloads import Workload
-
-Rows = list[dict[str, Any]]
+from convtune.cli import options, show_layers, tables
+from convtune.cli.show_layers import Rows
+from convtune.cli.stages import with_stages
 
 
 @click.command("show")
 @click.argument("what", nargs=-1, required=True, metavar="WORKLOAD...|targets|variants|spaces|workloads")
 @options.target
+@click.option("--chain", is_flag=True, help="The workloads follow one another: show the receptive field after each.")
+@options.stages
 @options.layout
 @options.threads
 @options.as_json
-def command(*, what: tuple[str, ...], target: str, layout: str | None, threads: int | None, as_json: bool) -> None:
-    """Show what a workload is and which schedule spaces accept it, or list what there is."""
+def command(
+    *,
+    what: tuple[str, ...],
+    target: str,
+    chain: bool,
+    stages: bool,
+    layout: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Show what a workload costs and which schedule spaces accept it, or list what there is.
+
+    Beside its figures are those of the standard convolution that it replaces.
+    """
+    if chain and stages:
+        raise click.UsageError("--chain and --stages exclude each other: stages are no layers of the chain.")
     if len(what) == 1 and what[0] in _LISTS:
         rows, show = _LISTS[what[0]]
         found = rows()
     else:
-        found, show = _layers(what, target, layout, threads), _layers_text
+        found, show = _layers(what, target, chain, stages, layout, threads), show_layers.text
     if as_json:
         tables.print_json(found)
     else:
         click.echo(show(found))
 
 
-def _layers(texts: Sequence[str], target: str, layout: str | None, threads: int | None) -> Rows:
+def _layers(
+    what: tuple[str, ...], target: str, chain: bool, stages: bool, layout: str | None, threads: int | None
+) -> Rows:
     from convtune import targets
     from convtune.workloads import parse
 
     machine = targets.resolve(target, threads)
-    return [_layer(workload, machine) for workload in parse(texts, layout)]
+    workloads = parse(what, layout)
+    return show_layers.describe(with_stages(workloads) if stages else workloads, machine, chain)
 
 
-def _layer(workload: Workload, target: Target) -> dict[str, Any]:
-    from convtune import space
-
-    spec = workload.spec
-    default = space.default_candidate(spec, target)
-    return {
-        "name": workload.name,
-        "count": workload.count,
-        "spec": str(spec),
-        "out_size": list(spec.out_size),
-        "parameters": spec.parameters,
-        "macs": spec.macs,
-        "bytes": spec.bytes,
-        "flops_per_byte": spec.flops / spec.bytes,
-        "target": target.name,
-        "spaces": {accepting.name: _candidates(accepting, spec, target) for accepting in space.accepting(spec, target)},
-        "default": {"space": default.space, "knobs": dict(default.knobs)},
-    }
-
-
-def _candidates(accepting: Any, spec: ConvSpec, target: Target) -> int:
-    from convtune import space
-
-    return sum(1 for _ in space.all_knobs(accepting, spec, target))
-
-
-def _layers_text(rows: Rows) -> str:
-    if len(rows) > 1:
-        return _layers_table(rows)
-    (row,) = rows
-    default = row["default"]
-    knobs = ", ".join(f"{name}={value}" for name, value in default["knobs"].items())
-    spaces = ", ".join(f"{name} with {tables.plural(count, 'candidate')}" for name, count in row["spaces"].items())
-    facts = {
-        "name": row["name"],
-        "spec": row["spec"],
-        "output": "x".join(map(str, row["out_size"])),
-        "parameters": f"{row['parameters']:,}",
-        "MACs": f"{row['macs']:,}",
-        "bytes": f"{row['bytes']:,}, each tensor once",
-        "intensity": f"{row['flops_per_byte']:.2f} FLOP/byte",
-        "spaces": f"{spaces} (target {row['target']})",
-        "default": f"{default['space']}({knobs})",
-    }
-    return "\n".join(f"{name:<10}  {value}" for name, value in facts.items())
-
-
-def _layers_table(rows: Rows) -> str:
-    columns = {"layer": "left", "count": "right", "output": "right", "parameters": "right", "MMACs": "right"}
-    columns |= {"size": "right", "FLOP/byte": "right", "spaces: candidates": "left"}
-    cells = [
-        [
-            row["name"],
-            str(row["count"]),
-            "x".join(map(str, row["out_size"])),
-            f"{row['parameters']:,}",
-            f"{row['macs'] / 1e6:.1f}",
-            tables.bytes_text(row["bytes"]),
-            f"{row['flops_per_byte']:.1f}",
-            ", ".join(f"{name}: {count}" for name, count in row["spaces"].items()),
-        ]
-        for row in rows
-    ]
-    return tables.render(columns, cells)
+_LETTERS = """\
+Multiply-accumulates in two dimensions, over those of the dense convolution that is replaced. Letters are those of
+specs; k² is kh·kw, all taps of the kernel; in and out are positions of the input and the output, p1 those where only
+the first dimension has the output's size: all the same number where the convolution keeps the size."""
 
 
 def _targets() -> Rows:
@@ -152,9 +105,21 @@ def _variants() -> Rows:
     from convtune import variants
 
     return [
-        {"name": variant.name, "dimensions": list(variant.ranks), "summary": variant.summary}
+        {
+            "name": variant.name,
+            "dimensions": list(variant.ranks),
+            "summary": variant.summary,
+            "ratio": {str(rank): variant.ratio(rank) for rank in variant.ranks},
+            "not_counted": variant.uncounted or None,
+        }
         for variant in variants.known().values()
     ]
+
+
+def _variants_text(rows: Rows) -> str:
+    columns = dict.fromkeys(("name", "dimensions", "MACs, of the standard's", "meaning"), "left")
+    cells = [[row["name"], ", ".join(map(str, row["dimensions"])), row["ratio"]["2"], row["summary"]] for row in rows]
+    return f"{tables.render(columns, cells)}\n\n{_LETTERS}"
 
 
 def _spaces() -> Rows:
@@ -163,13 +128,8 @@ def _spaces() -> Rows:
     return [{"name": known.name, "summary": known.summary} for known in space.known().values()]
 
 
-def _summaries_text(rows: Rows) -> str:
-    columns = {"name": "left", **({"dimensions": "left"} if "dimensions" in rows[0] else {}), "meaning": "left"}
-    cells = [
-        [row["name"], *([", ".join(map(str, row["dimensions"]))] if "dimensions" in row else []), row["summary"]]
-        for row in rows
-    ]
-    return tables.render(columns, cells)
+def _spaces_text(rows: Rows) -> str:
+    return tables.render({"name": "left", "meaning": "left"}, [[row["name"], row["summary"]] for row in rows])
 
 
 def _workloads() -> Rows:
@@ -207,7 +167,7 @@ def _workloads_text(rows: Rows) -> str:
 
 _LISTS: Mapping[str, tuple[Callable[[], Rows], Callable[[Rows], str]]] = {
     "targets": (_targets, _targets_text),
-    "variants": (_variants, _summaries_text),
-    "spaces": (_spaces, _summaries_text),
+    "variants": (_variants, _variants_text),
+    "spaces": (_spaces, _spaces_text),
     "workloads": (_workloads, _workloads_text),
 }

@@ -46,6 +46,39 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Fusion:
+    """A composite layer and its stages, all of them timed."""
+
+    layer: Layer
+    stages: Sequence[Layer]
+    fused_us: float
+    stages_us: float
+    """Of the stages one after the other."""
+
+    @classmethod
+    def among(cls, layers: Sequence[Layer]) -> list[Fusion]:
+        """Every composite layer whose stages are among the layers too."""
+        by_spec = {la.workload.spec: la for la in layers}
+        found = []
+        for layer in layers:
+            stages = [by_spec[stage] for stage in layer.workload.spec.stages if stage in by_spec]
+            times = [stage.best_us for stage in stages if stage.best_us]
+            if layer not in stages and layer.best_us and len(times) == len(layer.workload.spec.stages):
+                found.append(cls(layer, stages, layer.best_us, sum(times)))
+        return found
+
+    @property
+    def from_log(self) -> bool:
+        """Whether some of the times were measured earlier."""
+        return not all(la.result and la.result.trials for la in (self.layer, *self.stages))
+
+    def text(self) -> str:
+        times = f"fused {tables.time(self.fused_us)}, stages {tables.time(self.stages_us)} one after the other"
+        earlier = "; measured at different times" if self.from_log else ""
+        return f"{self.layer.workload.name}: {times} ({self.stages_us / self.fused_us:.2f}x{earlier})"
+
+
+@dataclass(frozen=True)
 class Peak:
     """The FMA peak in GFLOP/s, as measured before the first layer and after the last one."""
 
@@ -59,7 +92,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Total:
-    """Sums over the layers that have a default and a tuned time, each as often as it is run."""
+    """Sums over the layers that have a default and a tuned time, each as often as it is run; not over stages."""
 
     layers: int
     count: int
@@ -72,7 +105,7 @@ class Total:
     @classmethod
     def of(cls, layers: Sequence[Layer]) -> Total | None:
         """None where no layer has both times."""
-        rows = [(la.workload, la.default_us, la.best_us) for la in layers]
+        rows = [(la.workload, la.default_us, la.best_us) for la in layers if la.workload.count]
         timed = [(workload, default, best) for workload, default, best in rows if default and best]
         if not timed:
             return None
@@ -98,20 +131,26 @@ class Summary:
     log: Path
     command: str
 
+    @property
+    def counted(self) -> int:
+        """How many of the layers the network runs; stages, listed beside their composite layer, have count 0."""
+        return sum(bool(layer.workload.count) for layer in self.layers)
+
     def text(self) -> str:
         """The table, what failed, and what it was measured with."""
         network, names = tables.short_names([layer.workload for layer in self.layers])
         times = tables.TimeColumn.of(time for la in self.layers for time in (la.default_us, la.best_us))
         rows = [self._row(name, layer, times) for name, layer in zip(names, self.layers)]
         total = Total.of(self.layers)
-        if total and len(self.layers) > 1:
+        if total and self.counted > 1:
             rows += [self._total_row(total, times)]
         columns = {column.format(unit=times.unit): "right" for column in _COLUMNS} | {"layer": "left"}
         lines = [f"{network}\n"] if network else []
         lines += [tables.render(columns, rows), ""]
         lines += [f"failed: {la.workload.name}: {la.failure}" for la in self.layers if la.failure]
-        if total and len(self.layers) > 1:
+        if total and self.counted > 1:
             lines.append(f"geometric mean of the speed-ups, each layer once: {total.geometric_mean:.2f}x")
+        lines += [fusion.text() for fusion in Fusion.among(self.layers)]
         return "\n".join([*lines, *self._conditions()])
 
     def _row(self, name: str, layer: Layer, times: tables.TimeColumn) -> list[str | None]:
@@ -128,9 +167,10 @@ class Summary:
         ]
 
     def _total_row(self, total: Total, times: tables.TimeColumn) -> list[str | None]:
-        missing = len(self.layers) - total.layers
+        some = "" if total.layers == self.counted else f"{total.layers} of "
+        these = f"these {self.counted} layers" if some else "these layers"
         return [
-            f"{total.layers} of these {len(self.layers)} layers, by count" if missing else "these layers, by count",
+            f"{some}{these}, by count",
             str(total.count),
             times.text(total.default_us),
             times.text(total.best_us),
@@ -170,6 +210,11 @@ class Summary:
                 "best_us": total.best_us,
                 "speedup_geometric_mean": total.geometric_mean,
             },
+            "fused": [
+                {"name": fusion.layer.workload.name, "fused_us": fusion.fused_us, "stages_us": fusion.stages_us}
+                | {"from_log": fusion.from_log}
+                for fusion in Fusion.among(self.layers)
+            ],
             "failed": sum(bool(layer.failure) for layer in self.layers),
         }
 

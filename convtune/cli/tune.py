@@ -14,6 +14,7 @@ import click
 from convtune.cli import options, progress, tables
 from convtune.cli.application import DONE, FAILED, INTERRUPTED, Invocation, one_line
 from convtune.cli.notices import warn_of
+from convtune.cli.stages import with_stages
 from convtune.errors import BuildError, LogError, MeasureError, ScheduleError, VerifyError
 from convtune.tuner import ENGINES
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @options.accuracy
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the search.")
 @click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True, help="What searches.")
+@options.stages
 @options.layout
 @options.threads
 @options.as_json
@@ -59,6 +61,7 @@ def command(
     accuracy: str,
     seed: int,
     engine: str,
+    stages: bool,
     layout: str | None,
     threads: int | None,
     as_json: bool,
@@ -73,7 +76,8 @@ def command(
     from convtune.tuner import Tuner
     from convtune.workloads import parse
 
-    layers = distinct(parse(workloads, layout))
+    named = parse(workloads, layout)
+    layers = distinct(with_stages(named) if stages else named)
     machine = targets.resolve(target, threads)
     with Tuner(machine, log, accuracy=accuracy, seed=seed, engine=engine) as tuner:
         warn_of(tuner.log.problems)
@@ -94,12 +98,13 @@ def command(
 
 
 def distinct(workloads: Sequence[Workload]) -> list[Workload]:
-    """The workloads with equal specs made one, of the first one's name and their counts together."""
+    """The workloads with equal specs made one, with their counts together, of the first one's name that has a count."""
     found: dict[str, Workload] = {}
     for workload in workloads:
-        first = found.get(str(workload.spec))
-        count = workload.count + (first.count if first else 0)
-        found[str(workload.spec)] = dataclasses.replace(first or workload, count=count)
+        earlier = found.get(str(workload.spec), workload)
+        named = earlier if earlier.count else workload
+        count = workload.count + (0 if earlier is workload else earlier.count)
+        found[str(workload.spec)] = dataclasses.replace(named, count=count)
     return list(found.values())
 
 
