@@ -21,9 +21,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.chain_plan import Stage, plan
-from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, TILE_CYCLES, Tasks, overlapped, step_cycles, stream_cycles
+from convtune.schedules.estimate import (
+    L2_BYTES_PER_CYCLE,
+    TILE_CYCLES,
+    Tasks,
+    overlapped,
+    step_cycles,
+    stream_cycles,
+    transpose_cycles,
+)
 from convtune.schedules.tiling import (
     ceil_div,
+    copy_channels,
     even_blocks,
     pack_blocks,
     place_accumulators,
@@ -45,7 +54,6 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 LARGEST_BODY = 320  # FMAs in an unrolled body: beyond it LLVM's time grows faster than the gain
-UNROLLED_VECTORS = 8  # of a row of channels that ends within a vector: the others need no condition then
 
 Read = Callable[..., Any]  # read(n, block, local position, channel), both of three entries
 
@@ -93,8 +101,9 @@ class ChainedStages(Estimating):
         blocks = count(stages[0].source.blocks)
         resident = _block_bytes(stages)
         cycles = sum(_stage_cycles(stage, target, knobs, resident) for stage in stages)
-        moved = stages[0].source.positions * spec.in_channels * 4
-        cycles += moved / L2_BYTES_PER_CYCLE * (1 if spec.channels_last else 4)
+        moved = stages[0].source.positions * spec.in_channels
+        cycles += moved * 4 / L2_BYTES_PER_CYCLE
+        cycles += transpose_cycles(spec, moved + count(stages[-1].out) * spec.out_channels)
         return Tasks(spec.batch * blocks, cycles).on(target)
 
     def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
@@ -297,16 +306,10 @@ def _place_pad(sch: Any, spec: ConvSpec, first: Stage, target: Target, task: Any
     """Copies the task's part of the input, by vectors where it has whole ones."""
     pad = sch.get_sblock("pad")
     sch.compute_at(pad, task, preserve_unit_loops=True)
-    channel = sch.get_loops(pad)[-1]
-    copied = not first.lanewise or first.spec.out_channels == spec.in_channels
-    if not spec.channels_last or not copied:
+    column, channel = sch.get_loops(pad)[-2:]
+    if first.lanewise and first.spec.out_channels != spec.in_channels:  # each channel goes to several lanes
         return
-    whole = spec.in_channels % target.lanes == 0
-    vectors, lane = sch.split(channel, [None, target.lanes])
-    if whole:
-        sch.vectorize(lane)
-    elif int(sch.get(vectors).extent) <= UNROLLED_VECTORS:
-        sch.unroll(vectors)
+    copy_channels(sch, spec, target, column, channel)
 
 
 chained_stages = ChainedStages()

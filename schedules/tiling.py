@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 
+COPIED_COLUMNS = 64  # of a row of one dimension, in a task of its own
 LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")
 
 
@@ -165,6 +166,9 @@ def place_store(sch: Any, spec: ConvSpec, tile: Tile, at: Any, store: Sequence[A
     unroll(sch, sch.get_loops(staged)[-4:])
     if stores_vectors(spec, tile):
         sch.vectorize(store[-1])
+    elif not spec.channels_last:  # one channel after the other, for the reason of `copy_channels`
+        *_, column, vector, lane = store
+        sch.reorder(vector, lane, column)
 
 
 def place_accumulators(
@@ -246,6 +250,21 @@ def place_pad(sch: Any, spec: ConvSpec, target: Target, task: Any) -> None:
         sch.compute_at(pad, task, preserve_unit_loops=True)
     *_, n, d, h, w, c = sch.get_loops(pad)
     if task is None:
-        sch.parallel(sch.fuse(n, d, h) if spec.rank > 1 else sch.fuse(n, d, h, w))
-    if spec.channels_last and spec.in_channels % target.lanes == 0:
-        sch.vectorize(sch.split(c, [None, target.lanes])[1])
+        outer = [n, d, h]
+        if spec.rank == 1:
+            part, w = sch.split(w, [None, COPIED_COLUMNS])
+            outer.append(part)
+        sch.parallel(sch.fuse(*outer))
+    copy_channels(sch, spec, target, w, c)
+
+
+def copy_channels(sch: Any, spec: ConvSpec, target: Target, column: Any, channel: Any) -> None:
+    """Arranges the two inner loops of a copy of x that has its channels last.
+
+    Channels that lie apart in x are copied one after the other: a power of two apart, which is common, more than a few
+    fall into the same set of the first cache, and each of their lines would be read again for every column.
+    """
+    if not spec.channels_last:
+        sch.reorder(channel, column)
+    elif spec.in_channels % target.lanes == 0:
+        sch.vectorize(sch.split(channel, [None, target.lanes])[1])
