@@ -83,7 +83,23 @@ def _specs_of(variant: str) -> Iterator[ConvSpec]:
                 "activation": (*ACTIVATIONS, None)[i % (len(ACTIVATIONS) + 1)],
                 "residual": i % 3 == 0,
             }
-            yield allowed[i % len(allowed)].replace(layout=layout, **epilogue)
+            spec = allowed[i % len(allowed)]
+            yield spec.replace(layout=layout, **epilogue, **_extras(spec, i))
+
+
+def _extras(spec: ConvSpec, turn: int) -> dict[str, Any]:
+    """The fields that only some variants have, in turn; output_padding comes with the geometry."""
+    divisors = [n for n in range(1, spec.in_channels + 1) if spec.in_channels % n == 0]
+    values: Mapping[str, Sequence[Any]] = {
+        "offset_groups": divisors,
+        "modulated": (True, False),
+        "channel_multiplier": (1, 2, 3),
+        "mid_channels": (5, 16, 35, 1),
+        "stage_bias": (True, True, False),
+        "stage_activations": ("relu", None, "sigmoid", "gelu"),
+    }
+    has = variants.get(spec.variant).extras
+    return {field: choices[turn % len(choices)] for field, choices in values.items() if field in has}
 
 
 def _spec(variant: str, geometry: Fields, channels: Fields) -> ConvSpec | None:

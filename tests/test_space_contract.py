@@ -45,6 +45,10 @@ LAYERS = tuple(
         "depthwise,ic=64,oc=64,in=56x56,k=31x31,p=15",
         "transposed,ic=256,oc=128,in=28x28,k=3x3,s=2,p=1,op=1,bias,act=gelu",
         "shuffled_grouped,ic=240,oc=60,in=28x28,k=1x1,g=3",
+        "depthwise_separable,ic=32,oc=64,in=112x112,k=3x3,p=1,sact=relu6,act=relu6",
+        "depthwise_separable,ic=120,oc=40,in=28x28,k=5x5,p=2,m=2,sact=hardswish",
+        "spatially_separable,ic=128,oc=128,in=64x128,k=3x3,d=4,p=4,sact=relu",
+        "flattened,ic=64,oc=128,in=112x112,k=3x3,p=1,sact=relu",
     )
     for layout in ("", ",layout=NHWC")
 ) + tuple(
@@ -57,6 +61,9 @@ LAYERS = tuple(
         "conv,ic=128,oc=256,in=8x28x28,k=3x3x3,p=1",
         "depthwise,ic=108,oc=108,in=8x28x28,k=3x3x3,p=1",
         "depthwise,ic=108,oc=108,in=8x28x28,k=3x3x3,p=1,layout=NDHWC",
+        "depthwise_separable,ic=256,oc=256,in=16000,k=31,p=15,layout=NWC",
+        "spatially_separable,ic=64,oc=64,in=8x56x56,k=3,p=1,mid=144x83,layout=NDHWC",
+        "flattened,ic=64,oc=96,in=8x28x28,k=3,p=1",
     )
 )  # fmt: skip
 
