@@ -14,7 +14,7 @@ from convtune.errors import SpecError
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec, Dims
 
-LONGEST_PERIOD = 2**16  # outputs that can differ from each other in what they see of a dimension
+LONGEST_PERIOD = 2**13  # outputs that can differ from each other in what they see of a dimension
 
 Interval = tuple[int, int]
 

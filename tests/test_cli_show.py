@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from convtune.cli.stages import with_stages
 from convtune.spec import ConvSpec
 from convtune.workloads import Workload
 
-SEPARABLE = "depthwise_separable,ic=64,oc=128,in=56x56,k=3x3,p=1,layout=NHWC"
+SEPARABLE = "depthwise_separable,ic=16,oc=128,in=14x14,k=3x3,p=1,layout=NHWC"
 DILATED = (
     "conv,ic=8,oc=8,in=20x20,k=3x3,p=1",
     "dilated,ic=8,oc=8,in=20x20,k=3x3,p=2,d=2",
@@ -57,8 +58,8 @@ def test_show_several_workloads_is_a_table() -> None:
 def test_show_beside_the_standard_convolution() -> None:
     (data,) = printed_json("show", SEPARABLE)
     standard, ratio = data["standard"], data["ratio"]
-    assert standard["spec"] == "conv,ic=64,oc=128,in=56x56,k=3x3,p=1,layout=NHWC"
-    assert (standard["parameters"], standard["macs"]) == (64 * 128 * 9, 56 * 56 * 64 * 128 * 9)
+    assert standard["spec"] == "conv,ic=16,oc=128,in=14x14,k=3x3,p=1,layout=NHWC"
+    assert (standard["parameters"], standard["macs"]) == (16 * 128 * 9, 14 * 14 * 16 * 128 * 9)
     assert (ratio["formula"], ratio["numbers"]) == ("m/oc + m/k²", "1/128 + 1/9")
     assert ratio["macs"] == pytest.approx(1 / 128 + 1 / 9)
     for figure in ("parameters", "bytes", "flops_per_byte"):
@@ -66,18 +67,18 @@ def test_show_beside_the_standard_convolution() -> None:
     text = invoke("show", SEPARABLE).stdout
     assert "m/oc + m/k² = 1/128 + 1/9 = 0.1189 of the standard's" in text
     (macs,) = (line for line in text.splitlines() if line.startswith("MACs ") and "=" not in line)
-    assert macs.split() == ["MACs", "27,496,448", "231,211,008", "0.119"]
+    assert macs.split() == ["MACs", "429,632", "3,612,672", "0.119"]
 
 
 def test_show_the_stages_of_a_composite_variant() -> None:
     (data,) = printed_json("show", SEPARABLE)
     stages = ConvSpec.parse(SEPARABLE).stages
     assert [stage["spec"] for stage in data["stages"]] == list(map(str, stages))
-    assert [stage["macs"] for stage in data["stages"]] == [56 * 56 * 64 * 9, 56 * 56 * 64 * 128]
+    assert [stage["macs"] for stage in data["stages"]] == [14 * 14 * 16 * 9, 14 * 14 * 16 * 128]
     assert [stage["receptive_field"] for stage in data["stages"]] == [[3, 3], [1, 1]]
-    assert data["intermediate_bytes"] == 4 * 64 * 56 * 56
+    assert data["intermediate_bytes"] == 4 * 16 * 14 * 14
     text = invoke("show", SEPARABLE).stdout
-    assert "between them 784.0 KiB, which separate calls write and read again" in text
+    assert "between them 12.2 KiB, which separate calls write and read again" in text
     assert all(text.count(f"  {stage}\n") == 1 for stage in stages)
     (plain,) = printed_json("show", SMALL)
     assert (plain["stages"], plain["intermediate_bytes"], plain["standard"], plain["ratio"]) == ([], 0, None, None)
@@ -130,11 +131,22 @@ def test_what_cannot_be_compared_is_said() -> None:
     (problem,) = data["problems"]
     assert problem.startswith("standard convolution: a tensor of pointwise has more than 2147483647 elements")
     assert re.search(f"^not known +{re.escape(problem)}$", invoke("show", huge).stdout, re.MULTILINE)
-    sparse = "transposed,ic=1,oc=1,in=3,k=1,s=100000"
+    sparse = "transposed,ic=1,oc=1,in=3,k=1,s=9001"
     (data,) = printed_json("show", sparse)
     assert data["receptive_field"] is None
-    assert data["problems"] == ["receptive field: outputs repeat every 100000; at most 65536 are followed"]
+    assert data["problems"] == ["receptive field: outputs repeat every 9001; at most 8192 are followed"]
     assert "receptive field: outputs repeat" in invoke("show", sparse).stdout
+
+
+def test_the_page_shows_what_is_printed() -> None:
+    """Up to the lines that depend on the machine, for which the page has an ellipsis."""
+    page = (Path(__file__).parents[1] / "docs" / "show.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```sh\nconvtune (show .*?)\n```\n```\n(.*?)^…?$", page, re.DOTALL | re.MULTILINE)
+    assert len(examples) >= 2
+    for command, shown in examples:
+        printed = invoke(*shlex.split(command)).stdout
+        for line in shown.splitlines():
+            assert line.rstrip("… ") in printed, line
 
 
 def test_show_lists() -> None:
