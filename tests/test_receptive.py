@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from convtune import ConvSpec, reference
+from convtune import ConvSpec, reference, variants
 from convtune.errors import SpecError
 from convtune.receptive import LONGEST_PERIOD, receptive_fields
 
 VARIANTS = ("conv", "dilated", "transposed", "pointwise", "depthwise_separable", "flattened", "shuffled_grouped")
+PRIMITIVE = ("conv", "dilated", "depthwise", "transposed")
 INPUTS = 240  # elements of a line: enough for an uncut field of every output that differs from its neighbours
 
 Seen = NDArray[np.bool_]
@@ -138,6 +140,24 @@ def test_padding_decides_which_phase_a_stride_takes() -> None:
         found.append(receptive_fields([up, down])[1].size)
         assert found[-1] == (extents(seen([up, down])).max(),)
     assert sorted(found) == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_windows_over_outputs_that_are_made_of_nothing(padding: int) -> None:
+    """Every other output of the transposed layer is: either the first tap or the last one of each window meets none."""
+    up = ConvSpec("transposed", 1, 1, (9,), 1, stride=2)
+    down = ConvSpec("conv", 1, 1, up.out_size, 4, stride=2, padding=padding)
+    assert receptive_fields([up, down])[1].size == (extents(seen([up, down])).max(),) == (2,)
+
+
+@settings(max_examples=100, deadline=None)
+@given(strategies.specs(variants=PRIMITIVE, ranks=(1,), largest_channels=1, largest_size=9))
+def test_the_inputs_that_a_variant_says_an_output_reads(spec: ConvSpec) -> None:
+    (inputs,), (outputs,) = spec.in_size, spec.out_size
+    plain = spec.replace(bias=False, activation=None, residual=False, batch=1, layout=None)
+    reads = [variants.primitive(spec).reads(spec, 0, out) for out in range(outputs)]
+    found = [[i for i in range(inputs) if i in positions] for positions in reads]
+    assert found == [np.flatnonzero(of_output).tolist() for of_output in seen([plain]).T]
 
 
 def test_a_chain_of_none() -> None:

@@ -144,8 +144,8 @@ def _lines(facts: Mapping[str, str]) -> str:
 
 
 def _ratio(ratio: Row) -> str:
-    numbers = "" if ratio["numbers"] == ratio["formula"] else f" = {ratio['numbers']}"
-    return f"{ratio['formula']}{numbers} = {ratio['macs']:.4g} of the standard's"
+    same = dict.fromkeys((ratio["formula"], ratio["numbers"], f"{ratio['macs']:.4g}"))  # 1 = 1 = 1 says no more than 1
+    return f"{' = '.join(same)} of the standard's"
 
 
 def _beside(row: Row) -> str:
