@@ -150,7 +150,7 @@ def test_windows_over_outputs_that_are_made_of_nothing(padding: int) -> None:
     assert receptive_fields([up, down])[1].size == (extents(seen([up, down])).max(),) == (2,)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(strategies.specs(variants=PRIMITIVE, ranks=(1,), largest_channels=1, largest_size=9))
 def test_the_inputs_that_a_variant_says_an_output_reads(spec: ConvSpec) -> None:
     (inputs,), (outputs,) = spec.in_size, spec.out_size

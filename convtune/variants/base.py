@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Expr = Any  # a TVM expression, or a Python number where an index is constant
 Dims = tuple[int, ...]
 
+DENSE = ("conv", "dilated", "pointwise")
 EXTENTS: Mapping[int, tuple[str, ...]] = {1: ("k",), 2: ("kh", "kw"), 3: ("kd", "kh", "kw")}  # as `ratio` names them
 TAPS: Mapping[int, str] = {1: "k", 2: "k²", 3: "k³"}  # the number of a kernel's taps, also where it is not square
 
@@ -215,10 +216,11 @@ def dense(spec: ConvSpec, in_size: Sequence[int], stride: Sequence[int], padding
     from convtune.spec import ConvSpec
 
     dilated, alone = any(d > 1 for d in spec.dilation), all(k == 1 for k in spec.kernel)
+    plain = "dilated" if dilated else "pointwise" if alone else "conv"
     same = ("in_channels", "out_channels", "kernel", "dilation", "batch", "layout", "dtype")
     epilogue = ("bias", "activation", "residual")
     return ConvSpec(
-        "dilated" if dilated else "pointwise" if alone else "conv",
+        spec.variant if spec.variant in DENSE else plain,
         in_size=tuple(in_size),
         stride=tuple(stride),
         padding=tuple(padding),

@@ -54,9 +54,6 @@ class Convolution(Primitive):
     def ratio(self, rank: int) -> str:
         return "1"
 
-    def standard(self, spec: ConvSpec) -> ConvSpec:
-        return spec if spec.groups == 1 else super().standard(spec)
-
     def reference(self, spec: ConvSpec, x: Array, weights: Sequence[Array], **_: Array) -> Array:
         import numpy as np
 
