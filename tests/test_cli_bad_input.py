@@ -262,14 +262,6 @@ def test_a_pipe_is_no_workload(tmp_path: Path) -> None:
     assert f"{path}: is a device, pipe or socket" in complaint("show", path)
 
 
-def test_a_zoo_layer_of_a_variant_that_is_not_there_yet() -> None:
-    line = complaint("show", "maskrcnn_r50_dcnv2_800x1344/c128_s1")
-    if "is not in this version" not in line:
-        pytest.skip("the variant is there")
-    assert "variant 'deformable' is not in this version, which has conv, " in line
-    assert "unknown" not in line
-
-
 def test_names_from_files_do_not_control_the_terminal(tmp_path: Path) -> None:
     path = tmp_path / "net.json"
     fields = {"variant": "conv", "in_channels": 1, "out_channels": 1, "in_size": [5], "kernel": 3}

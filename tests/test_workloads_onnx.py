@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convtune import ConvSpec, variants, workloads
-from convtune.errors import ConvtuneError, SpecError, UnknownNameError
+from convtune import ConvSpec, workloads
+from convtune.errors import ConvtuneError, SpecError
 from convtune.reference import reference
 from convtune.workloads import Workload, onnx_model
 
@@ -20,12 +20,6 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture
-def plain_variants_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = {name: variants.known()[name] for name in ("conv", "pointwise", "dilated", "grouped", "depthwise")}
-    monkeypatch.setattr(variants, "known", lambda: plain)
 
 
 def tensor(name: str, *shape: int | str | None, dtype: int = TensorProto.FLOAT) -> Any:
@@ -235,7 +229,6 @@ DEFORMABLE = {
 }
 
 
-@pytest.mark.skipif("deformable" not in variants.known(), reason="there is no deformable variant yet")
 @pytest.mark.parametrize(("x_shape", "w_shape", "attributes"), DEFORMABLE.values(), ids=DEFORMABLE.keys())
 @pytest.mark.parametrize("optional", [(), ("b",), ("", "mask"), ("b", "mask")], ids="/".join)
 @pytest.mark.parametrize("opset", [19, 22])
@@ -265,21 +258,6 @@ def test_deformable(
     bias = numpy_helper.to_array(b) if "b" in optional else None
     ours = reference(spec, x, numpy_helper.to_array(w), bias, **arrays)
     np.testing.assert_allclose(ours, y, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.usefixtures("plain_variants_only")
-@pytest.mark.parametrize(
-    ("operator", "inputs", "variant"),
-    [("ConvTranspose", ["x", "w"], "transposed"), ("DeformConv", ["x", "w", "offset"], "deformable")],
-)
-def test_a_variant_that_does_not_exist_names_the_node(
-    tmp_path: Path, operator: str, inputs: list[str], variant: str
-) -> None:
-    node = helper.make_node(operator, inputs, ["y"], name="up")
-    tensors = [tensor("x", 1, 4, 8, 8), tensor("offset", 1, 18, 6, 6)]
-    message = rf"net\.onnx, node 'up' \({operator}\): unknown variant '{variant}'"
-    with pytest.raises(UnknownNameError, match=message):
-        parse(tmp_path, model([node], tensors, [weights("w", 4, 4, 3, 3)]))
 
 
 @pytest.mark.parametrize(

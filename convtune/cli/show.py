@@ -142,22 +142,19 @@ def _workloads() -> Rows:
             "convolutions": sum(workload.count for workload in network.workloads),
             "macs": sum(workload.count * workload.spec.macs for workload in network.workloads),
             "variants": sorted({workload.spec.variant for workload in network.workloads}),
-            "unavailable_layers": network.unavailable,
         }
         for network in zoo().values()
     ]
 
 
 def _workloads_text(rows: Rows) -> str:
-    columns = {"network": "left", "layers": "right", "convolutions": "right", "MMACs": "right"}
-    columns |= {"not in this version": "right", "variants": "left"}
+    columns = {"network": "left", "layers": "right", "convolutions": "right", "MMACs": "right", "variants": "left"}
     cells = [
         [
             row["name"],
             str(row["layers"]),
             str(row["convolutions"]),
             f"{row['macs'] / 1e6:.1f}",
-            tables.plural(row["unavailable_layers"], "layer") if row["unavailable_layers"] else "",
             ", ".join(row["variants"]),
         ]
         for row in rows

@@ -72,7 +72,6 @@ def parse_onnx(path: Path) -> list[Workload]:
 
     Raises:
         SpecError: the file is no model, or has no convolution, or the shape of one's input is unknown.
-        UnknownNameError: a node is of a variant that does not exist.
     """
     found: dict[ConvSpec, Workload] = {}
     for node in _nodes(_load(path), {}, {}):

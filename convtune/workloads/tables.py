@@ -23,7 +23,7 @@ REQUIRED = tuple(f.name for f in dataclasses.fields(ConvSpec) if f.default is da
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a CSV file, read but not yet a spec: its variant may not exist."""
+    """One row of a CSV file, read but not yet a spec."""
 
     where: str  # file and line
     fields: Mapping[str, Any]  # of ConvSpec
@@ -35,9 +35,9 @@ class Row:
     def name(self) -> str | None:
         return "/".join(filter(None, (self.network, self.layer))) or None
 
-    def workload(self, where: str | None = None, channels_last: bool = False) -> Workload:
-        """The row's workload, in this layout where the row has none; errors begin with `where`, or file and line."""
-        with located(where or self.where):
+    def workload(self, channels_last: bool = False) -> Workload:
+        """The row's workload, in this layout where the row has none; errors begin with file and line."""
+        with located(self.where):
             spec = _spec(self.fields)
             if channels_last and "layout" not in self.fields:
                 spec = spec.replace(layout=LAYOUTS[spec.rank][1])

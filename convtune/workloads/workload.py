@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,17 +38,6 @@ class LocatedNameError(UnknownNameError):
 
     def __str__(self) -> str:
         return f"{self.where}: {super().__str__()}"
-
-
-class MissingVariantError(UnknownNameError):
-    """A layer of the zoo is of a variant that this version does not have."""
-
-    def __init__(self, where: str, variant: str, known: Iterable[str]) -> None:
-        super().__init__("variant", variant, known)
-        self.where = where
-
-    def __str__(self) -> str:
-        return f"{self.where}: variant {self.name!r} is not in this version, which has {', '.join(self.known)}"
 
 
 @contextmanager

@@ -10,33 +10,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
-from convtune import variants
 from convtune.errors import UnknownNameError
 from convtune.workloads.tables import Row, read_rows
-from convtune.workloads.workload import MissingVariantError, Workload
+from convtune.workloads.workload import Workload
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the zoo.
-
-    Args:
-        workloads: its layers of variants that exist.
-        unavailable: how many more layers it has, of variants that do not.
-    """
+    """A network of the zoo: its convolutions, equal ones once."""
 
     name: str
     workloads: tuple[Workload, ...]
-    unavailable: int
 
 
 def zoo() -> Mapping[str, Network]:
     """All networks by name."""
-    networks = {}
-    for name, rows in _rows().items():
-        available = [row for row in rows if row.fields["variant"] in variants.known()]
-        networks[name] = Network(name, tuple(map(_workload, available)), len(rows) - len(available))
-    return networks
+    return {name: Network(name, tuple(map(_workload, rows))) for name, rows in _rows().items()}
 
 
 def matches(text: str) -> bool:
@@ -48,7 +37,7 @@ def parse(text: str) -> list[Workload]:
     """All layers of `NETWORK`, or those of `NETWORK/PREFIX` whose names begin so.
 
     Raises:
-        UnknownNameError: there is no such network or layer, or a layer's variant does not exist.
+        UnknownNameError: there is no such network or layer.
     """
     network, _, prefix = text.partition("/")
     if network not in _rows():
@@ -60,10 +49,7 @@ def parse(text: str) -> list[Workload]:
 
 
 def _workload(row: Row) -> Workload:
-    where, variant = f"zoo layer {row.name}", row.fields["variant"]
-    if variant not in variants.known():
-        raise MissingVariantError(where, variant, variants.known())
-    return row.workload(where=where, channels_last=True)
+    return row.workload(channels_last=True)
 
 
 @functools.cache
