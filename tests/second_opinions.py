@@ -109,6 +109,24 @@ def cut(x: Array, padding: Pads) -> tuple[Array, Pads]:
     return x, padding
 
 
+def around(
+    step: Step, x: Array, weight: Array, inputs: Mapping[str, Array]
+) -> tuple[Array, Mapping[str, Array], tuple[slice, ...]]:
+    """A deformable convolution without padding that has this one's outputs, and more where a padding is negative.
+
+    Neither knows such a padding, by which there are fewer outputs, but no less of the input to sample.
+
+    Returns:
+        the input with zeros around it, offset and mask for all outputs, and which of them are this one's.
+    """
+    x = np.pad(x, [(0, 0), (0, 0), *((before, max(after, 0)) for before, after in step.padding)])
+    windows = zip(x.shape[2:], weight.shape[2:], step.stride, step.dilation)
+    outputs = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in windows]
+    own = inputs["offset"].shape[2:]
+    more = [(0, 0), (0, 0), *((0, all_of_them - size) for all_of_them, size in zip(outputs, own))]
+    return x, {name: np.pad(array, more) for name, array in inputs.items()}, (..., *map(slice, own))
+
+
 class OnnxEvaluator:
     """The reference evaluator of ONNX, one node at a time."""
 
@@ -132,17 +150,16 @@ class OnnxEvaluator:
         return np.concatenate([self.run("ConvTranspose", *group, **fields) for group in groups], axis=1)
 
     def deformable(self, step: Step, x: Array, weight: Array, inputs: Mapping[str, Array]) -> Array:
-        x, padding = cut(x, step.padding)
-        x = np.pad(x, [(0, 0), (0, 0), *padding])
+        x, inputs, kept = around(step, x, weight, inputs)
         stride = list(step.stride)
         for axis in (2, 3):
             if x.shape[axis] == 1:  # onnx 1.23's evaluator divides by the size - 1
                 x, stride[axis - 2] = np.pad(x, [(0, int(axis == a)) for a in range(4)]), 2
         mask = inputs.get("mask", np.ones_like(inputs["offset"][:, ::2]))
-        bias = np.zeros(len(weight))
         fields = {**window(replace(step, stride=stride)), "pads": [0] * 4, "group": step.groups}
         offset_groups = inputs["offset"].shape[1] // (2 * math.prod(weight.shape[2:]))
-        return self.run("DeformConv", x, weight, inputs["offset"], bias, mask, offset_group=offset_groups, **fields)
+        operands = (x, weight, inputs["offset"], np.zeros(len(weight)), mask)
+        return self.run("DeformConv", *operands, offset_group=offset_groups, **fields)[kept]
 
     def shuffle(self, x: Array, groups: int) -> Array:
         n, channels, *size = x.shape
@@ -198,19 +215,21 @@ class PyTorch:
             y = transpose(self.tensor(x), self.tensor(weight), **fields)
             taken = zip(step.padding, step.output_padding)
             return self.padded(y, [(-before, extra - after) for (before, after), extra in taken]).numpy()
-        padded = self.padded(self.tensor(x), step.padding)
         if step.operator == "deformable":
-            return self.deformable(step, padded, weight, inputs)
+            return self.deformable(step, x, weight, inputs)
+        padded = self.padded(self.tensor(x), step.padding)
         convolve = getattr(functional, f"conv{rank}d")
         fields = {"stride": list(step.stride), "dilation": list(step.dilation), "groups": step.groups}
         return convolve(padded, self.tensor(weight), **fields).numpy()
 
-    def deformable(self, step: Step, padded: Any, weight: Array, inputs: Mapping[str, Array]) -> Array:
+    def deformable(self, step: Step, x: Array, weight: Array, inputs: Mapping[str, Array]) -> Array:
         from torchvision_on_cpu import torchvision
 
-        tensors = {name: self.tensor(array) for name, array in inputs.items()}
+        x, inputs, kept = around(step, x, weight, inputs)
+        tensors = {"weight": weight, **inputs}
         fields = {"stride": tuple(step.stride), "dilation": tuple(step.dilation)}
-        return torchvision().ops.deform_conv2d(padded, weight=self.tensor(weight), **tensors, **fields).numpy()
+        operands = {name: self.tensor(array) for name, array in tensors.items()}
+        return torchvision().ops.deform_conv2d(self.tensor(x), **operands, **fields).numpy()[kept]
 
     def shuffle(self, x: Array, groups: int) -> Array:
         return self.torch.nn.functional.channel_shuffle(self.tensor(x), groups).numpy()
