@@ -127,6 +127,53 @@ def transposed_is_the_adjoint(run: Run, spec: ConvSpec) -> Sides:
     return sides[0] / size, sides[1] / size
 
 
+DEFORMABLE = "deformable,ic=6,oc=10,in=9x8,k=3x2,s=2x1,p=1,g=2,og=3,modulated,bias,act=relu"
+
+
+@holds(("deformable",), DEFORMABLE)
+def without_offsets_deformable_is_the_plain_convolution(run: Run, spec: ConvSpec) -> Sides:
+    o = random_operands(spec, seed=10)
+    plain = undeformed(spec, padding=spec.padding)
+    y = run(plain, o.x, o.weights, o.bias, residual=o.residual)
+    inputs = offsets_and_ones(spec, np.zeros(2), np.zeros(2))
+    return run(spec, o.x, o.weights, o.bias, **inputs, residual=o.residual), y
+
+
+@holds(("deformable",), DEFORMABLE)
+def constant_integer_offsets_shift_and_dilate(run: Run, spec: ConvSpec) -> Sides:
+    """An offset of shift + tap * more is the plain convolution, dilated by more, of the shifted input."""
+    spec = spec.replace(layout=None)
+    o, rng = random_operands(spec, seed=11), np.random.default_rng(spec.macs)
+    shift, more = rng.integers(-4, 5, 2), rng.integers(0, 3, 2)
+    room = 16
+    x = np.pad(o.x, [(0, 0), (0, 0), (room, room), (room, room)])
+    for axis, (size, (before, after), k) in enumerate(zip(spec.in_size, spec.padding, spec.kernel)):
+        first = room - before + shift[axis]
+        x = x.take(range(first, first + size + before + after + more[axis] * (k - 1)), axis=2 + axis)
+    dilation = tuple(int(d + m) for d, m in zip(spec.dilation, more))
+    plain = undeformed(spec, padding=0, in_size=x.shape[2:], dilation=dilation)
+    y = run(plain, x, o.weights, o.bias, residual=o.residual)
+    return run(spec, o.x, o.weights, o.bias, **offsets_and_ones(spec, shift, more), residual=o.residual), y
+
+
+def undeformed(spec: ConvSpec, **changes: Any) -> ConvSpec:
+    if spec.groups > 1:
+        return spec.replace(variant="grouped", offset_groups=None, modulated=None, **changes)
+    dilated = max(changes.get("dilation", spec.dilation)) > 1
+    return spec.replace(variant="dilated" if dilated else "conv", offset_groups=None, modulated=None, **changes)
+
+
+def offsets_and_ones(spec: ConvSpec, shift: Array, more: Array) -> dict[str, Array]:
+    """Offsets of shift + tap * more everywhere, and a mask of ones where the spec has one."""
+    assert spec.offset_groups is not None
+    taps = np.moveaxis(np.indices(spec.kernel), 0, -1)  # (kh, kw, 2)
+    offsets = np.tile((shift + taps * more).ravel(), spec.offset_groups)
+    shapes = spec.input_shapes
+    places = np.broadcast_to(offsets.reshape(-1, 1, 1), (spec.batch, len(offsets), *spec.out_size))
+    given = {"offset": np.moveaxis(places, 1, -1) if spec.channels_last else places}
+    return given | ({"mask": np.ones(shapes["mask"])} if "mask" in shapes else {})
+
+
 @holds(("shuffled_grouped",), "shuffled_grouped,ic=6,oc=20,in=5x7,k=3x2,p=1,g=2,bias,act=relu")
 def a_shuffle_moves_channel_j_of_group_a_to_j_groups_plus_a(run: Run, spec: ConvSpec) -> Sides:
     spec = bare(spec)
