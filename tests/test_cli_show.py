@@ -124,6 +124,19 @@ def test_a_chain_that_is_none_is_one_line() -> None:
     assert "--chain and --stages exclude each other" in both.stderr
 
 
+def test_work_that_is_in_no_figure_is_said() -> None:
+    deformable = "deformable,ic=4,oc=8,in=9x9,k=3x3,p=2,d=2,g=2"
+    (data,) = printed_json("show", deformable)
+    assert data["not_counted"].startswith("bilinear sampling: 4 multiply-adds")
+    assert (data["macs"], data["ratio"]["macs"]) == (9 * 9 * 2 * 8 * 9, 0.5)
+    assert data["standard"]["spec"] == "dilated,ic=4,oc=8,in=9x9,k=3x3,p=2,d=2"
+    assert data["bytes"] == 4 * (9 * 9 * (4 + 8 + 2 * 9) + 8 * 2 * 9), "the offsets too"
+    assert data["receptive_field"] == [5, 5]
+    assert re.search(
+        f"^not counted  {re.escape(data['not_counted'])}$", invoke("show", deformable).stdout, re.MULTILINE
+    )
+
+
 def test_what_cannot_be_compared_is_said() -> None:
     huge = "depthwise,ic=100000,oc=100000,in=2x2,k=1x1"
     (data,) = printed_json("show", huge)

@@ -109,6 +109,7 @@ def test_a_field_is_what_changes_an_output(chain: list[ConvSpec]) -> None:
         # of a kernel below the stride some outputs meet none
         (["transposed,ic=1,oc=1,in=8,k=1,s=2"], [(1,)], [0.5]),
         (["transposed,ic=1,oc=1,in=8,k=1,s=2,p=0:-1", "conv,ic=1,oc=1,in=16,k=1,s=2,p=1"], [(1,), (0,)], [0.5, 1]),
+        (["deformable,ic=1,oc=1,in=20x20,k=3x5,s=2"], [(3, 5)], [2]),  # of the grid, without the offsets
         (["flattened,ic=1,oc=1,in=20x20x20,k=3x5x1,d=2x1x1"], [(5, 5, 1)], [1]),
     ],
 )

@@ -51,6 +51,7 @@ class Deformable(Convolution):
 
     ranks = (2,)
     extras = frozenset({"offset_groups", "modulated"})
+    uncounted = "bilinear sampling: 4 multiply-adds for each tap, input channel and output position"
 
     def check(self, spec: ConvSpec) -> None:
         assert spec.offset_groups is not None, "the constructor fills it in"
@@ -65,6 +66,9 @@ class Deformable(Convolution):
     def macs(self, spec: ConvSpec) -> int:
         """Those of the convolution alone, as is usual; the interpolation is four more for every sampled element."""
         return super().macs(spec)
+
+    def ratio(self, rank: int) -> str:
+        return "1/g"
 
     def reach(self, spec: ConvSpec, out: Sequence[int]) -> tuple[tuple[int, int], ...]:
         return tuple((0, size - 1) for size in spec.in_size)  # all of the input, and never the padding
