@@ -20,6 +20,7 @@ place of those beyond it. Of `col`, which is kh * kw times as large as x, there 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from math import gcd
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ class DeformableGather(Estimating):
         most = min(count(spec.out_size), _outputs_in_l2(spec, target))
         run = spec.out_channels // spec.groups
         return {
-            "tile": self._columns(spec, target),
+            "tile": _columns(count(spec.out_size), self._most_columns(spec, target)),
             "oc_vectors": tuple(range(1, min(4, ceil_div(run, target.lanes)) + 1)),
             "block": spaced((tiles for tiles in BLOCKS if tiles <= most), 8),
             "oc_order": ("parallel", "outer", "inner"),
@@ -83,7 +84,8 @@ class DeformableGather(Estimating):
 
     def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
         columns, vectors, block = int(knobs["tile"]), int(knobs["oc_vectors"]), int(knobs["block"])
-        if not suits_registers(target, columns, vectors, max(self._columns(spec, target))):
+        widest = _columns(count(spec.out_size), self._most_columns(spec, target))[-1]
+        if not suits_registers(target, columns, vectors, widest):
             return False
         fits = columns * block <= _outputs_in_l2(spec, target)
         return fits and block <= ceil_div(count(spec.out_size), columns)
@@ -131,8 +133,8 @@ class DeformableGather(Estimating):
         _merge(sch, spec, tile)
         return sch.mod
 
-    def _columns(self, spec: ConvSpec, target: Target) -> tuple[int, ...]:
-        return even_blocks(count(spec.out_size), min(target.vector_registers - 2, _outputs_in_l2(spec, target)))
+    def _most_columns(self, spec: ConvSpec, target: Target) -> int:
+        return min(target.vector_registers - 2, _outputs_in_l2(spec, target))
 
     def _gather_cycles(self, spec: ConvSpec, target: Target, one_block: bool) -> float:
         """Of an output; in a task of one channel block only what its group reads."""
@@ -146,6 +148,9 @@ class DeformableGather(Estimating):
     def _tile(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Tile:
         run = spec.out_channels // spec.groups
         return Tile(1, int(knobs["tile"]), int(knobs["oc_vectors"]), target.lanes, target.lanes, spec.groups, run)
+
+
+_columns = functools.lru_cache(maxsize=64)(even_blocks)  # which looks at every number of blocks that there could be
 
 
 def _outputs_in_l2(spec: ConvSpec, target: Target) -> int:
