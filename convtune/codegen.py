@@ -14,10 +14,10 @@ def write_object(module: Any, tvm_target: Any, path: Path) -> None:
     """Compiles a tvm.IRModule for a tvm.target.Target; raises what TVM raises."""
     import tvm
 
-    tvm.compile(_any_alignment(module), target=tvm_target).mod.write_to_file(str(path), "o")
+    tvm.compile(any_alignment(module), target=tvm_target).mod.write_to_file(str(path), "o")
 
 
-def _any_alignment(module: Any) -> Any:
+def any_alignment(module: Any) -> Any:
     """The module without the assumption that every array starts at a multiple of 64 bytes.
 
     NumPy aligns to 16, so a kernel that faults on less would make each call copy its input. Vector loads that need no

@@ -21,7 +21,7 @@ the row; LLVM makes vectors and a rest of it. Where the kernel is 1 and nothing 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
@@ -331,9 +331,8 @@ def _expression(spec: ConvSpec, tile: RowTile, pad_at: KnobValue) -> Any:
         out = (d, h * tile.rows + row, w * tile.columns + vector * tile.lanes + lane)[3 - spec.rank :]
         return te.sum(term.at(n, 0, out, (ic, *kernel[3 - spec.rank :])), axis=[*kernel, ic])
 
-    outer = (spec.batch, out[0], rounded[1] // tile.rows)
-    inner = (tile.channels, tile.rows, tile.vectors, tile.lanes)
-    shape = (*outer, rounded[2] // tile.columns, tile.groups, tile.blocks, *inner)
+    outer = (spec.batch, out[0], rounded[1] // tile.rows, rounded[2] // tile.columns)
+    shape = (*outer, tile.groups, tile.blocks, tile.channels, tile.rows, tile.vectors, tile.lanes)
     acc = te.compute(shape, summand, name="acc")
     return arguments.primfunc(output(arguments, tile.groups, _value(spec, tile, acc, rounded[2])))
 
@@ -364,12 +363,13 @@ def _padded_rows(arguments: Arguments, geometry: Geometry) -> Any:
     from tvm import te
 
     spec, stride = arguments.spec, geometry.stride[2]
-    depth, (*high, wide) = spec.in_channels // spec.groups, geometry.padded
+    (*high, wide), depth = geometry.padded, spec.in_channels // spec.groups
+    whole = replace(geometry, padded=(*high, round_up(wide, stride)))
 
     def read(n: Any, g: Any, ic: Any, d: Any, h: Any, residue: Any, column: Any) -> Any:
-        return read_padded(arguments, geometry, n, g * depth + ic, (d, h, column * stride + residue))
+        return read_padded(arguments, whole, n, g * depth + ic, (d, h, column * stride + residue))
 
-    return te.compute((spec.batch, spec.groups, depth, *high, stride, ceil_div(wide, stride)), read, name="pad")
+    return te.compute((spec.batch, spec.groups, depth, *high, stride, whole.padded[2] // stride), read, name="pad")
 
 
 def _fma_cycles(sums: int, steps: int) -> float:

@@ -23,6 +23,7 @@ GEOMETRIES: Sequence[Fields] = (
     {"in_size": (3, 2), "kernel": (5, 4), "padding": (1, (1, 2))},  # kernel beyond the input, not the padded input
     {"in_size": (11, 13), "kernel": (2, 2), "stride": (5, 3)},  # stride beyond the kernel
     {"in_size": (9, 8), "kernel": (3, 2), "padding": ((1, -2), (0, -1)), "stride": (1, 2)},
+    {"in_size": (8, 8), "kernel": 3, "padding": 1, "stride": 2},  # the last column is not read
     {"in_size": (4, 37), "kernel": (1, 3), "padding": (0, 1), "stride": (1, 2), "batch": 3},
     {"in_size": (3, 2), "kernel": (2, 2), "padding": (4, 3)},  # windows in the padding alone
     {"in_size": (6, 16), "kernel": (3, 3), "padding": "same"},  # whole tiles and vectors
