@@ -33,8 +33,8 @@ class ConvSpec:
         kernel, stride, dilation: an int for all dimensions or one per dimension.
         padding: an int, one entry per dimension where an entry is an int or a pair (before, after), or
             "same" (output is ceil(in / stride), of `transposed` in * stride; an odd total pads more after) or
-            "valid". `after` may be negative: that many input elements at the end are not used; that many more
-            outputs at the end of `transposed`, whose padding takes outputs away.
+            "valid". `after` may be negative: outputs that would read beyond that many elements before the end are
+            left out; of `transposed`, whose padding takes outputs away, there are that many more at the end.
         batch: n.
         groups: None means in_channels for depthwise, else 1.
         layout: of input and output; None means channels first.

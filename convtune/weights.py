@@ -81,7 +81,8 @@ def _several(spec: ConvSpec, name: str, given: Any, shapes: Sequence[tuple[int, 
         problem = f"{name} is missing" if given is None else f"{name} is given"
         wanted = f"takes one of shape {' and '.join(map(str, shapes))}" if shapes else f"has {name}=False"
         raise SpecError(f"{problem}; the spec {wanted}: {spec}")
-    arrays = given if len(shapes) > 1 else (given,) * len(shapes)
+    alone = len(shapes) == 1 and not (isinstance(given, tuple) and len(given) == 1)  # it may be in a tuple, too
+    arrays = (given,) if alone else given if shapes else ()
     if not isinstance(arrays, Sequence) or len(arrays) != len(shapes):
         found = f"{len(arrays)} arrays" if isinstance(arrays, Sequence) else f"a {type(arrays).__name__}"
         raise SpecError(f"{name} is {found}; the spec takes a tuple of {len(shapes)}: {spec}")

@@ -150,7 +150,7 @@ BAD = {
     "bias is missing; the spec takes one of shape (8,)": {"bias": None},
     "weight has shape (8, 8, 3, 5); it must be (8, 8, 5, 3)": {"weight": WEIGHT.swapaxes(2, 3)},
     "weight has dtype float64; it must be float32": {"weight": WEIGHT.astype("f8")},
-    "weight is a tuple; it must be a NumPy array or have __dlpack__": {"weight": (WEIGHT,)},
+    "weight is a tuple; it must be a NumPy array or have __dlpack__": {"weight": (WEIGHT, WEIGHT)},
     "bias has shape (1, 8); it must be (8,)": {"bias": BIAS[None]},
     "allow_separable=True is not allowed; it must be a number of at least 0, below 1": {"allow_separable": True},
     "allow_separable=-0.1 is not allowed": {"allow_separable": -0.1},

@@ -76,3 +76,13 @@ def test_what_does_not_fit_the_stages_is_said(weights: slice, biases: slice, mes
 def test_what_is_no_composite_is_refused(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=re.escape(message)):
         ConvSpec.parse(text)
+
+
+def test_a_chain_of_one_takes_its_weight_alone_or_in_a_tuple() -> None:
+    spec = ConvSpec.parse("spatially_separable,ic=3,oc=5,in=11,k=3,bias")
+    o, conv = random_operands(spec, seed=1), convtune.compile(spec)
+    (weight,), (bias,) = o.weights, o.biases
+    want = conv(o.x, weight, bias)
+    np.testing.assert_array_equal(conv(o.x, (weight,), (bias,)), want)
+    np.testing.assert_array_equal(convtune.compile(spec, weight=(weight,), bias=(bias,))(o.x), want)
+    np.testing.assert_allclose(want, o.reference(spec), atol=2e-5 * np.abs(want).max())

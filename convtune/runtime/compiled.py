@@ -248,10 +248,11 @@ class CompiledConv:
             raise self._error(f"{name} was given; this convolution has weights of its own, so leave it out")
 
     def _each(self, name: str, given: Any) -> list[tuple[str, int, Any]]:
-        """Label, argument index and array of each weight or bias."""
+        """Label, argument index and array of each weight or bias; one alone may be in a tuple, too."""
         indices = self._indices.get(name, [])
         if len(indices) <= 1:
-            return [(name, index, given) for index in indices]
+            alone = given[0] if isinstance(given, tuple) and len(given) == 1 else given
+            return [(name, index, alone) for index in indices]
         if not isinstance(given, Sequence) or len(given) != len(indices):
             found = f"{len(given)} arrays" if isinstance(given, Sequence) else f"a {type(given).__name__}"
             raise self._error(f"{name} is {found}; this kernel takes a tuple of {len(indices)}")
