@@ -41,6 +41,7 @@ from convtune.schedules.tiling import (
     even_blocks,
     pack_blocks,
     place_accumulators,
+    place_pad,
     place_store,
     round_up,
     spaced,
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # tiles of a task, of which a domain has some
-FEW_CHANNELS = 8  # that are read side by side: more, a power of two apart, would not fit into one set of a cache
 TABLE_CYCLES = 90.0  # of a vector of sampled points
 MOVE_CYCLES = 3.0  # of a sampled point's offsets, copied one by one
 
@@ -129,7 +129,7 @@ class DeformableGather(Estimating):
         place_accumulators(sch, loops[-1], reductions=3, order=(0, 1, 2), unrolled=0)
         _place_gather(sch, spec, target, task)
         if not spec.channels_last:
-            _place_pad(sch, spec)
+            place_pad(sch, spec, target, None)
         _merge(sch, spec, tile)
         return sch.mod
 
@@ -274,8 +274,7 @@ def _split(sch: Any, spec: ConvSpec, tile: Tile, tiles: int) -> tuple[list[Any],
     oc_outer, vector, lane = split_channels(sch, channels, tile)
     all_tiles, column = sch.split(outputs, [None, tile.columns])
     block, inner = sch.split(all_tiles, [None, tiles])
-    # the innermost loop is over what is side by side in y
-    return [n, block, inner], oc_outer, [column, vector, lane] if spec.channels_last else [vector, lane, column]
+    return [n, block, inner], oc_outer, [column, vector, lane]
 
 
 def _place_gather(sch: Any, spec: ConvSpec, target: Target, task: Any) -> None:
@@ -299,15 +298,6 @@ def _place_gather(sch: Any, spec: ConvSpec, target: Target, task: Any) -> None:
     if spec.channels_last:
         channel, output = sch.get_loops(offsets)[-2:]
         sch.reorder(output, channel)
-
-
-def _place_pad(sch: Any, spec: ConvSpec) -> None:
-    """Makes `pad` a parallel region."""
-    n, d, h, w, c = sch.get_loops(sch.get_sblock("pad"))
-    channels, few = sch.split(c, [None, gcd(spec.in_channels, FEW_CHANNELS)])
-    sch.reorder(channels, w, few)
-    sch.parallel(sch.fuse(n, d, h))
-    sch.vectorize(few)
 
 
 def _merge(sch: Any, spec: ConvSpec, tile: Tile) -> None:

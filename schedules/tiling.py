@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from convtune import variants
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 COPIED_COLUMNS = 64  # of a row of one dimension, in a task of its own
+FEW_CHANNELS = 8  # that are read side by side where they lie apart
 LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")
 
 
@@ -261,10 +263,12 @@ def place_pad(sch: Any, spec: ConvSpec, target: Target, task: Any) -> None:
 def copy_channels(sch: Any, spec: ConvSpec, target: Target, column: Any, channel: Any) -> None:
     """Arranges the two inner loops of a copy of x that has its channels last.
 
-    Channels that lie apart in x are copied one after the other: a power of two apart, which is common, more than a few
-    fall into the same set of the first cache, and each of their lines would be read again for every column.
+    Channels that lie apart in x are copied a few at a time: a power of two apart, which is common, more of them fall
+    into the same set of the first cache, and each of their lines would be read again for every column.
     """
     if not spec.channels_last:
-        sch.reorder(channel, column)
+        channels, few = sch.split(channel, [None, gcd(spec.in_channels, FEW_CHANNELS)])
+        sch.reorder(channels, column, few)
+        sch.vectorize(few)
     elif spec.in_channels % target.lanes == 0:
         sch.vectorize(sch.split(channel, [None, target.lanes])[1])
