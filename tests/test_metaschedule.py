@@ -34,6 +34,7 @@ ODD_SPECS = [
     "depthwise,ic=4,oc=8,in=5x6x7,k=3x3x3,g=4,p=1,layout=NDHWC",
     "dilated,ic=3,oc=4,in=15x9,k=3x3,d=2,p=2,bias",
     "pointwise,ic=256,oc=1,in=2x2,k=1x1,layout=NHWC,act=hardswish",  # little to do in parallel: rfactor
+    "depthwise_separable,ic=8,oc=16,in=14x14,k=3x3,p=1,sact=relu",  # the stages between: a cache of what is written
 ]
 
 

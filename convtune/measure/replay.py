@@ -14,7 +14,8 @@ KINDS = (
     *("GetSBlock", "GetLoops", "GetChildBlocks", "GetConsumers", "GetProducers", "EnterPostproc"),
     *("SampleCategorical", "SampleComputeLocation", "SamplePerfectTile"),
     *("Fuse", "Split", "Reorder", "Parallel", "Vectorize", "Annotate", "Unannotate"),
-    *("ComputeAt", "ComputeInline", "ReverseComputeAt", "ReverseComputeInline", "DecomposeReduction", "RFactor"),
+    *("ComputeAt", "ComputeInline", "ReverseComputeAt", "ReverseComputeInline"),
+    *("CacheWrite", "DecomposeReduction", "RFactor"),
 )
 KEYS = (
     *("meta_schedule.parallel", "meta_schedule.vectorize", "meta_schedule.unroll_explicit"),
