@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from convtune.schedules.row_tiling import RowTile
 from convtune.schedules.tiling import Tile, ceil_div, round_up
 
+from convtune import variants
 from convtune.expression import cube
 from convtune.spec import LAYOUTS
 
 if TYPE_CHECKING:
-    from convtune.space import Knobs
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
 Dims = tuple[int, ...]
+AnyTile = TypeVar("AnyTile", Tile, RowTile)
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,13 @@ class Region:
 
     def conditions(self, position: Sequence[Any]) -> list[Any]:
         """What must hold for a position to be inside of the array; only what can fail."""
-        found = []
-        for place, step, shift, size, valid, blocks in zip(
-            position, self.step, self.shift, self.size, self.valid, self.blocks
-        ):
-            found += [place >= 0] if shift < 0 else []
-            found += [place < valid] if (blocks - 1) * step + shift + size > valid else []
-        return found
+        return [condition for axis, place in enumerate(position) for condition in self.bounds(axis, place)]
+
+    def bounds(self, axis: int, place: Any) -> list[Any]:
+        """The conditions for one dimension."""
+        last = (self.blocks[axis] - 1) * self.step[axis] + self.shift[axis] + self.size[axis] - 1
+        found = [place >= 0] if self.shift[axis] < 0 else []
+        return found + ([place < self.valid[axis]] if last >= self.valid[axis] else [])
 
     @property
     def inside(self) -> bool:
@@ -57,39 +59,43 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[AnyTile]):
     """One stage as a block sees it."""
 
     spec: ConvSpec  # with the block's part of the input for its input, zeros included, and channels last
-    tile: Tile
+    tile: AnyTile
     source: Region  # of the stage's input
-    out: Dims  # what the block computes, columns rounded up to whole tiles
-
-    @property
-    def whole(self) -> Tile:
-        """The tile of a result that has whole vectors: what lies between stages, whatever the number of channels."""
-        return replace(self.tile, run=round_up(self.tile.run, self.tile.lanes))
+    out: Dims  # what the block computes, rows and columns rounded up to whole tiles
 
     @property
     def lanewise(self) -> bool:
-        """Whether a lane reads the input channel of its own output channel alone, so that inputs are vectors."""
+        """Whether an output channel reads its own input channel alone."""
         return self.spec.variant == "depthwise"
 
 
-def plan(spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[Stage, ...]:
-    """The stages of a composite spec, for blocks of output of the size that the knobs say."""
-    last = spec.stages[-1]
-    size = cube(last.out_size)
-    tile = _tile(last, target, knobs, size[2], last=True)
-    block = block_size(spec, knobs, tile)
-    out: Dims = block
-    step, shift = block, (0, 0, 0)
-    blocks = tuple(ceil_div(whole, part) for whole, part in zip(size, block))
-    found: list[Stage] = []
+def is_chain(spec: ConvSpec, target: Target) -> bool:
+    """Whether the spec is a composite of stages that these spaces have tiles for."""
+    kinds = {stage.variant for stage in spec.stages}
+    composite = isinstance(variants.get(spec.variant), variants.Composite)
+    return target.family in ("x86", "arm") and composite and kinds <= {"conv", "pointwise", "dilated", "depthwise"}
+
+
+def plan(spec: ConvSpec, block: Dims, tile_of: Callable[[ConvSpec, Dims, bool], AnyTile]) -> tuple[Stage[AnyTile], ...]:
+    """The stages of a composite spec, for blocks of output of that size, rounded up to whole tiles.
+
+    tile_of: the tile of a stage for what a block needs of its result, and whether it is the last one, whose columns
+        are those of the whole output.
+    """
+    size = cube(spec.out_size)
+    tile = tile_of(spec.stages[-1], (*block[:2], size[2]), True)
+    out: Dims = _whole_tiles(block, tile)
+    step, shift = out, (0, 0, 0)
+    blocks = tuple(ceil_div(whole, part) for whole, part in zip(size, out))
+    found: list[Stage[AnyTile]] = []
     for stage in reversed(spec.stages):
         if found:
-            tile = _tile(stage, target, knobs, out[2], last=False)
-            out = (*out[:2], round_up(out[2], tile.columns))
+            tile = tile_of(stage, out, False)
+            out = _whole_tiles(out, tile)
         stride, span, before = cube(stage.stride), cube(stage.span), cube([pad[0] for pad in stage.padding], 0)
         reach = tuple((o - 1) * s + n for o, s, n in zip(out, stride, span))
         step = tuple(a * s for a, s in zip(step, stride))
@@ -103,23 +109,5 @@ def plan(spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[Stage, ...]:
     return tuple(found)
 
 
-def block_size(spec: ConvSpec, knobs: Knobs, tile: Tile) -> Dims:
-    """Outputs of a block, columns rounded up to whole tiles of the last stage."""
-    wide = spec.out_size[-1] if spec.rank > 1 else int(knobs["ow_block"])
-    return (int(knobs.get("od_block", 1)), int(knobs["oh_block"]), round_up(wide, tile.columns))
-
-
-def _tile(stage: ConvSpec, target: Target, knobs: Knobs, width: int, last: bool) -> Tile:
-    """The knobs say what a tile has at most: columns are spread evenly, and vectors divide those of a stage's result.
-
-    The output may end in the middle of a channel block. What lies between two stages has whole blocks only, so that
-    neither side needs a condition.
-    """
-    lanewise = stage.variant == "depthwise"
-    names = ("dw_tile", "dw_vectors") if lanewise else ("ow_tile", "oc_vectors")
-    columns, vectors = (int(knobs[name]) for name in names)
-    columns = ceil_div(width, ceil_div(width, columns))
-    whole = ceil_div(stage.out_channels, target.lanes)
-    if not last or lanewise:
-        vectors = max(v for v in range(1, vectors + 1) if whole % v == 0)
-    return Tile(1, columns, vectors, target.lanes, target.lanes, 1, stage.out_channels)
+def _whole_tiles(size: Dims, tile: Tile | RowTile) -> Dims:
+    return (size[0], round_up(size[1], tile.rows), round_up(size[2], tile.columns))

@@ -18,9 +18,10 @@ by broadcast, a depthwise one as vectors of channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.chain_plan import Stage, plan
+from convtune.schedules.chain_plan import Dims, Stage, is_chain, plan
 from convtune.schedules.estimate import (
     L2_BYTES_PER_CYCLE,
     TILE_CYCLES,
@@ -31,12 +32,14 @@ from convtune.schedules.estimate import (
     transpose_cycles,
 )
 from convtune.schedules.tiling import (
+    Tile,
     ceil_div,
     copy_channels,
     even_blocks,
     pack_blocks,
     place_accumulators,
     place_store,
+    round_up,
     spaced,
     split_output,
     suits_registers,
@@ -63,9 +66,7 @@ class ChainedStages(Estimating):
     summary = "a composite's stages block by block of rows, the results between them in cache"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        kinds = {stage.variant for stage in spec.stages}
-        composite = isinstance(variants.get(spec.variant), variants.Composite)
-        return target.family in ("x86", "arm") and composite and kinds <= {"conv", "pointwise", "dilated", "depthwise"}
+        return is_chain(spec, target)
 
     def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
         out, registers = cube(spec.out_size), target.vector_registers
@@ -93,11 +94,11 @@ class ChainedStages(Estimating):
         if "dw_tile" in knobs and int(knobs["dw_tile"]) * int(knobs["dw_vectors"]) > registers - 6:
             return False
         smallest = all(knobs[name] == values[0] for name, values in self.knobs(spec, target).items() if "block" in name)
-        return smallest or _block_bytes(plan(spec, target, knobs)) <= target.l2_bytes
+        return smallest or _block_bytes(_plan(spec, target, knobs)) <= target.l2_bytes
 
     def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
-        stages = plan(spec, target, knobs)
+        stages = _plan(spec, target, knobs)
         blocks = count(stages[0].source.blocks)
         resident = _block_bytes(stages)
         cycles = sum(_stage_cycles(stage, target, knobs, resident) for stage in stages)
@@ -107,12 +108,12 @@ class ChainedStages(Estimating):
         return Tasks(spec.batch * blocks, cycles).on(target)
 
     def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
-        return tuple(pack_blocks(stage.spec, stage.tile) for stage in plan(spec, target, knobs))
+        return tuple(pack_blocks(stage.spec, stage.tile) for stage in _plan(spec, target, knobs))
 
     def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
-        stages = plan(spec, target, knobs)
+        stages = _plan(spec, target, knobs)
         *between, last = stages
         sch = Schedule(_expression(spec, stages))
         loops = split_output(sch, spec, last.tile, int(knobs["oh_block"]), last.out[2] // last.tile.columns)
@@ -132,13 +133,40 @@ class ChainedStages(Estimating):
         return sch.mod
 
 
-def _block_bytes(stages: Sequence[Stage]) -> int:
+def _plan(spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[Stage[Tile], ...]:
+    wide = spec.out_size[-1] if spec.rank > 1 else int(knobs["ow_block"])
+    block = (int(knobs.get("od_block", 1)), int(knobs["oh_block"]), wide)
+    return plan(spec, block, lambda stage, size, last: _tile(stage, target, knobs, size, last))
+
+
+def _tile(stage: ConvSpec, target: Target, knobs: Knobs, size: Dims, last: bool) -> Tile:
+    """The knobs say what a tile has at most: columns are spread evenly, and vectors divide those of a stage's result.
+
+    The output may end in the middle of a channel block. What lies between two stages has whole blocks only, so that
+    neither side needs a condition.
+    """
+    lanewise = stage.variant == "depthwise"
+    names = ("dw_tile", "dw_vectors") if lanewise else ("ow_tile", "oc_vectors")
+    columns, vectors = (int(knobs[name]) for name in names)
+    columns = ceil_div(size[2], ceil_div(size[2], columns))
+    whole = ceil_div(stage.out_channels, target.lanes)
+    if not last or lanewise:
+        vectors = max(v for v in range(1, vectors + 1) if whole % v == 0)
+    return Tile(1, columns, vectors, target.lanes, target.lanes, 1, stage.out_channels)
+
+
+def _whole(stage: Stage[Tile]) -> Tile:
+    """The tile of a result that has whole vectors: what lies between stages, whatever the number of channels."""
+    return replace(stage.tile, run=round_up(stage.tile.run, stage.tile.lanes))
+
+
+def _block_bytes(stages: Sequence[Stage[Tile]]) -> int:
     """What a block keeps in memory between its stages, its part of the input included."""
     channels = [stage.spec.in_channels for stage in stages]
     return sum(4 * stage.source.positions * channel for stage, channel in zip(stages, channels))
 
 
-def _stage_cycles(stage: Stage, target: Target, knobs: Knobs, resident_bytes: int) -> float:
+def _stage_cycles(stage: Stage[Tile], target: Target, knobs: Knobs, resident_bytes: int) -> float:
     """Cycles of a stage for one block."""
     tile, taps = stage.tile, count(stage.spec.kernel)
     tiles = stage.out[0] * stage.out[1] * stage.out[2] // tile.columns
@@ -156,19 +184,19 @@ def _stage_cycles(stage: Stage, target: Target, knobs: Knobs, resident_bytes: in
     return tiles * tile.blocks * overlapped(compute, stream)
 
 
-def _ordered(stage: Stage, knobs: Knobs, channels: Any, positions: Sequence[Any]) -> list[Any]:
+def _ordered(stage: Stage[Tile], knobs: Knobs, channels: Any, positions: Sequence[Any]) -> list[Any]:
     """The loops of a stage's tiles: the weights of a channel block stay in the first cache, or a tile's inputs do."""
     inner = knobs.get("oc_order") == "inner" and not stage.lanewise
     return [*positions, channels] if inner else [channels, *positions]
 
 
-def _reads_x(spec: ConvSpec, first: Stage) -> bool:
+def _reads_x(spec: ConvSpec, first: Stage[Tile]) -> bool:
     """Whether the first stage reads x itself, without a copy that has zeros around it and vectors of channels."""
-    multiplied = first.spec.out_channels != first.spec.in_channels or first.whole.run != first.spec.in_channels
+    multiplied = first.spec.out_channels != first.spec.in_channels or _whole(first).run != first.spec.in_channels
     return spec.channels_last and first.source.inside and not (first.lanewise and multiplied)
 
 
-def _expression(spec: ConvSpec, stages: Sequence[Stage]) -> Any:
+def _expression(spec: ConvSpec, stages: Sequence[Stage[Tile]]) -> Any:
     *between, last = stages
     arguments = Arguments(spec, [_packed(stage) for stage in stages])
     read = _input(arguments, stages[0])
@@ -185,13 +213,13 @@ def _expression(spec: ConvSpec, stages: Sequence[Stage]) -> Any:
     return arguments.primfunc(tiled_output(arguments, last.tile, tiles, of_output))
 
 
-def _packed(stage: Stage) -> tuple[int, ...]:
+def _packed(stage: Stage[Tile]) -> tuple[int, ...]:
     """The shape that `pack_blocks` makes of the stage's weight."""
     depth = stage.spec.in_channels // stage.spec.groups
     return (1, stage.tile.blocks, *cube(stage.spec.kernel), depth, stage.tile.block)
 
 
-def _summand(arguments: Arguments, stage: Stage, number: int, read: Read) -> Callable[..., Any]:
+def _summand(arguments: Arguments, stage: Stage[Tile], number: int, read: Read) -> Callable[..., Any]:
     """The sum at (n, block, (d, h, w_tile), group, channel block, row, column, vector, lane) of a stage."""
     from tvm import te
 
@@ -218,7 +246,7 @@ def _summand(arguments: Arguments, stage: Stage, number: int, read: Read) -> Cal
     return at
 
 
-def _input(arguments: Arguments, first: Stage) -> Read:
+def _input(arguments: Arguments, first: Stage[Tile]) -> Read:
     """Reads a block's part of x, zeros around; the stage `pad` where x itself does not do.
 
     For a depthwise stage its channels are those of the stage's output, in whole vectors.
@@ -232,7 +260,7 @@ def _input(arguments: Arguments, first: Stage) -> Read:
 
     if _reads_x(spec, first):
         return direct
-    channels = first.whole.run if first.lanewise else spec.in_channels
+    channels = _whole(first).run if first.lanewise else spec.in_channels
     times = first.spec.out_channels // spec.in_channels if first.lanewise else 1
 
     def padded(n: Any, *index: Any) -> Any:
@@ -247,11 +275,11 @@ def _input(arguments: Arguments, first: Stage) -> Read:
     return lambda n, block, local, channel: pad(n, *block, *local, channel)
 
 
-def _between(arguments: Arguments, stage: Stage, following: Stage, number: int, read: Read) -> Read:
+def _between(arguments: Arguments, stage: Stage[Tile], following: Stage[Tile], number: int, read: Read) -> Read:
     """The stages `acc` and `mid` of a stage that is not the last; reads its result, zeros around."""
     from tvm import te, tirx
 
-    spec, tile, region = arguments.spec, stage.whole, following.source
+    spec, tile, region = arguments.spec, _whole(stage), following.source
     outer = (spec.batch, *region.blocks, *stage.out[:2], stage.out[2] // tile.columns)
     summand = _summand(arguments, stage, number, read)
     sums = tiled_sums(stage.spec, tile, outer, lambda n, *i: summand(n, i[:3], i[3:6], *i[6:]), str(number))
@@ -269,26 +297,26 @@ def _between(arguments: Arguments, stage: Stage, following: Stage, number: int, 
     return lambda n, block, local, channel: mid(n, *block, *local, channel)
 
 
-def _whole_vectors(arguments: Arguments, stage: Stage, number: int) -> Any:
+def _whole_vectors(arguments: Arguments, stage: Stage[Tile], number: int) -> Any:
     """The stage's bias, as long as its result; None where it has none, or is as long itself."""
     from tvm import te, tirx
 
     bias, channels = arguments.biases[number], stage.spec.out_channels
-    if bias is None or stage.whole.run == channels:
+    if bias is None or _whole(stage).run == channels:
         return None
     zero = tirx.const(0.0, arguments.spec.dtype)
     whole = lambda c: te.if_then_else(c < channels, bias[c], zero)  # noqa: E731
-    return te.compute((stage.whole.run,), whole, name=f"bias{number}_whole")
+    return te.compute((_whole(stage).run,), whole, name=f"bias{number}_whole")
 
 
-def _place_sums(sch: Any, stage: Stage, at: Any, suffix: str) -> None:
+def _place_sums(sch: Any, stage: Stage[Tile], at: Any, suffix: str) -> None:
     body = stage.tile.columns * stage.tile.vectors * stage.spec.kernel[-1]
     unrolled = int(stage.lanewise and body <= LARGEST_BODY)  # neighbouring columns then share the loaded inputs
     order = (0, 1, 3, 2) if unrolled else (0, 1, 2, 3)
     place_accumulators(sch, at, 4, order, unrolled, stage=suffix)
 
 
-def _place_between(sch: Any, stage: Stage, knobs: Knobs, task: Any, number: int) -> None:
+def _place_between(sch: Any, stage: Stage[Tile], knobs: Knobs, task: Any, number: int) -> None:
     """Computes a stage's part of a block in the task."""
     mid = sch.get_sblock(f"mid{number}")
     sch.compute_at(mid, task, preserve_unit_loops=True)
@@ -298,11 +326,11 @@ def _place_between(sch: Any, stage: Stage, knobs: Knobs, task: Any, number: int)
     w_tile, column = sch.split(w, [None, stage.tile.columns])
     tiles = _ordered(stage, knobs, block, (d, h, w_tile))
     sch.reorder(*tiles, column, vector, lane)
-    place_store(sch, stage.spec, stage.whole, tiles[-1], (column, vector, lane), str(number))
+    place_store(sch, stage.spec, _whole(stage), tiles[-1], (column, vector, lane), str(number))
     _place_sums(sch, stage, tiles[-1], str(number))
 
 
-def _place_pad(sch: Any, spec: ConvSpec, first: Stage, target: Target, task: Any) -> None:
+def _place_pad(sch: Any, spec: ConvSpec, first: Stage[Tile], target: Target, task: Any) -> None:
     """Copies the task's part of the input, by vectors where it has whole ones."""
     pad = sch.get_sblock("pad")
     sch.compute_at(pad, task, preserve_unit_loops=True)
