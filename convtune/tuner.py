@@ -256,10 +256,12 @@ class Tuner:
             )
         from convtune.search import Search
 
+        spaces = space.accepting(run.spec, self.target)
+        spaces.sort(key=lambda each: each.name != run.default.space)  # what `compile` would take is tried in any case
         return Search(
             run.spec,
             self.target,
-            space.accepting(run.spec, self.target),
+            spaces,
             history=history,
             knowledge=self._knowledge(run.spec),
             trials=run.trials,

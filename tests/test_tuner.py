@@ -81,6 +81,19 @@ def test_every_candidate_is_logged_once_and_the_default_comes_first(
     assert result.best is not None and result.best_us == min(r.time_us for r in records)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("text", ["conv,ic=64,oc=64,in=28x28,k=3,p=1", "depthwise,ic=64,oc=64,in=28x28,k=3,p=1"])
+def test_of_several_spaces_what_compile_takes_is_tried_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, layout: str
+) -> None:
+    spec, bench = ConvSpec.parse(f"{text},layout={layout}"), FormulaBench(lambda _: _COSTLESS, lambda _: 1.0)
+    result = _tuner(tmp_path / "log", bench, monkeypatch).tune(spec, 1)
+    assert bench.measured == [space.default_candidate(spec, NATIVE).key] and result.default_us is not None
+
+
+_COSTLESS = Outcome("ok", "", 1e-7, (1.0,), 0.1)
+
+
 def test_finals_decide_and_not_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fastest = min(space.all_knobs(space.get("dense_direct"), SPEC, NATIVE), key=lambda k: _time(k))
     slowed = Candidate("dense_direct", dict(fastest))
