@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,29 @@ def test_verify_finds_a_kernel_that_computes_something_else(compiled: Any, home:
     assert "wrong result: error" in result.stdout
     assert "0 of 1 kernel right" in result.stdout
     assert liar.exists(), "a package that is wrong is still the user's"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (TINY.replace("k=3x3", "k=3y3"), "k=>>>3y3"),
+        (TINY.replace("depthwise", "deepwise"), "unknown variant 'deepwise'"),
+        ("flattened,ic=16,oc=16,in=9x9,k=3x3,p=1,layout=NHWC", "while running: KernelError"),
+    ],
+)
+def test_verify_goes_on_after_a_package_whose_spec_is_damaged(
+    compiled: Any, home: Path, tmp_path: Path, spec: str, said: str
+) -> None:
+    shutil.copytree(home / "kernels", tmp_path / "kernels")
+    damaged, sound = tmp_path / "kernels" / "stem_3x3", tmp_path / "kernels" / "conv_2nd"
+    manifest = damaged / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(TINY, spec))
+    result = invoke("verify", tmp_path / "kernels", "--json")
+    assert result.exit_code == 1
+    first, second = json.loads(result.stdout)["kernels"]
+    assert (first["name"], first["status"]) == (str(sound), "ok")
+    assert (second["name"], second["spec"], second["status"]) == (str(damaged), spec, "error")
+    assert said in second["message"]
 
 
 def test_verify_finds_a_library_that_was_changed(home: Path) -> None:

@@ -15,7 +15,16 @@ from convtune import accuracy as accuracies
 from convtune.cli import options, tables
 from convtune.cli.application import DONE, FAILED, Invocation, one_line
 from convtune.cli.notices import warn_of
-from convtune.errors import BuildError, KernelError, MeasureError, ScheduleError, TargetError, VerifyError
+from convtune.errors import (
+    BuildError,
+    KernelError,
+    MeasureError,
+    ScheduleError,
+    SpecError,
+    TargetError,
+    UnknownNameError,
+    VerifyError,
+)
 from convtune.runtime.names import MANIFEST_NAME
 from convtune.spec import ConvSpec
 
@@ -115,7 +124,10 @@ class Verifier:
             manifest = CompiledConv(directory).manifest
         except KernelError as problem:
             return Verdict(name, None, "error", message=one_line(str(problem)))
-        spec = ConvSpec.parse(manifest.spec)
+        try:
+            spec = ConvSpec.parse(manifest.spec)
+        except (SpecError, UnknownNameError) as problem:
+            return Verdict(name, manifest.spec, "error", message=one_line(f"{MANIFEST_NAME}: {problem}"))
         limit = accuracies.limit(spec, self._accuracy)
         pack = tuple(argument.pack for argument in manifest.arguments if argument.name == "weight")
         checker = self._checker(threads or manifest.target.threads)
