@@ -22,8 +22,9 @@ from convtune.record import Record
 from convtune.runtime.manifest import Manifest
 from convtune.space import enumerate_candidates, get
 from convtune.spec import ConvSpec
-from convtune.workloads import Workload
+from convtune.workloads import Workload, parse
 
+TINY_NAME = "depthwise_ic16_oc16_in9x9_k3x3_p1_layoutNHWC"
 IMPORT = """
 import sys, numpy as np
 from kernels import {name} as conv
@@ -201,7 +202,7 @@ def test_verify_finds_a_library_that_was_changed(home: Path) -> None:
     ("name", "expected"),
     [
         ("dw144_56_k3s1", "dw144_56_k3s1"),
-        (TINY, "depthwise_ic16_oc16_in9x9_k3x3_p1_layoutNHWC"),
+        (TINY, TINY_NAME),
         ("3x3 a", "conv_3x3_a"),
         ("class", "conv_class"),
         ("größe", "gr_e"),
@@ -219,6 +220,19 @@ def test_equal_names_of_different_layers_stay_apart(tmp_path: Path) -> None:
     layers = [Workload("a/conv1", tiny), Workload("b/conv1", small), Workload("a/conv1", small), Workload("c/x", tiny)]
     names = [entry.directory.name for entry in place([*layers, layers[0]], tmp_path / "out")]
     assert names == ["a_conv1", "b_conv1", "a_conv1_2", "x"]
+
+
+def test_a_spec_is_named_as_a_whole_beside_layers_of_networks(tmp_path: Path) -> None:
+    """The `/` between its stages' activations ends no network's name, nor does an equal tail matter."""
+    chained = "flattened,ic=4,oc=4,in=9x9,k=3,sact=relu/tanh,bias"
+    entries = [chained, {"name": "net/tanh,bias", **_fields(SMALL)}]
+    (tmp_path / "specs.json").write_text(json.dumps(entries))
+    name = "flattened_ic4_oc4_in9x9_k3x3_sactrelu_tanh_bias"
+    for given, names in (([chained, TINY], [name, TINY_NAME]), ([tmp_path / "specs.json"], [name, "tanh_bias"])):
+        placed = place(parse([str(text) for text in given]), tmp_path / "out")
+        assert [entry.directory.name for entry in placed] == names
+    placed = place(parse([chained, TINY], "channels_last"), tmp_path / "out")
+    assert placed[0].directory.name == "flattened_ic4_oc4_in9x9_k3x3_sactrelu_tanh_layoutNHWC_bias"
 
 
 def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def place(workloads: Sequence[Workload], directory: Path) -> list[Output]:
     """
     distinct = {(workload.name, str(workload.spec)): workload for workload in workloads}
     found = list(distinct.values())
-    names = [identifier(workload.name.rpartition("/")[2]) for workload in found]
+    names = [identifier(workload.layer) for workload in found]
     repeated = {name for name, count in Counter(names).items() if count > 1}
     names = [identifier(w.name) if name in repeated else name for w, name in zip(found, names)]
     outputs: list[Output] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,7 +44,7 @@ def parse(texts: Sequence[str], layout: str | None = None) -> list[Workload]:
     workloads = [workload for text in texts for workload in _parse_one(text.strip())]
     if layout is None:
         return workloads
-    return [dataclasses.replace(w, spec=_in_order(w.spec, CHANNEL_ORDERS.index(layout))) for w in workloads]
+    return [w.with_spec(_in_order(w.spec, CHANNEL_ORDERS.index(layout))) for w in workloads]
 
 
 def _in_order(spec: ConvSpec, order: int) -> ConvSpec:

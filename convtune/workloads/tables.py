@@ -124,7 +124,8 @@ def parse_json(path: Path) -> list[Workload]:
 def _entry(entry: Any, where: str) -> Workload:
     if isinstance(entry, str):
         with located(where):
-            return Workload(entry, ConvSpec.parse(entry))
+            spec = ConvSpec.parse(entry)
+        return Workload(str(spec), spec)
     if not isinstance(entry, dict):
         raise SpecError(f"{where}: is {reprlib.repr(entry)}; it must be an object or a canonical string")
     fields = dict(entry)
