@@ -19,6 +19,10 @@ from convtune.spec import LAYOUTS, ConvSpec, Dims, Pads
 EXAMPLE = "conv,ic=64,oc=64,in=56x56,k=3x3,p=1"
 REQUIRED = ("ic", "oc", "in", "k")
 
+_INTEGER = "an integer of up to 10 digits"
+_FLAG = "0 or 1"
+_PADS = "same, valid, or integers or before:after joined by x"
+
 
 def render(spec: ConvSpec) -> str:
     """The canonical string; equal specs have equal strings."""
@@ -45,8 +49,8 @@ def parse(text: str) -> ConvSpec:
                 _fail(text, at, f"{key!r} is given twice")
             try:
                 fields[field] = read(value)
-            except ValueError:
-                _fail(text, at + len(key) + 1, f"{value!r} is no value for {key!r}")
+            except ValueError as error:
+                _fail(text, at + len(key) + 1, f"{value!r} is no value for {key!r}; it must be {error}")
         else:
             _fail(text, at, f"{part!r} is not known; allowed are {'=, '.join(_VALUES)}= and {', '.join(_FLAGS)}")
         at += len(part) + 1
@@ -82,15 +86,15 @@ def _default(field: str, spec: ConvSpec) -> object:
     }[field]
 
 
-def _read_integer(text: str) -> int:
+def _read_integer(text: str, allowed: str = _INTEGER) -> int:
     # int() reads '1_000', ' 1' and digits of other scripts, too
     if not re.fullmatch("-?[0-9]{1,10}", text):
-        raise ValueError(text)
+        raise ValueError(allowed)
     return int(text)
 
 
 def _read_size(text: str) -> Dims:
-    return tuple(map(_read_integer, text.split("x")))
+    return tuple(_read_integer(part, f"{_INTEGER}, or several joined by x") for part in text.split("x"))
 
 
 def _read_dims(text: str) -> Dims | int:
@@ -98,9 +102,9 @@ def _read_dims(text: str) -> Dims | int:
     return dims if len(dims) > 1 else dims[0]
 
 
-def _read_flag(text: str) -> bool:
+def _read_flag(text: str, allowed: str = _FLAG) -> bool:
     if text.lower() not in _FLAG_TEXTS:
-        raise ValueError(text)
+        raise ValueError(allowed)
     return _FLAG_TEXTS[text.lower()]
 
 
@@ -115,9 +119,9 @@ def _write_size(dims: Dims) -> str:
 def _read_pads(text: str) -> Any:
     if text in ("same", "valid"):
         return text
-    pads = [tuple(map(_read_integer, part.split(":"))) for part in text.split("x")]
+    pads = [tuple(_read_integer(number, _PADS) for number in part.split(":")) for part in text.split("x")]
     if any(len(pad) > 2 for pad in pads):
-        raise ValueError(text)
+        raise ValueError(_PADS)
     entries: list[Any] = [pad if len(pad) == 2 else pad[0] for pad in pads]
     return entries if len(entries) > 1 or not isinstance(entries[0], int) else entries[0]
 
@@ -129,7 +133,7 @@ def _write_pads(pads: Pads) -> str:
 
 
 def _read_flags(text: str) -> tuple[bool, ...] | bool:
-    flags = tuple(map(_read_flag, text.split("x")))
+    flags = tuple(_read_flag(part, f"{_FLAG}, or several joined by x") for part in text.split("x"))
     return flags if len(flags) > 1 else flags[0]
 
 
@@ -137,8 +141,12 @@ def _write_flags(flags: Sequence[bool]) -> str:
     return "x".join(str(int(flag)) for flag in flags)
 
 
+def _read_activation(text: str) -> str | None:
+    return None if text == "none" else text
+
+
 def _read_activations(text: str) -> tuple[str | None, ...] | str | None:
-    names = tuple(None if name == "none" else name for name in text.split("/"))
+    names = tuple(map(_read_activation, text.split("/")))
     return names if len(names) > 1 else names[0]
 
 
@@ -164,7 +172,7 @@ _VALUES: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] = {
     "sact": ("stage_activations", _read_activations, _write_activations),
     "layout": ("layout", str, str),
     "dtype": ("dtype", str, str),
-    "act": ("activation", str, str),
+    "act": ("activation", _read_activation, str),
 }
 _FLAG_TEXTS = {"0": False, "1": True, "false": False, "true": True}
 _FLAGS = {"modulated": "modulated", "bias": "bias", "residual": "residual"}
@@ -173,4 +181,4 @@ FIELD_READERS: Mapping[str, Callable[[str], Any]] = {
     **{field: read for field, read, _ in _VALUES.values()},
     **dict.fromkeys(_FLAGS.values(), _read_flag),
 }
-"""For each field of ConvSpec but the variant what reads its text, which raises ValueError; flags are 0 and 1."""
+"""For each field of ConvSpec but the variant what reads its text; it raises ValueError of what is allowed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -124,17 +124,27 @@ class ConvSpec:
             return _choice(field, value, (None, *ACTIVATIONS))
 
         def at_joints(read: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
-            return lambda field, value: tuple(read(field, each) for each in _at_joints(field, value, joints))
+            return lambda field, value: tuple(read(field, each) for each in self._at_joints(field, value, joints))
 
         return {
             "output_padding": (0, lambda field, value: _dims(field, value, self.rank, least=0)),
             "offset_groups": (1, integer),
             "modulated": (False, flag),
             "channel_multiplier": (1, integer),
-            "mid_channels": (self.out_channels, at_joints(integer)),
-            "stage_bias": (False, at_joints(flag)),
-            "stage_activations": (None, at_joints(activation)),
+            "mid_channels": ((self.out_channels,) * joints, at_joints(integer)),
+            "stage_bias": ((False,) * joints, at_joints(flag)),
+            "stage_activations": ((None,) * joints, at_joints(activation)),
         }
+
+    def _at_joints(self, field: str, value: Any, joints: int) -> tuple[Any, ...]:
+        entries = tuple(value) if _is_sequence(field, value) else (value,) * max(joints, 1)
+        if entries and not joints:
+            raise SpecError(f"{field}={value!r}: {self.rank}-D {self.variant} has one stage; leave it out")
+        if len(entries) != joints:
+            raise SpecError(
+                f"{field}={entries!r} has {len(entries)} entries; it must have {joints}, or be one value for all"
+            )
+        return entries
 
     def _check_sizes(self) -> None:
         for axis, out in enumerate(self.out_size):
@@ -279,8 +289,16 @@ def _integer(field: str, value: object, least: int) -> int:
     return number
 
 
-def _dims(field: str, value: object, rank: int | None, least: int) -> Dims:
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+def _is_sequence(field: str, value: Any) -> bool:
+    """Whether there is a value for each place, not one for all. Raises SpecError where they are in no sequence."""
+    if isinstance(value, (Mapping, Set)):
+        kind = type(value).__name__
+        raise SpecError(f"{field}={value!r} is a {kind}; it must be one value for all, or a list or tuple of them")
+    return hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
+
+
+def _dims(field: str, value: Any, rank: int | None, least: int) -> Dims:
+    if not _is_sequence(field, value):
         return (_integer(field, value, least),) * (rank or 1)
     dims = tuple(_integer(field, v, least) for v in value)
     if rank is None and not 1 <= len(dims) <= 3:
@@ -302,14 +320,14 @@ def _pads(spec: ConvSpec) -> Pads:
         raise SpecError(
             f"padding={value!r} is not known; it must be an int, one entry per dimension, 'same' or 'valid'"
         )
-    entries = tuple(value) if hasattr(value, "__iter__") else (value,) * spec.rank
+    entries = tuple(value) if _is_sequence("padding", value) else (value,) * spec.rank
     if len(entries) != spec.rank:
         raise SpecError(f"padding={value!r} has {len(entries)} entries; in_size has {spec.rank} dimensions")
     return tuple(_pad(entry) for entry in entries)
 
 
 def _pad(entry: Any) -> tuple[int, int]:
-    if not hasattr(entry, "__iter__"):
+    if not _is_sequence("padding", entry):
         both = _integer("padding", entry, least=0)
         return both, both
     pair = tuple(entry)
@@ -318,20 +336,10 @@ def _pad(entry: Any) -> tuple[int, int]:
     return _integer("padding", pair[0], least=0), _integer("padding", pair[1], least=-LARGEST_DIMENSION)
 
 
-def _at_joints(field: str, value: Any, joints: int) -> tuple[Any, ...]:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        return (value,) * joints
-    entries = tuple(value)
-    if len(entries) != joints:
-        raise SpecError(
-            f"{field}={entries!r} has {len(entries)} entries; it must have {joints}, or be one value for all"
-        )
-    return entries
-
-
 def _choice(field: str, value: Any, allowed: Sequence[object]) -> Any:
     if not any(value is option or (isinstance(value, str) and value == option) for option in allowed):
-        raise SpecError(f"{field}={value!r} is not allowed; it must be one of {', '.join(map(str, allowed))}")
+        names = ("None (in text: none)" if option is None else str(option) for option in allowed)
+        raise SpecError(f"{field}={value!r} is not allowed; it must be one of {', '.join(names)}")
     return value
 
 

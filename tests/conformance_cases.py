@@ -91,13 +91,18 @@ def _specs_of(variant: str) -> Iterator[ConvSpec]:
 def _extras(spec: ConvSpec, turn: int) -> dict[str, Any]:
     """The fields that only some variants have, in turn; output_padding comes with the geometry."""
     divisors = [n for n in range(1, spec.in_channels + 1) if spec.in_channels % n == 0]
+    joints = variants.get(spec.variant).joints(spec.rank)
+
+    def at_joints(*choices: Any) -> Sequence[Any]:
+        return [(choice,) * joints for choice in choices]
+
     values: Mapping[str, Sequence[Any]] = {
         "offset_groups": divisors,
         "modulated": (True, False),
         "channel_multiplier": (1, 2, 3),
-        "mid_channels": (5, 16, 35, 1),
-        "stage_bias": (True, True, False),
-        "stage_activations": ("relu", None, "sigmoid", "gelu"),
+        "mid_channels": at_joints(5, 16, 35, 1),
+        "stage_bias": at_joints(True, True, False),
+        "stage_activations": at_joints("relu", None, "sigmoid", "gelu"),
     }
     has = variants.get(spec.variant).extras
     return {field: choices[turn % len(choices)] for field, choices in values.items() if field in has}

@@ -83,6 +83,12 @@ def test_other_spellings(text: str) -> None:
     assert str(ConvSpec.parse(text)) == "conv,ic=1,oc=2,in=9x9,k=3x3"
 
 
+def test_no_activation_is_none_as_between_stages() -> None:
+    assert ConvSpec.parse("conv,ic=1,oc=2,in=9,k=3,act=none") == ConvSpec("conv", 1, 2, 9, 3, activation=None)
+    with pytest.raises(SpecError, match=r"activation='None' is not allowed; it must be one of None \(in text: none\)"):
+        ConvSpec.parse("conv,ic=1,oc=2,in=9,k=3,act=None")
+
+
 def test_same_padding_is_written_out() -> None:
     spec = ConvSpec.parse("conv,ic=1,oc=2,in=8x9,k=3x3,s=2,p=same")
     assert str(spec) == "conv,ic=1,oc=2,in=8x9,k=3x3,s=2,p=0:1x1"
@@ -91,13 +97,13 @@ def test_same_padding_is_written_out() -> None:
 @pytest.mark.parametrize(
     ("text", "at", "problem"),
     [
-        ("conv,ic=64,oc=x,in=9,k=3", ">>>x,in=9", "'x' is no value for 'oc'"),
+        ("conv,ic=64,oc=x,in=9,k=3", ">>>x,in=9", "'x' is no value for 'oc'; it must be an integer of up to 10 digits"),
         ("conv,ic=64,oc=,in=9,k=3", ">>>,in=9", "'' is no value for 'oc'"),
         ("conv,ic=1_0,oc=4,in=9,k=3", ">>>1_0", "'1_0' is no value for 'ic'"),
         ("conv,ic=١,oc=4,in=9,k=3", ">>>١", "no value for 'ic'"),
-        ("conv,ic=4,oc=4,in=9x,k=3", ">>>9x,k", "'9x' is no value for 'in'"),
+        ("conv,ic=4,oc=4,in=9x,k=3", ">>>9x,k", "of up to 10 digits, or several joined by x"),
         ("conv,ic=4,oc=4,in=9,k=3,p=1:2:3", ">>>1:2:3", "no value for 'p'"),
-        ("conv,ic=4,oc=4,in=9,k=3,p=full", ">>>full", "no value for 'p'"),
+        ("conv,ic=4,oc=4,in=9,k=3,p=full", ">>>full", "same, valid, or integers or before:after joined by x"),
         ("conv,ic=4,oc=4,in=9,k=3,q=1", ">>>q=1", "'q=1' is not known; allowed are n=, ic=, oc="),
         ("conv,ic=4, oc=4,in=9,k=3", ">>> oc=4", "' oc=4' is not known"),
         ("conv,ic=4,ic=4,oc=4,in=9,k=3", ">>>ic=4,oc", "'ic' is given twice"),

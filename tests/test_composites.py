@@ -60,6 +60,9 @@ def test_what_does_not_fit_the_stages_is_said(weights: slice, biases: slice, mes
         conv(o.x, o.weights[weights], o.biases[biases], residual=o.residual)
 
 
+ONE_STAGE = "1-D spatially_separable has one stage; leave it out"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -69,13 +72,30 @@ def test_what_does_not_fit_the_stages_is_said(weights: slice, biases: slice, mes
         ("spatially_separable,ic=4,oc=6,in=9x9,k=3,mid=3x4", "has 2 entries; it must have 1, or be one value for all"),
         ("spatially_separable,ic=4,oc=6,in=9x9,k=3,mid=0", "mid_channels=0 is out of range"),
         ("flattened,ic=4,oc=6,in=9x9,k=3,sact=swish", "stage_activations='swish' is not allowed"),
-        ("depthwise_separable,ic=4,oc=6,in=9x9,k=3,sbias=2", "'2' is no value for 'sbias'"),
+        ("spatially_separable,ic=4,oc=6,in=9,k=3,mid=7", f"mid_channels=7: {ONE_STAGE}"),
+        ("spatially_separable,ic=4,oc=6,in=9,k=3,mid=7x8", f"mid_channels=(7, 8): {ONE_STAGE}"),
+        ("spatially_separable,ic=4,oc=6,in=9,k=3,sbias=0", f"stage_bias=False: {ONE_STAGE}"),
+        ("spatially_separable,ic=4,oc=6,in=9,k=3,sact=relu", f"stage_activations='relu': {ONE_STAGE}"),
+        ("depthwise_separable,ic=4,oc=6,in=9x9,k=3,sbias=2", "must be 0 or 1, or several joined by x"),
         ("conv,ic=4,oc=6,in=9x9,k=3,m=2", "conv has no channel_multiplier"),
     ],
 )
 def test_what_is_no_composite_is_refused(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=re.escape(message)):
         ConvSpec.parse(text)
+
+
+@pytest.mark.parametrize("value", [{"relu": 1, "tanh": 2}, {"relu", "tanh"}, {"relu": 1}.keys()])
+def test_values_of_stages_in_no_sequence_are_refused(value: Any) -> None:
+    with pytest.raises(SpecError, match=r"stage_activations=.* must be one value for all, or a list or tuple of them"):
+        ConvSpec("flattened", 4, 6, (9, 9), 3, stage_activations=value)
+
+
+def test_a_chain_of_one_has_no_values_between_its_stages() -> None:
+    spec = ConvSpec("spatially_separable", 4, 6, 9, 3, mid_channels=(), stage_bias=[], stage_activations=None)
+    assert (spec.mid_channels, spec.stage_bias, spec.stage_activations) == ((), (), ())
+    assert ConvSpec.parse(str(spec)) == spec == ConvSpec("spatially_separable", 4, 6, 9, 3)
+    assert spec.replace(kernel=5).mid_channels == ()
 
 
 def test_a_chain_of_one_takes_its_weight_alone_or_in_a_tuple() -> None:

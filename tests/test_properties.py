@@ -247,7 +247,7 @@ def spatially_separable_is_dense_with_the_sum_of_products(run: Run, spec: ConvSp
 @holds(("spatially_separable",), "spatially_separable,ic=1,oc=1,in=9x8,k=3x3,p=1,mid=1")
 def an_outer_product_is_spatially_separable(run: Run, spec: ConvSpec) -> Sides:
     """Of one channel: the kernel is the outer product of the stages' kernels, as Sobel's is."""
-    one = bare(spec).replace(in_channels=1, out_channels=1, mid_channels=1)
+    one = bare(spec).replace(in_channels=1, out_channels=1, mid_channels=None)
     o = random_operands(one, seed=9)
     kernel = functools.reduce(np.multiply.outer, (weight.ravel().astype(np.float64) for weight in o.weights))
     return run(one, o.x, o.weights), run(dense(one), o.x, kernel[np.newaxis, np.newaxis])

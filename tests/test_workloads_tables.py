@@ -50,12 +50,13 @@ def test_csv_with_any_field_in_any_order_and_with_a_byte_order_mark(tmp_path: Pa
 
 def test_csv_of_chains_of_convolutions(tmp_path: Path) -> None:
     header = (
-        "variant,in_channels,out_channels,in_size,kernel,channel_multiplier,mid_channels,stage_bias,stage_activations"
+        "variant,in_channels,out_channels,in_size,kernel,channel_multiplier,mid_channels,stage_bias,stage_activations,"
+        "activation"
     )
     rows = (
-        "depthwise_separable,4,8,9x9,3x3,2,,1,relu6",
-        "spatially_separable,4,8,9x9x9,3,,5x6,0x1,relu/none",
-        "flattened,4,8,9x9,3,,,,",
+        "depthwise_separable,4,8,9x9,3x3,2,,1,relu6,",
+        "spatially_separable,4,8,9x9x9,3,,5x6,0x1,relu/none,none",
+        "flattened,4,8,9x9,3,,,,none,none",
     )
     read = parse_text(tmp_path, "chains.csv", "\n".join([header, *rows]))
     assert [workload.spec for workload in read] == [
@@ -91,8 +92,12 @@ def test_csv_of_chains_of_convolutions(tmp_path: Path) -> None:
         ("{h}\nconv,1,,9,3\n", "line 2: out_channels missing"),
         ("{h}\ncnov,1,1,9,3\n", "line 2: unknown variant 'cnov'; near it: conv"),
         ('{h}\nconv,"1\n', "line 2: unexpected end of data"),
-        ("{h},bias\nconv,1,1,9,3,2\n", "line 2, column 'bias': '2' is no value for bias"),
+        ("{h},bias\nconv,1,1,9,3,2\n", "line 2, column 'bias': '2' is no value for bias; it must be 0 or 1"),
         ("{h},count\nconv,1,1,9,3,0\n", "line 2: count=0 is out of range; it must be an integer of at least 1"),
+        (
+            "{h},stage_bias\nflattened,1,1,9x9,3,1x2\n",
+            "stage_bias; it must be 0 or 1, or several joined by x",
+        ),
         ("{h}\n", "holds no workloads"),
     ],
 )
@@ -154,7 +159,10 @@ GOOD = {"variant": "conv", "in_channels": 1, "out_channels": 1, "in_size": 9, "k
         ([GOOD, GOOD | {"kernal": 3}], "entry 2: unknown field 'kernal'; fields are name, count, variant"),
         ([GOOD | {"kernel": 12}], "entry 1: output dimension 0 would be -2"),
         ([GOOD | {"kernel": "3"}], "entry 1: kernel='3' is not an integer"),
-        ([GOOD | {"kernel": {"a": 3}}], "entry 1: kernel='a' is not an integer"),
+        (
+            [GOOD | {"kernel": {"a": 3}}],
+            "entry 1: kernel={'a': 3} is a dict; it must be one value for all, or",
+        ),
         ([GOOD | {"variant": "cnov"}], "entry 1: unknown variant 'cnov'; near it: conv"),
         ([GOOD | {"variant": ["conv"]}], "entry 1: unknown variant"),
         ([GOOD | {"count": 0}], "entry 1: count=0 is out of range"),

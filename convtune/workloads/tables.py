@@ -89,8 +89,9 @@ def _row(header: list[str], cells: list[str], where: str) -> Row:
             continue
         try:
             values[column] = _READERS[column](cell)
-        except ValueError:
-            raise SpecError(f"{where}, column {column!r}: {cell!r} is no value for {column}") from None
+        except ValueError as allowed:
+            problem = f"{cell!r} is no value for {column}; it must be {allowed}"
+            raise SpecError(f"{where}, column {column!r}: {problem}") from None
     network, layer, repeats = values.pop("network", None), values.pop("layer", None), values.pop("count", 1)
     return Row(where, values, network, layer, _count(repeats, where))
 
