@@ -307,6 +307,57 @@ def test_what_is_wrong_is_named_with_its_node(tmp_path: Path, proto: Any, messag
     assert "\n" not in str(raised.value)
 
 
+OFFSET = (1, 36, 8, 8)  # two offset groups of nine taps, two numbers each
+
+
+@pytest.mark.parametrize(
+    ("inputs", "offset", "mask", "message"),
+    [
+        (("x", "w"), OFFSET, None, "it has no input 2, offset"),
+        (("x", "w", "", "", "mask"), OFFSET, (1, 18, 8, 8), "it has no input 2, offset"),
+        (
+            ("x", "w", "offset"),
+            (1, 18, 8, 8),
+            None,
+            r"its offset has shape \(1, 18, 8, 8\); with offset_group=2 it must be \(1, 36, 8, 8\)",
+        ),
+        (("x", "w", "offset"), (1, 36, 10, 10), None, r".* with offset_group=2 it must be \(1, 36, 8, 8\)"),
+        (
+            ("x", "w", "offset", "", "mask"),
+            OFFSET,
+            OFFSET,
+            r"its mask has shape \(1, 36, 8, 8\); with offset_group=2 it must be \(1, 18, 8, 8\)",
+        ),
+        (("x", "w", "offset"), (1, 36, "H", 8), None, "dimension 2 of its input 'offset' is H, not a number; fix"),
+        (("x", "w", "offset", "", "mask"), OFFSET, (1, 18, 8, None), r"dimension 3 of its input 'mask' is \?, not a"),
+    ],
+)
+def test_offsets_and_masks_of_other_shapes_are_refused(
+    tmp_path: Path, inputs: Sequence[str], offset: Sequence[Any], mask: Sequence[Any] | None, message: str
+) -> None:
+    node = helper.make_node("DeformConv", inputs, ["y"], name="odd", offset_group=2)
+    sampling = [tensor("offset", *offset), *([tensor("mask", *mask)] if mask else [])]
+    proto = model([node], [tensor("x", 1, 4, 10, 10), *sampling], [weights("w", 3, 4, 3, 3)])
+    with pytest.raises(SpecError, match=rf"net\.onnx, node 'odd' \(DeformConv\): {message}"):
+        parse(tmp_path, proto)
+
+
+@pytest.mark.parametrize("offset_group", [0, 3])
+def test_offset_groups_that_do_not_divide_the_channels_are_named_as_in_the_model(
+    tmp_path: Path, offset_group: int
+) -> None:
+    node = helper.make_node("DeformConv", ["x", "w", "offset"], ["y"], offset_group=offset_group)
+    proto = model([node], [tensor("x", 1, 4, 10, 10), tensor("offset", *OFFSET)], [weights("w", 3, 4, 3, 3)])
+    with pytest.raises(SpecError, match=rf"offset_group={offset_group} is out of range; it must divide the 4 channels"):
+        parse(tmp_path, proto)
+
+
+def test_a_convolution_without_a_weight(tmp_path: Path) -> None:
+    proto = model([helper.make_node("Conv", ["x"], ["y"])], [tensor("x", 1, 4, 10, 10)])
+    with pytest.raises(SpecError, match=r"node 'y' \(Conv\): it has no input 1, W"):
+        parse(tmp_path, proto)
+
+
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_text("this is no protobuf")
     with pytest.raises(SpecError, match=r"net\.onnx: is not an ONNX model"):

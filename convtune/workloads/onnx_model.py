@@ -15,6 +15,8 @@ from convtune.workloads.workload import Workload, located
 Shape = tuple[int | str, ...]  # a string where a dimension has a name, or nothing, instead of a number
 Fields = dict[str, Any]  # of ConvSpec
 
+_INPUTS = ("X", "W", "offset", "B", "mask")  # of DeformConv; the first two are those of the others, too
+
 
 class Node:
     """A convolution's node, with the shapes around it.
@@ -46,7 +48,9 @@ class Node:
         return self._dtypes[self._inputs[0]]
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """The shape of an input. Raises SpecError that says how to make it known."""
+        """The shape of an input. Raises SpecError that says how to make it known, or that there is no such input."""
+        if not self.has_input(index):
+            raise SpecError(f"it has no input {index}, {_INPUTS[index]}")
         name = self._inputs[index]
         shape = self._shapes.get(name)
         if shape is None:
@@ -204,6 +208,19 @@ def _transposed_pads(node: Node, fields: Fields, output_padding: Sequence[int]) 
     return tuple((total - total // 2, total // 2) for total in totals)
 
 
+def _deformable(node: Node) -> ConvSpec:
+    fields = deformable_fields(node)
+    channels, offset_group = fields["in_channels"], fields["offset_groups"]
+    if offset_group < 1 or channels % offset_group:
+        raise SpecError(f"offset_group={offset_group} is out of range; it must divide the {channels} channels")
+    spec = ConvSpec("deformable", **fields)
+    for name, shape in spec.input_shapes.items():
+        found = node.shape(_INPUTS.index(name))
+        if found != shape:
+            raise SpecError(f"its {name} has shape {found}; with offset_group={offset_group} it must be {shape}")
+    return spec
+
+
 def deformable_fields(node: Node) -> Fields:
     """DeformConv, as fields of ConvSpec but the variant."""
     return _common(node) | {
@@ -225,5 +242,5 @@ def _pads(node: Node) -> Pads:
 _OPERATORS: Mapping[str, Callable[[Node], ConvSpec]] = {
     "Conv": _conv,
     "ConvTranspose": lambda node: ConvSpec("transposed", **transposed_fields(node)),
-    "DeformConv": lambda node: ConvSpec("deformable", **deformable_fields(node)),
+    "DeformConv": _deformable,
 }
