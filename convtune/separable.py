@@ -80,6 +80,11 @@ def separate(weight: ArrayLike, rank: int | Sequence[int] = 1) -> Separated:
     return Separated(_shaped(factors, ranks, bare=dense.ndim < 4), _error(tensor, rounded))
 
 
+def factorable(spec: ConvSpec) -> bool:
+    """Whether `separable` has factors to look for: one dense kernel, above 1 in two dimensions or more."""
+    return spec.variant in ("conv", "dilated") and sum(k > 1 for k in spec.kernel) > 1
+
+
 def separable(spec: ConvSpec, weight: Float32, tolerance: float) -> tuple[ConvSpec, Separated] | None:
     """The `spatially_separable` spec with the fewest multiply-accumulates whose factors' error is within tolerance.
 
@@ -87,12 +92,12 @@ def separable(spec: ConvSpec, weight: Float32, tolerance: float) -> tuple[ConvSp
     that each dimension's stride, padding and dilation can be applied by that dimension's stage.
 
     Returns:
-        None where there is none with fewer multiply-accumulates than the dense spec has.
+        None where there is none with fewer multiply-accumulates than the dense spec has, or it is not factorable.
 
     Raises:
         SpecError: the weight has values that are not finite.
     """
-    if spec.variant not in ("conv", "dilated") or sum(k > 1 for k in spec.kernel) < 2:
+    if not factorable(spec):
         return None
     stages = spec.replace(variant="spatially_separable", mid_channels=1).stages
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from convtune.errors import SpecError
 from convtune.runtime.arrays import to_numpy
-from convtune.separable import separable
+from convtune.separable import factorable, separable
 
 if TYPE_CHECKING:
     from convtune.runtime import CompiledConv
@@ -66,6 +66,9 @@ def known_weights(
     if allow_separable is None:
         return KnownWeights(spec, weight, bias)
     _check_tolerance(allow_separable)
+    if not factorable(spec):
+        reason = "as it is: only conv and dilated with a kernel above 1 in two dimensions or more are factored"
+        return KnownWeights(spec, weight, bias, reason=reason)
     found = separable(spec, weights[0], allow_separable)
     if found is None:
         reason = f"dense, as no factors with weight error up to {allow_separable:g} need fewer multiply-accumulates"

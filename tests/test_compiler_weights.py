@@ -20,6 +20,7 @@ from convtune.reference import random_operands
 from convtune.runtime import CompiledConv
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
+from convtune.weights import known_weights
 
 SPEC = ConvSpec.parse("conv,ic=8,oc=8,in=13x11,k=5x3,p=1x0:1,s=2x3,layout=NHWC,bias,residual,act=silu")
 SOBEL = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], "f")[None, None]
@@ -117,21 +118,35 @@ def test_in_three_dimensions() -> None:
     assert ConvSpec.parse(conv.spec).mid_channels == (2, 3) and difference(conv, spec, weight) <= 2e-5
 
 
+def test_where_nothing_is_gained_the_dense_kernel_is_compiled() -> None:
+    spec = SPEC.replace(bias=False)
+    weight = random_operands(spec, 1).weights[0]
+    conv = convtune.compile(spec, weight=weight, allow_separable=0.1)
+    assert conv.spec == str(spec) and conv.weight_error is None and difference(conv, spec, weight) <= 2e-5
+    told = "dense, as no factors with weight error up to 0.1 need fewer multiply-accumulates; "
+    assert conv.resolution.reason.startswith(told)
+
+
 @pytest.mark.parametrize(
-    ("text", "tolerance"),
+    "text",
     [
-        (str(SPEC.replace(bias=False)), 0.1),
-        ("depthwise,ic=8,oc=8,in=9x9,k=3x3", 0.9),
-        ("conv,ic=8,oc=8,in=9x9,k=1x3", 0.9),
+        "depthwise,ic=8,oc=8,in=9x9,k=3x3",
+        "grouped,ic=8,oc=8,in=9x9,k=3x3,g=2",
+        "pointwise,ic=8,oc=8,in=9x9,k=1x1",
+        "conv,ic=8,oc=8,in=9x9,k=1x3",
+        "conv,ic=8,oc=8,in=9,k=3",
+        "spatially_separable,ic=8,oc=8,in=9x9,k=3x3",
     ],
 )
-def test_where_nothing_is_gained_the_dense_kernel_is_compiled(text: str, tolerance: float) -> None:
+def test_what_is_not_factored_is_compiled_as_it_is(text: str) -> None:
     spec = ConvSpec.parse(text)
-    weight = random_operands(spec, 1).weights[0]
-    conv = convtune.compile(spec, weight=weight, allow_separable=tolerance)
-    assert conv.spec == str(spec) and conv.weight_error is None and difference(conv, spec, weight) <= 2e-5
-    told = f"dense, as no factors with weight error up to {tolerance} need fewer multiply-accumulates; "
-    assert conv.resolution.reason.startswith(told)
+    weights = random_operands(spec, 1).weights
+    weight = weights if len(weights) > 1 else weights[0]
+    known = known_weights(spec, weight, allow_separable=0.5)
+    assert known.spec is spec and known.weight is weight and known.error is None
+    assert known.reason == (
+        "as it is: only conv and dilated with a kernel above 1 in two dimensions or more are factored"
+    )
 
 
 COMPOSITE = ConvSpec.parse("spatially_separable,ic=3,oc=4,in=8x9,k=3x3,mid=2,bias,sbias=1")
