@@ -14,6 +14,7 @@ from convtune.expression import cube
 from convtune.spec import LAYOUTS
 
 if TYPE_CHECKING:
+    from convtune.space import Knobs
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
@@ -71,6 +72,16 @@ class Stage(Generic[AnyTile]):
     def lanewise(self) -> bool:
         """Whether an output channel reads its own input channel alone."""
         return self.spec.variant == "depthwise"
+
+
+def is_inner(stage: Stage[Any], knobs: Knobs) -> bool:
+    """Whether a stage's loop over channel blocks is its innermost: a depthwise one, which has no use for it, never."""
+    return knobs.get("oc_order") == "inner" and not stage.lanewise
+
+
+def ordered(stage: Stage[Any], knobs: Knobs, channels: Any, positions: Sequence[Any]) -> list[Any]:
+    """The loops of a stage's tiles: the weights of a channel block stay in the first cache, or a tile's inputs do."""
+    return [*positions, channels] if is_inner(stage, knobs) else [channels, *positions]
 
 
 def is_chain(spec: ConvSpec, target: Target) -> bool:

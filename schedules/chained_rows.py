@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.chain_plan import Dims, Region, Stage, is_chain, plan
+from convtune.schedules.chain_plan import Dims, Region, Stage, is_chain, is_inner, ordered, plan
 from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, Tasks
 from convtune.schedules.row_tiling import (
     LARGEST_BODY,
@@ -121,7 +121,7 @@ class ChainedRows(Estimating):
         if spec.rank == 3:
             outer, loops.inner[0] = sch.split(loops.inner[0], [None, int(knobs["od_block"])])
             loops.outer.insert(1, outer)
-        tiles = _ordered(last, knobs, loops.block, loops.inner)
+        tiles = ordered(last, knobs, loops.block, loops.inner)
         sch.reorder(*loops.outer, *tiles, *loops.store)
         task = sch.fuse(*loops.outer)
         sch.parallel(task)
@@ -171,19 +171,10 @@ def _stage_cycles(stage: RowStage, target: Target, knobs: Knobs, resident: int) 
     """Cycles of a stage for one block."""
     tile = stage.tile
     tiles = count(stage.out) // (tile.rows * tile.columns) * tile.groups * tile.blocks
-    weights_resident = tile.blocks if _is_inner(stage, knobs) else 1
+    weights_resident = tile.blocks if is_inner(stage, knobs) else 1
     inputs = 4 * stage.source.positions if stage.lanewise else resident
     one = tile_cycles(stage.spec, target, tile, _unrolled(stage), weights_resident, inputs)
     return tiles * (one + 2 * tile.sums)
-
-
-def _is_inner(stage: RowStage, knobs: Knobs) -> bool:
-    return knobs["oc_order"] == "inner" and not stage.lanewise
-
-
-def _ordered(stage: RowStage, knobs: Knobs, channels: Any, positions: Sequence[Any]) -> list[Any]:
-    """The loops of a stage's tiles: the weights of a channel block stay in the first cache, or a tile's inputs do."""
-    return [*positions, channels] if _is_inner(stage, knobs) else [channels, *positions]
 
 
 def _unrolled(stage: RowStage) -> int:
@@ -312,7 +303,7 @@ def _place_between(sch: Any, spec: ConvSpec, stage: RowStage, knobs: Knobs, task
     block, channel = sch.split(channel, [None, tile.channels])
     h, row = sch.split(h, [None, tile.rows])
     w, vector = sch.split(vector, [None, tile.vectors])
-    tiles, store = _ordered(stage, knobs, block, (d, h, w)), (channel, row, vector, lane)
+    tiles, store = ordered(stage, knobs, block, (d, h, w)), (channel, row, vector, lane)
     sch.reorder(*tiles, *store)
     if spec.stages[number].activation in LONG_ACTIVATIONS:
         staged = sch.get_sblock(f"tile{number}")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.chain_plan import Dims, Stage, is_chain, plan
+from convtune.schedules.chain_plan import Dims, Stage, is_chain, is_inner, ordered, plan
 from convtune.schedules.estimate import (
     L2_BYTES_PER_CYCLE,
     TILE_CYCLES,
@@ -32,11 +32,13 @@ from convtune.schedules.estimate import (
     transpose_cycles,
 )
 from convtune.schedules.tiling import (
+    LARGEST_BODY,
     Tile,
     ceil_div,
     copy_channels,
     even_blocks,
     pack_blocks,
+    packed_blocks,
     place_accumulators,
     place_store,
     round_up,
@@ -55,8 +57,6 @@ from convtune.spec import count
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
-
-LARGEST_BODY = 320  # FMAs in an unrolled body: beyond it LLVM's time grows faster than the gain
 
 Read = Callable[..., Any]  # read(n, block, local position, channel), both of three entries
 
@@ -120,7 +120,7 @@ class ChainedStages(Estimating):
         if spec.rank == 3:
             loops.outer[1], planes = sch.split(loops.outer[1], [None, int(knobs["od_block"])])
             loops.inner.insert(0, planes)
-        tiles = _ordered(last, knobs, loops.channels, loops.inner)
+        tiles = ordered(last, knobs, loops.channels, loops.inner)
         sch.reorder(*loops.outer, *tiles, *loops.store)
         task = sch.fuse(*loops.outer)
         sch.parallel(task)
@@ -162,8 +162,7 @@ def _whole(stage: Stage[Tile]) -> Tile:
 
 def _block_bytes(stages: Sequence[Stage[Tile]]) -> int:
     """What a block keeps in memory between its stages, its part of the input included."""
-    channels = [stage.spec.in_channels for stage in stages]
-    return sum(4 * stage.source.positions * channel for stage, channel in zip(stages, channels))
+    return sum(4 * stage.source.positions * stage.spec.in_channels for stage in stages)
 
 
 def _stage_cycles(stage: Stage[Tile], target: Target, knobs: Knobs, resident_bytes: int) -> float:
@@ -177,17 +176,11 @@ def _stage_cycles(stage: Stage[Tile], target: Target, knobs: Knobs, resident_byt
         steps, loads = taps * stage.spec.in_channels, tile.columns + tile.vectors
     compute = steps * step_cycles(sums, loads) + 2 * sums + TILE_CYCLES
     weights = steps * tile.block * 4
-    inner = knobs.get("oc_order") == "inner" and not stage.lanewise
+    inner = is_inner(stage, knobs)
     stream = stream_cycles(target, weights, weights * (tile.blocks if inner else 1))
     row = 4 * stage.spec.in_channels * stage.source.positions / tiles
     stream += stream_cycles(target, row, resident_bytes) * (0.2 if inner else 1.0)
     return tiles * tile.blocks * overlapped(compute, stream)
-
-
-def _ordered(stage: Stage[Tile], knobs: Knobs, channels: Any, positions: Sequence[Any]) -> list[Any]:
-    """The loops of a stage's tiles: the weights of a channel block stay in the first cache, or a tile's inputs do."""
-    inner = knobs.get("oc_order") == "inner" and not stage.lanewise
-    return [*positions, channels] if inner else [channels, *positions]
 
 
 def _reads_x(spec: ConvSpec, first: Stage[Tile]) -> bool:
@@ -198,7 +191,7 @@ def _reads_x(spec: ConvSpec, first: Stage[Tile]) -> bool:
 
 def _expression(spec: ConvSpec, stages: Sequence[Stage[Tile]]) -> Any:
     *between, last = stages
-    arguments = Arguments(spec, [_packed(stage) for stage in stages])
+    arguments = Arguments(spec, [packed_blocks(stage.spec, stage.tile) for stage in stages])
     read = _input(arguments, stages[0])
     for number, stage in enumerate(between):
         read = _between(arguments, stage, stages[number + 1], number, read)
@@ -211,12 +204,6 @@ def _expression(spec: ConvSpec, stages: Sequence[Stage[Tile]]) -> Any:
 
     tiles = (spec.batch, *size[:2], last.source.blocks[2] * last.out[2] // columns)
     return arguments.primfunc(tiled_output(arguments, last.tile, tiles, of_output))
-
-
-def _packed(stage: Stage[Tile]) -> tuple[int, ...]:
-    """The shape that `pack_blocks` makes of the stage's weight."""
-    depth = stage.spec.in_channels // stage.spec.groups
-    return (1, stage.tile.blocks, *cube(stage.spec.kernel), depth, stage.tile.block)
 
 
 def _summand(arguments: Arguments, stage: Stage[Tile], number: int, read: Read) -> Callable[..., Any]:
@@ -324,7 +311,7 @@ def _place_between(sch: Any, stage: Stage[Tile], knobs: Knobs, task: Any, number
     vectors, lane = sch.split(channel, [None, stage.tile.lanes])
     block, vector = sch.split(vectors, [None, stage.tile.vectors])
     w_tile, column = sch.split(w, [None, stage.tile.columns])
-    tiles = _ordered(stage, knobs, block, (d, h, w_tile))
+    tiles = ordered(stage, knobs, block, (d, h, w_tile))
     sch.reorder(*tiles, column, vector, lane)
     place_store(sch, stage.spec, _whole(stage), tiles[-1], (column, vector, lane), str(number))
     _place_sums(sch, stage, tiles[-1], str(number))

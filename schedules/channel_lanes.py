@@ -29,6 +29,7 @@ from convtune.schedules.estimate import (
     transpose_cycles,
 )
 from convtune.schedules.tiling import (
+    LARGEST_BODY,
     Tile,
     ceil_div,
     even_blocks,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-LARGEST_BODY = 320  # FMAs in an unrolled body: beyond it LLVM's time grows faster than the gain
 LARGEST_SPREAD = 512  # moves of single elements that LLVM turns into permutes
 
 

@@ -40,6 +40,7 @@ from convtune.schedules.tiling import (
     ceil_div,
     even_blocks,
     pack_blocks,
+    packed_blocks,
     place_accumulators,
     place_pad,
     place_store,
@@ -162,7 +163,7 @@ def _expression(spec: ConvSpec, tile: Tile, block: int) -> Any:
     from tvm import te
 
     depth, tiles = spec.in_channels // spec.groups, ceil_div(count(spec.out_size), tile.columns)
-    arguments = Arguments(spec, [(tile.groups, tile.blocks, *cube(spec.kernel), depth, tile.block)])
+    arguments = Arguments(spec, [packed_blocks(spec, tile)])
     col, weight = _gathered(arguments, round_up(tiles, block) * tile.columns), arguments.weights[0]
     kernel = [te.reduce_axis((0, extent), name) for name, extent in zip(("kh", "kw"), spec.kernel)]
     ic = te.reduce_axis((0, depth), "ic")

@@ -35,6 +35,7 @@ from convtune.schedules.tiling import (
     even_blocks,
     merge_groups,
     pack_blocks,
+    packed_blocks,
     place_accumulators,
     place_pad,
     place_store,
@@ -153,7 +154,7 @@ class DenseDirect(Estimating):
         out = Geometry.of(spec).out
         geometry = Geometry.of(spec, (*out[:2], round_up(out[2], tile.columns)))
         depth = spec.in_channels // spec.groups
-        arguments = Arguments(spec, [(tile.groups, tile.blocks, *geometry.kernel, depth, tile.block)])
+        arguments = Arguments(spec, [packed_blocks(spec, tile)])
         read = arguments.read_x
         if pad_at != "none":
             pad = padded_input(arguments, geometry)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 
+LARGEST_BODY = 320  # FMAs in an unrolled body: beyond it LLVM's time grows faster than the gain
 COPIED_COLUMNS = 64  # of a row of one dimension, in a task of its own
 FEW_CHANNELS = 8  # that are read side by side where they lie apart
 LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")
@@ -231,8 +232,13 @@ def pack_blocks(spec: ConvSpec, tile: Tile) -> tuple[PackStep, ...]:
         {"op": "pad", "widths": [[0, 0], [0, full - tile.run], *([0, 0] for _ in range(rank + 1))]},
         {"op": "reshape", "shape": [tile.groups, tile.blocks, tile.block, depth, *spec.kernel]},
         {"op": "transpose", "axes": [0, 1, *range(4, 4 + rank), 3, 2]},
-        {"op": "reshape", "shape": [tile.groups, tile.blocks, *cube(spec.kernel), depth, tile.block]},
+        {"op": "reshape", "shape": list(packed_blocks(spec, tile))},
     )
+
+
+def packed_blocks(spec: ConvSpec, tile: Tile) -> tuple[int, ...]:
+    """The shape that `pack_blocks` makes of a weight."""
+    return (tile.groups, tile.blocks, *cube(spec.kernel), spec.in_channels // spec.groups, tile.block)
 
 
 def suits_registers(target: Target, columns: int, vectors: int, width: int) -> bool:

@@ -63,10 +63,6 @@ class Deformable(Convolution):
         taps = spec.offset_groups * spec.kernel[0] * spec.kernel[1]
         return {"offset": 2 * taps, "mask": taps} if spec.modulated else {"offset": 2 * taps}
 
-    def macs(self, spec: ConvSpec) -> int:
-        """Those of the convolution alone, as is usual; the interpolation is four more for every sampled element."""
-        return super().macs(spec)
-
     def ratio(self, rank: int) -> str:
         return "1/g"
 
