@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +16,10 @@ from hypothesis import given
 from strategies import specs
 
 import convtune
-from convtune import ConvSpec, activations
+from convtune import ConvSpec, activations, variants
 from convtune.errors import SpecError
 from convtune.reference import OperandArrays, random_operands, reference
+from convtune.variants.conv import BLOCK_BYTES, Convolution
 
 SPECS = {
     "plain 1-D": ConvSpec("conv", 3, 5, 11, 3),
@@ -166,3 +169,25 @@ def test_naive_loop_covers_every_plain_variant_and_rank() -> None:
     covered = {(spec.variant, spec.rank) for spec in SPECS.values()}
     expected = set(itertools.product(("conv", "dilated", "grouped", "depthwise"), (1, 2, 3))) | {("pointwise", 2)}
     assert expected <= covered
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_a_group_at_a_time_gives_the_same_bits(spec: ConvSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    operands = random_operands(spec, seed=3)
+    whole = operands.reference(spec)
+    monkeypatch.setattr(sys.modules[Convolution.__module__], "BLOCK_BYTES", 1)
+    np.testing.assert_array_equal(operands.reference(spec), whole)
+
+
+@pytest.mark.parametrize(
+    "text", ["depthwise,ic=640,oc=640,in=4096,k=4,p=3:0,layout=NWC", "grouped,n=2,ic=96,oc=192,in=96x96,k=3x3,g=32"]
+)
+def test_many_groups_take_little_more_memory_than_their_operands_and_result(text: str) -> None:
+    spec = ConvSpec.parse(text)
+    x, weight = np.zeros((spec.batch, spec.in_channels, *spec.in_size)), np.zeros(spec.weight_shapes[0])
+    tracemalloc.start()
+    y = variants.primitive(spec).reference(spec, x, [weight])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert y.nbytes > 4 * BLOCK_BYTES
+    assert peak < y.nbytes + 4 * BLOCK_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
     Array = NDArray[np.float64]
+
+BLOCK_BYTES = 4 << 20  # of float64, computed at once: twice as fast as 64 MiB, since the taps meet in the cache
 
 
 class Convolution(Primitive):
@@ -57,19 +60,16 @@ class Convolution(Primitive):
     def reference(self, spec: ConvSpec, x: Array, weights: Sequence[Array], **_: Array) -> Array:
         import numpy as np
 
-        (weight,), groups, out = weights, spec.groups, spec.out_size
-        padded = np.pad(x, [(0, 0), (0, 0), *((before, max(after, 0)) for before, after in spec.padding)])
-        y = np.zeros((spec.batch, groups, spec.out_channels // groups, *out))
-        for tap in itertools.product(*map(range, spec.kernel)):
-            seen: Any = (slice(None), slice(None), *_window(spec, tap))
-            window = padded[seen]
-            window = window.reshape(spec.batch, groups, -1, *out)
-            w = np.moveaxis(weight, (0, 1), (-2, -1))[tap].reshape(groups, -1, weight.shape[1])
-            if weight.shape[1] == 1:  # one product an output: a batched matmul of 1 x 1 matrices is far slower
-                y += window * w.reshape(1, groups, -1, *(1 for _ in out))
-            else:
-                y += np.matmul(w, window.reshape(spec.batch, groups, weight.shape[1], -1)).reshape(y.shape)
-        return y.reshape(spec.batch, spec.out_channels, *out)
+        groups, group_in = spec.groups, spec.in_channels // spec.groups
+        pads = [(0, 0), (0, 0), *((before, max(after, 0)) for before, after in spec.padding)]
+        weight = weights[0].reshape(groups, -1, *weights[0].shape[1:])
+        y = np.zeros((spec.batch, groups, spec.out_channels // groups, *spec.out_size))
+        at_once = _groups_at_once(spec)
+        for first in range(0, groups, at_once):
+            block = slice(first, min(first + at_once, groups))
+            padded = np.pad(x[:, block.start * group_in : block.stop * group_in], pads)
+            _add_taps(spec, padded, weight[block], y[:, block])
+        return y.reshape(spec.batch, spec.out_channels, *spec.out_size)
 
     def term(self, spec: ConvSpec, operands: Operands) -> Term:
         group_in = spec.in_channels // spec.groups
@@ -85,6 +85,30 @@ class Convolution(Primitive):
 
         names = ("kd", "kh", "kw")[3 - spec.rank :]
         return Term((("ic", group_in), *zip(names, spec.kernel)), at)
+
+
+def _groups_at_once(spec: ConvSpec) -> int:
+    """How many groups have BLOCK_BYTES of padded input and output, at least one."""
+    padded = (size + before + max(after, 0) for size, (before, after) in zip(spec.in_size, spec.padding))
+    elements = spec.in_channels * math.prod(padded) + spec.out_channels * math.prod(spec.out_size)
+    return max(1, BLOCK_BYTES * spec.groups // (8 * spec.batch * elements))
+
+
+def _add_taps(spec: ConvSpec, padded: Array, weight: Array, y: Array) -> None:
+    """Adds to y, of shape (n, g, oc / g, *out_size), the sum of some g groups.
+
+    padded: their part of the padded input, of shape (n, ic, *size). weight: of shape (g, oc / g, ic / g, *kernel).
+    """
+    import numpy as np
+
+    groups, group_in = weight.shape[0], weight.shape[2]
+    for tap in itertools.product(*map(range, spec.kernel)):
+        seen: Any = (slice(None), slice(None), *_window(spec, tap))
+        window, w = padded[seen], weight[(..., *tap)]
+        if group_in == 1:  # one product an output: a batched matmul of 1 x 1 matrices is far slower
+            y += window.reshape(spec.batch, groups, 1, *spec.out_size) * w.reshape(1, groups, -1, *[1] * spec.rank)
+        else:
+            y += np.matmul(w, window.reshape(spec.batch, groups, group_in, -1)).reshape(y.shape)
 
 
 def _window(spec: ConvSpec, tap: Sequence[int]) -> tuple[slice, ...]:
