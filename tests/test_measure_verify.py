@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from convtune.compiler import arguments
 from convtune.measure.guards import OUTSIDE, UNWRITTEN, Guarded
+from convtune.measure.pieces import PIECE
 from convtune.measure.verify import Verdict, largest_error, verify
 from convtune.spec import ConvSpec
 
@@ -71,11 +73,11 @@ def test_a_guarded_array_is_aligned_no_more_than_asked_close_to_a_fence_and_unwr
     else:
         assert array.ctypes.data % 4096 == alignment
     assert np.isnan(array).all()
-    assert guarded.unwritten().size == array.size
+    assert guarded.unwritten().count == array.size
     assert guarded.overrun() == ""
     array[...] = 1
-    assert guarded.unwritten().size == 0
-    assert Guarded.copy_of(RNG.random(7, dtype=np.float32), alignment, at_end).unwritten().size == 0
+    assert guarded.unwritten().count == 0
+    assert Guarded.copy_of(RNG.random(7, dtype=np.float32), alignment, at_end).unwritten().count == 0
 
 
 @pytest.mark.parametrize(
@@ -140,6 +142,54 @@ def test_a_wrong_kernel_is_told_what_is_wrong(action: Callable[..., Any], proble
     assert found.y is None
     assert found.error is None or np.isfinite(found.error)
     assert found.overran == problem.startswith(("wrote", "changed"))
+
+
+LONG = RNG.standard_normal((5, PIECE)).astype(np.float32)
+LONG_RIGHT = 2.0 * LONG.astype(np.float64)
+
+
+def of_long(action: Callable[[np.ndarray, np.ndarray], Any]) -> Verdict:
+    """As `verdict`, of arrays of several pieces."""
+    return verify(Scripted(lambda arrays: (double(arrays), action(*arrays))), {"x": LONG}, LONG_RIGHT, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("action", "problem"),
+    [
+        (lambda x, y: y[1:4, 7].fill(9), f"3 of {LONG.size} elements, first y[1, 7] = 9 instead of"),
+        (
+            lambda x, y: y[0, :1].fill(np.nan),
+            f"error nan, allowed 1e-06; 1 of {LONG.size} elements, first y[0, 0] = nan",
+        ),
+        (lambda x, y: y[2:, 1].fill(poke(y, 0, OUTSIDE) or 9), "read outside an array: error nan"),
+        (
+            lambda x, y: x[3, PIECE - 2 :].fill(9),
+            f"changed its input x: 2 of {LONG.size} elements, first x[3, {PIECE - 2}]",
+        ),
+        (lambda x, y: [poke(y, i * PIECE, UNWRITTEN) for i in (3, 4)], f"2 of {LONG.size} elements, first y[3, 0]"),
+    ],
+)
+def test_what_is_wrong_is_found_in_any_piece(action: Callable[..., Any], problem: str) -> None:
+    assert of_long(lambda x, y: None).problem == ""
+    assert problem in of_long(action).problem
+
+
+@pytest.mark.parametrize(
+    ("action", "problem"),
+    [
+        (lambda x, y: None, ""),
+        (lambda x, y: y.fill(9), "wrong result"),
+        (lambda x, y: x.fill(9), "changed its input"),
+        (lambda x, y: y.view(np.uint32).fill(UNWRITTEN), "left output unwritten"),
+    ],
+)
+def test_verifying_takes_little_memory_besides_the_guarded_arrays(action: Callable[..., Any], problem: str) -> None:
+    tracemalloc.start()  # which does not see guarded arrays
+    found = of_long(action)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.problem.startswith(problem)
+    assert peak < 8 * 3 * PIECE
 
 
 def test_scratch_is_filled_with_another_byte_in_each_run_and_no_longer_afterwards() -> None:

@@ -10,6 +10,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from convtune.measure.pieces import Found, find
+
 ZONE_BYTES = mmap.PAGESIZE  # of the zone on the side away from the fence, at least
 FENCE_BYTES = 1 << 20  # without access: address space only, so wide enough to catch a jump of several rows
 
@@ -43,8 +45,9 @@ class Guarded:
         start = ((body - count * 4) // alignment * alignment if at_end else alignment) // 4
         self._before, self._words, self._after = np.split(words, [start, start + count])
         self.array: NDArray[np.float32] = self._words.view(np.float32).reshape(shape)
-        words.fill(OUTSIDE)
+        self._before.fill(OUTSIDE)
         self._words.fill(UNWRITTEN)
+        self._after.fill(OUTSIDE)
 
     @classmethod
     def copy_of(cls, array: NDArray[np.float32], alignment: int, at_end: bool) -> Guarded:
@@ -53,9 +56,9 @@ class Guarded:
         guarded.array[...] = array
         return guarded
 
-    def unwritten(self) -> NDArray[np.intp]:
-        """Flat indices of the elements that are still UNWRITTEN, or were computed from it."""
-        return np.flatnonzero(self._words == UNWRITTEN)
+    def unwritten(self) -> Found:
+        """The elements that are still UNWRITTEN, or were computed from it."""
+        return find(lambda words: words == UNWRITTEN, self._words)
 
     def overrun(self) -> str:
         """Where a zone was written, such as "1 element after its end"; "" where neither was."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from convtune import codegen
 from convtune.measure.guards import OUTSIDE, Guarded
+from convtune.measure.pieces import Found, find, largest
 from convtune.runtime.kernel import ALIGNMENT
 
 Array = NDArray[np.float32]
@@ -74,20 +75,13 @@ def _verify(kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np
 
 def largest_error(y: Array, reference: NDArray[np.float64]) -> float:
     """max |y - reference| / max |reference|, absolute where the reference is all zero; NaN if y has one."""
-    scale = float(np.abs(reference).max())
-    return float(np.abs(y - reference).max()) / (scale or 1.0)
+    return largest(lambda y, reference: np.abs(y - reference), y, reference) / _scale(reference)
 
 
 def difference_in_bits(name: str, expected: Array, array: Array) -> str:
     """The first element whose bits differ, in words; "" where none does."""
-    different = np.flatnonzero(expected.view(np.uint32) != array.view(np.uint32))
-    if not different.size:
-        return ""
-    where = int(different[0])
-    return (
-        f"{different.size} of {array.size} elements, first {_element(name, array, where)} = {array.flat[where]:g} "
-        f"instead of {expected.flat[where]:g}"
-    )
+    found = find(np.not_equal, expected.view(np.uint32), array.view(np.uint32))
+    return f"{_elements(name, array, found)} {_instead(array, expected, found)}" if found.count else ""
 
 
 def _run(
@@ -106,9 +100,8 @@ def _run(
         if change := difference_in_bits(name, array, arrays[name].array):
             return Verdict(f"changed its input {name}: {change}", overran=True)
     y, unwritten = arrays["y"].array, arrays["y"].unwritten()
-    if unwritten.size:
-        first = _element("y", y, int(unwritten[0]))
-        return Verdict(f"left output unwritten, or read it first: {unwritten.size} of {y.size} elements, first {first}")
+    if unwritten.count:
+        return Verdict(f"left output unwritten, or read it first: {_elements('y', y, unwritten)}")
     return y
 
 
@@ -118,21 +111,29 @@ def _alignment(name: str) -> int:
 
 
 def _difference(y: Array, reference: NDArray[np.float64], error: float, limit: float) -> str:
-    difference = np.abs(y - reference)
-    bad = np.flatnonzero(~(difference <= limit * (float(np.abs(reference).max()) or 1.0)))
-    where = int(bad[0])
-    return (
-        f"{_cause(y)}: error {error:.3g}, allowed {limit:.3g}; {bad.size} of {y.size} elements, "
-        f"first {_element('y', y, where)} = {y.flat[where]:g} instead of {reference.flat[where]:g}"
-    )
+    scale = _scale(reference)
+    bad = find(lambda y, reference: ~(np.abs(y - reference) / scale <= limit), y, reference)
+    where = f"{_elements('y', y, bad)} {_instead(y, reference, bad)}"
+    return f"{_cause(y)}: error {error:.3g}, allowed {limit:.3g}; {where}"
+
+
+def _scale(reference: NDArray[np.float64]) -> float:
+    return largest(np.abs, reference) or 1.0
 
 
 def _cause(y: Array) -> str:
     words = y.view(np.uint32)
-    if np.any(words == OUTSIDE):
+    if find(lambda words: words == OUTSIDE, words).count:
         return "read outside an array"
-    return "read scratch memory that it had not written" if np.any(words == _SCRATCH) else "wrong result"
+    if find(lambda words: words == _SCRATCH, words).count:
+        return "read scratch memory that it had not written"
+    return "wrong result"
 
 
-def _element(name: str, array: Array, flat_index: int) -> str:
-    return f"{name}[{', '.join(map(str, np.unravel_index(flat_index, array.shape)))}]"
+def _elements(name: str, array: Array, found: Found) -> str:
+    first = ", ".join(map(str, np.unravel_index(found.first, array.shape)))
+    return f"{found.count} of {array.size} elements, first {name}[{first}]"
+
+
+def _instead(array: Array, expected: NDArray[Any], found: Found) -> str:
+    return f"= {array.flat[found.first]:g} instead of {expected.flat[found.first]:g}"
