@@ -54,6 +54,10 @@ class Puppet:
         while True:
             self.hoard.append(bytearray(1 << 20))
 
+    def hold(self, size_bytes: int) -> int:
+        """Uses so much memory while it answers."""
+        return len(bytearray(size_bytes))
+
     def bad_alloc(self) -> None:
         raise RuntimeError("std::bad_alloc")
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import measure_spaces as spaces
 import pytest
 
 from convtune.errors import MeasureError
-from convtune.measure import Bench, Built, Timeouts
+from convtune.measure import Bench, Built, Limits
 from convtune.measure import bench as bench_module
 from convtune.space import Candidate
 from convtune.targets import resolve
 
 LIMIT = 2e-5
+LIMITS = Limits(memory_bytes=512 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     patch = pytest.MonkeyPatch()
     patch.setenv("CONVTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.setattr(bench_module, "Builder", spaces.FaultyBuilder)
-    with Bench(resolve("native"), tmp_path_factory.mktemp("bench"), memory_bytes=512 << 20) as bench:
+    with Bench(resolve("native"), tmp_path_factory.mktemp("bench"), limits=LIMITS) as bench:
         bench.start()
         yield bench
     patch.undo()
@@ -48,7 +50,7 @@ def test_a_failed_build_is_a_status_and_the_others_are_built(
 ) -> None:
     if status == "timeout":
         build(bench, "none", "none")  # all workers are ready
-        monkeypatch.setattr(bench, "timeouts", Timeouts(build_s=3.0))
+        monkeypatch.setattr(bench, "limits", replace(LIMITS, build_s=3.0))
     left, failed, right = build(bench, "none", fault, "none")
     assert (failed.status, failed.library) == (status, None)
     assert message in failed.message

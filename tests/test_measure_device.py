@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import measure_kernels as kernels
 import pytest
 
 from convtune.errors import MeasureError, TargetError
-from convtune.measure import Bench, Built, Timeouts
+from convtune.measure import Bench, Built, Limits
 from convtune.measure.builder import Library
 from convtune.measure.device import Device, Measure
 from convtune.runtime.kernel import Kernel
@@ -19,6 +20,7 @@ from convtune.spec import ConvSpec
 from convtune.targets import resolve
 
 LIMIT = 2e-5
+LIMITS = Limits(memory_bytes=512 << 20)
 numbers = itertools.count()
 
 
@@ -27,7 +29,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     patch = pytest.MonkeyPatch()
     patch.setenv("CONVTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
     home = tmp_path_factory.mktemp("bench")
-    with Bench(resolve("native"), home, memory_bytes=512 << 20) as bench:
+    with Bench(resolve("native"), home, limits=LIMITS) as bench:
         yield bench
     assert list(home.iterdir()) == []
     patch.undo()
@@ -95,7 +97,7 @@ def test_a_faulty_kernel_is_named_and_the_next_one_is_measured(
 ) -> None:
     status, message = OUTCOMES[fault]
     if status == "timeout":
-        monkeypatch.setattr(bench, "timeouts", Timeouts(device_s=1.0))
+        monkeypatch.setattr(bench, "limits", replace(LIMITS, device_s=1.0))
     outcome = bench.measure(kernels.SPEC, built(tmp_path, fault), LIMIT)
     assert (outcome.status, outcome.times_us, outcome.build_s) == (status, (), 0.1)
     assert message in outcome.message
@@ -161,6 +163,15 @@ def test_verifying_alone_takes_no_times(bench: Bench, tmp_path: Path) -> None:
     assert wrong.status == "wrong"
     assert wrong.error is not None
     assert right.error < LIMIT < wrong.error
+
+
+def test_a_spec_larger_than_the_plain_limit_is_verified(tmp_path: Path) -> None:
+    spec, small = kernels.SPEC.replace(in_size=(3_000_000,)), Limits(memory_bytes=64 << 20)
+    assert spec.bytes > small.memory_bytes
+    with Bench(resolve("native"), tmp_path, small) as bench:
+        assert bench.verify(spec, built(tmp_path, "none", spec), LIMIT).status == "ok"
+        assert bench.verify(spec, built(tmp_path, "slightly wrong", spec), LIMIT).status == "wrong"
+        assert bench.verify(spec, built(tmp_path, "too large a workspace", spec), LIMIT).status == "out_of_memory"
 
 
 def test_the_limit_is_the_callers(bench: Bench, tmp_path: Path) -> None:

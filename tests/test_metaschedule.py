@@ -48,7 +48,7 @@ class HerePool:
 
     def __init__(self, *_: object) -> None: ...
 
-    def call(self, request: Propose, _timeout_s: float) -> Reply:
+    def call(self, request: Propose, _timeout_s: float, _memory_bytes: int) -> Reply:
         return Reply("ok", proposer()(request))
 
     def stop(self) -> None: ...
@@ -60,7 +60,7 @@ class ScriptedPool(HerePool):
     def __init__(self, script: Sequence[Reply]) -> None:
         self.replies, self.requests = list(script), list[Propose]()
 
-    def call(self, request: Propose, _timeout_s: float) -> Reply:
+    def call(self, request: Propose, _timeout_s: float, _memory_bytes: int) -> Reply:
         self.requests.append(request)
         return self.replies.pop(0)
 

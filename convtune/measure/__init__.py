@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from convtune.measure.bench import Bench, Built, Outcome, Timeouts
+from convtune.measure.bench import Bench, Built, Limits, Outcome
 
-__all__ = ["Bench", "Built", "Outcome", "Timeouts"]
+__all__ = ["Bench", "Built", "Limits", "Outcome"]

@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Timeouts:
-    """Seconds that a request may take; `device_s` and `reference_s` grow with the spec."""
+class Limits:
+    """What a request may take, in seconds and in bytes beyond what its worker has when it starts.
+
+    All but building grows with the spec.
+    """
 
     build_s: float = 20.0
     device_s: float = 20.0
     reference_s: float = 60.0
+    memory_bytes: int = MEMORY_BYTES
 
     def device(self, spec: ConvSpec) -> float:
         """Enough for a kernel of 0.2 GFLOP/s, which is slower than a plain scalar loop, to be verified."""
@@ -40,6 +44,15 @@ class Timeouts:
     def reference(self, spec: ConvSpec) -> float:
         """NumPy's depthwise reference, the slowest, makes 0.2 GFLOP/s on a busy machine."""
         return self.reference_s + spec.flops / 0.2e9
+
+    def memory(self, spec: ConvSpec) -> int:
+        """Six times the arrays of the spec's stages besides what any spec may use.
+
+        In float64, the reference of a dense convolution with gelu takes 5.9 times as much, that of depthwise ones 2.5
+        times; verifying takes 2.5 to 4.4 times. References of transposed and deformable ones take up to 13 times, for
+        which the rest makes up to 0.6 GB.
+        """
+        return self.memory_bytes + 6 * sum(stage.bytes for stage in spec.stages)
 
 
 @dataclass(frozen=True)
@@ -71,15 +84,13 @@ class Outcome:
 class Bench:
     """A build worker per core, and one worker in which kernels run. A context manager; for one thread.
 
-    directory: where its temporary directory goes; None: the system's place. seed: of the operands. memory_bytes: what
-    each worker may use beyond what it has when it starts.
+    directory: where its temporary directory goes; None: the system's place. seed: of the operands.
     """
 
     target: Target
     directory: Path | None = None
-    timeouts: Timeouts = field(default_factory=Timeouts)
+    limits: Limits = field(default_factory=Limits)
     seed: int = 0
-    memory_bytes: int = MEMORY_BYTES
 
     def __post_init__(self) -> None:
         """Raises TargetError where there is no C compiler for the target."""
@@ -88,10 +99,8 @@ class Bench:
         linker.build_runtime(linker.find_compiler(self.target.machine), cache)
         self._temporary = Home(self.directory)
         self._home, self._numbers = self._temporary.path, itertools.count()
-        self._builders = Pool(
-            Builder, (self.target, cache), len(os.sched_getaffinity(0)), self._home, self.memory_bytes
-        )
-        self._device = Pool(Device, (self._home, self.target.threads, self.seed), 1, self._home, self.memory_bytes)
+        self._builders = Pool(Builder, (self.target, cache), len(os.sched_getaffinity(0)), self._home)
+        self._device = Pool(Device, (self._home, self.target.threads, self.seed), 1, self._home)
         self._prepared: ConvSpec | None = None
 
     def start(self) -> None:
@@ -110,7 +119,7 @@ class Bench:
         for directory in directories:
             directory.mkdir()
         requests = [BuildRequest(spec, candidate, directory) for candidate, directory in zip(candidates, directories)]
-        replies = self._builders.map(requests, self.timeouts.build_s)
+        replies = self._builders.map(requests, self.limits.build_s, self.limits.memory_bytes)
         return [self._built(request, reply) for request, reply in zip(requests, replies)]
 
     def _built(self, request: BuildRequest, reply: Reply) -> Built:
@@ -143,7 +152,7 @@ class Bench:
             return Outcome(built.status, built.message)
         self._prepare(spec)
         request = Measure(spec, library.path, library.pack, limit, best_us, timed)
-        reply = self._device.call(request, self.timeouts.device(spec))
+        reply = self._device.call(request, self.limits.device(spec), self.limits.memory(spec))
         if reply.status == "ok":
             found: Measurement = reply.value
             outcome = Outcome(found.status, found.message, found.error, found.times_us, library.build_s)
@@ -166,7 +175,8 @@ class Bench:
             raise MeasureError("finals of a candidate that was not built; every finalist must have been measured")
         self._prepare(spec)
         request = Compare(spec, tuple((library.path, library.pack) for library in libraries), rounds)
-        reply = self._device.call(request, self.timeouts.device(spec) * (1 + len(libraries)))
+        seconds = self.limits.device(spec) * (1 + len(libraries))
+        reply = self._device.call(request, seconds, self.limits.memory(spec))
         if reply.status != "ok":
             raise MeasureError(f"finals of {spec} failed ({reply.status}): {reply.message}")
         times: list[tuple[float, ...]] = reply.value
@@ -182,7 +192,7 @@ class Bench:
             raise TargetError(f"target {self.target.name!r} is not this machine, so its kernels cannot be timed here")
         if spec == self._prepared:
             return
-        reply = self._device.call(Prepare(spec), self.timeouts.reference(spec))
+        reply = self._device.call(Prepare(spec), self.limits.reference(spec), self.limits.memory(spec))
         if reply.status != "ok":
             raise MeasureError(f"no reference of {spec} ({reply.status}): {reply.message}")
         self._prepared = spec

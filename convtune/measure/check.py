@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from convtune.errors import MeasureError
-from convtune.measure.bench import Outcome, Timeouts
+from convtune.measure.bench import Limits, Outcome
 from convtune.measure.builder import Pack
 from convtune.measure.device import Device, Measure, Measurement, Prepare
 from convtune.measure.home import Home
-from convtune.measure.worker import MEMORY_BYTES, Pool
+from convtune.measure.worker import Pool
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -25,8 +25,8 @@ class Checker:
 
     def __init__(self, threads: int, seed: int = 0) -> None:
         self._home = Home()
-        self._device = Pool(Device, (self._home.path, threads, seed), 1, self._home.path, MEMORY_BYTES)
-        self._timeouts = Timeouts()
+        self._device = Pool(Device, (self._home.path, threads, seed), 1, self._home.path)
+        self._limits = Limits()
 
     def check(self, spec: ConvSpec, library: Path, pack: Pack, limit: float) -> Outcome:
         """Runs the library's kernel on random operands; it is ok if its error is at most `limit`.
@@ -36,11 +36,11 @@ class Checker:
         Raises:
             MeasureError: the worker does not start, or the reference cannot be computed.
         """
-        prepared = self._device.call(Prepare(spec), self._timeouts.reference(spec))
+        prepared = self._device.call(Prepare(spec), self._limits.reference(spec), self._limits.memory(spec))
         if prepared.status != "ok":
             raise MeasureError(f"no reference of {spec} ({prepared.status}): {prepared.message}")
         request = Measure(spec, library.absolute(), pack, limit, None, timed=False)
-        reply = self._device.call(request, self._timeouts.device(spec))
+        reply = self._device.call(request, self._limits.device(spec), self._limits.memory(spec))
         if reply.status != "ok":
             return Outcome(reply.status, f"while running: {reply.message}")
         found: Measurement = reply.value

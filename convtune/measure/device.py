@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from convtune.measure import timing
 from convtune.measure.builder import Pack
 from convtune.measure.verify import difference_in_bits, verify
-from convtune.reference import random_operands
+from convtune.reference import OperandArrays, random_operands
 from convtune.runtime import packing
-from convtune.runtime.arrays import empty_aligned
+from convtune.runtime.arrays import empty_aligned, ready
 from convtune.runtime.kernel import Kernel
 
 if TYPE_CHECKING:
@@ -69,12 +69,7 @@ class Case:
 
     def __init__(self, spec: ConvSpec, seed: int, directory: Path) -> None:
         self.spec = spec
-        self._operands = random_operands(spec, seed)
-        of = self._operands
-        residual = {} if of.residual is None else {"residual": of.residual}
-        self._x = _aligned(of.x)
-        rest = {**_numbered("bias", of.biases), **of.inputs, **residual}
-        self._rest = {name: _aligned(array) for name, array in rest.items()}
+        self._operands = _aligned(random_operands(spec, seed))
         self.reference = self._stored_reference(directory, f"{spec} {seed}")
         self.y = empty_aligned(spec.out_shape, np.float32)
 
@@ -86,13 +81,16 @@ class Case:
             unfinished = path.with_suffix(".unfinished.npy")
             np.save(unfinished, self._operands.reference(self.spec))
             unfinished.replace(path)
-        stored: NDArray[np.float64] = np.load(path)
+        # mapped, it is no memory of this process, which of a large spec has little to spare
+        stored: NDArray[np.float64] = np.asarray(np.load(path, mmap_mode="r"))
         return stored
 
     def inputs(self, pack: Pack) -> dict[str, Array]:
         """The kernel's inputs by name, in the order it takes them, weights packed."""
-        packed = [packing.apply(steps, weight) for steps, weight in zip(pack, self._operands.weights)]
-        return {"x": self._x, **_numbered("weight", packed), **self._rest}
+        of = self._operands
+        weights = _numbered("weight", [packing.apply(steps, weight) for steps, weight in zip(pack, of.weights)])
+        residual = {} if of.residual is None else {"residual": of.residual}
+        return {"x": of.x, **weights, **_numbered("bias", of.biases), **of.inputs, **residual}
 
 
 class Device:
@@ -152,7 +150,12 @@ def _numbered(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
     return {name if len(arrays) == 1 else f"{name}[{i}]": array for i, array in enumerate(arrays)}
 
 
-def _aligned(array: Array) -> Array:
-    copy = empty_aligned(array.shape, array.dtype)
-    copy[...] = array
-    return copy
+def _aligned(operands: OperandArrays) -> OperandArrays:
+    """All but the weights, which packing aligns, as kernels take them."""
+    return replace(
+        operands,
+        x=ready(operands.x),
+        biases=tuple(map(ready, operands.biases)),
+        inputs={name: ready(array) for name, array in operands.inputs.items()},
+        residual=None if operands.residual is None else ready(operands.residual),
+    )

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
@@ -21,7 +21,7 @@ from typing import Any
 from convtune.errors import MeasureError
 
 START_TIMEOUT_S = 120.0  # importing TVM takes 1.5 s here, and many times that on a cold, busy machine
-MEMORY_BYTES = 4 << 30
+MEMORY_BYTES = 4 << 30  # what a request needs whose data is small
 
 Service = Callable[..., Callable[[Any], Any]]
 
@@ -38,8 +38,8 @@ class Reply:
 class Worker:
     """One process, in its own session so that the terminal's Ctrl-C passes it by. Starts on demand."""
 
-    def __init__(self, service: Service, arguments: tuple[Any, ...], directory: Path, memory_bytes: int) -> None:
-        self._first_message = (service, arguments, memory_bytes)
+    def __init__(self, service: Service, arguments: tuple[Any, ...], directory: Path) -> None:
+        self._first_message = (service, arguments)
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         self._timeout_s = 0.0
@@ -69,12 +69,12 @@ class Worker:
         self.deadline = time.monotonic() + START_TIMEOUT_S
         self._send(self._first_message)
 
-    def submit(self, request: Any, timeout_s: float) -> None:
+    def submit(self, request: Any, timeout_s: float, memory_bytes: int) -> None:
         """Sends a request to a ready, idle worker."""
         os.ftruncate(self._output.fileno(), 0)
         self.busy, self._timeout_s = True, timeout_s
         self.deadline = time.monotonic() + timeout_s
-        self._send(request)
+        self._send((request, memory_bytes))
 
     def receive(self) -> Reply | None:
         """The reply, if there is one by now or never will be; then the worker is idle or stopped.
@@ -162,26 +162,22 @@ class Pool:
             import, so a module-level name.
         size: number of workers.
         directory: for their output; exists.
-        memory_bytes: what a worker may use beyond what it has once the service is made.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        arguments: tuple[Any, ...],
-        size: int,
-        directory: Path,
-        memory_bytes: int,
-    ) -> None:
-        self._workers = [Worker(service, arguments, directory, memory_bytes) for _ in range(size)]
+    def __init__(self, service: Service, arguments: tuple[Any, ...], size: int, directory: Path) -> None:
+        self._workers = [Worker(service, arguments, directory) for _ in range(size)]
 
     def start(self) -> None:
         """Starts all workers, without waiting until they are ready."""
         for worker in self._workers:
             worker.start()
 
-    def map(self, requests: Sequence[Any], timeout_s: float) -> list[Reply]:
-        """One reply per request, in their order; `timeout_s` holds for each, from when it starts.
+    def map(self, requests: Sequence[Any], timeout_s: float, memory_bytes: int) -> list[Reply]:
+        """One reply per request, in their order.
+
+        Args:
+            timeout_s: for each, from when it starts.
+            memory_bytes: what its worker may use meanwhile, beyond what it had once the service was made.
 
         Raises:
             MeasureError: a worker does not start.
@@ -191,7 +187,9 @@ class Pool:
         running: dict[Worker, int] = {}
         try:
             while len(replies) < len(requests):
-                self._dispatch(pending, running, requests, timeout_s)
+                for worker in self._free(pending, running):
+                    running[worker] = pending.popleft()
+                    worker.submit(requests[running[worker]], timeout_s, memory_bytes)
                 for worker in self._wait():
                     reply = worker.receive()
                     if reply is not None:
@@ -201,21 +199,17 @@ class Pool:
                 worker.stop()  # interrupted: its late reply must not be taken for the next request's
         return [replies[index] for index in range(len(requests))]
 
-    def _dispatch(
-        self, pending: deque[int], running: dict[Worker, int], requests: Sequence[Any], timeout_s: float
-    ) -> None:
+    def _free(self, pending: Sized, running: Sized) -> list[Worker]:
+        """Workers for pending requests, once those that are needed have been started."""
         for worker in self._workers[: len(pending) + len(running)]:
             if worker.died_idle:
                 worker.stop()
             worker.start()
-        for worker in self._workers:
-            if pending and worker.ready and not worker.busy:
-                running[worker] = pending.popleft()
-                worker.submit(requests[running[worker]], timeout_s)
+        return [worker for worker in self._workers if worker.ready and not worker.busy][: len(pending)]
 
-    def call(self, request: Any, timeout_s: float) -> Reply:
+    def call(self, request: Any, timeout_s: float, memory_bytes: int) -> Reply:
         """`map` for one request."""
-        return self.map([request], timeout_s)[0]
+        return self.map([request], timeout_s, memory_bytes)[0]
 
     def stop(self) -> None:
         """Kills all workers. They start again when they are needed."""

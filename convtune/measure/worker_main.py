@@ -21,16 +21,18 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        make, arguments, memory_bytes = connection.recv()
+        make, arguments = connection.recv()
         try:
             service = make(*arguments)
         except Exception as error:
             connection.send(("failed", one_line(error)))
             return
-        limit_memory(memory_bytes)
+        own_bytes = data_bytes()
         connection.send(("ready", None))
         while True:
-            connection.send(answer(service, connection.recv()))
+            request, memory_bytes = connection.recv()
+            limit_memory(own_bytes + memory_bytes)
+            connection.send(answer(service, request))
     except (EOFError, BrokenPipeError):
         return  # the parent closed the connection
 
@@ -63,11 +65,15 @@ def die_with_parent(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def limit_memory(memory_bytes: int) -> None:
-    """Allows so much beyond what is in use now. Not RLIMIT_AS: threads and LLVM reserve far more than they use."""
-    pages = int(Path("/proc/self/statm").read_text().split()[5])
-    limit = pages * resource.getpagesize() + memory_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+def data_bytes() -> int:
+    """What RLIMIT_DATA limits, as it is now: private memory that can be written, so no mapped files."""
+    return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+
+
+def limit_memory(limit: int) -> None:
+    """Of RLIMIT_DATA, until the next call. Not RLIMIT_AS: threads and LLVM reserve far more than they use."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 
 if __name__ == "__main__":

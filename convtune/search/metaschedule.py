@@ -60,7 +60,7 @@ class MetaScheduleSearch:
         for trial in trials_of(history, [METASCHEDULE], origin=origin, max_error=max_error):
             self._told[trial.candidate] = trial.time_us
         home = Home()
-        self._pool = Pool(Proposer, (target,), 1, home.path, MEMORY_BYTES)
+        self._pool = Pool(Proposer, (target,), 1, home.path)
         self._end = weakref.finalize(self, _end, self._pool, home)
 
     @property
@@ -105,7 +105,7 @@ class MetaScheduleSearch:
             # another seed each time: the same draw would end the process the same way
             seed = random.Random(f"{self._seed} {len(tried)} {len(waiting)} {attempt}").randint(1, LARGEST_SEED)
             request = Propose(self._spec, tried, waiting, n, seed)
-            reply = self._pool.call(request, PROPOSE_S)
+            reply = self._pool.call(request, PROPOSE_S, MEMORY_BYTES)
             if reply.status == "ok":
                 found: list[Any] = reply.value
                 return found

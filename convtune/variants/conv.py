@@ -104,7 +104,8 @@ def _add_taps(spec: ConvSpec, padded: Array, weight: Array, y: Array) -> None:
     groups, group_in = weight.shape[0], weight.shape[2]
     for tap in itertools.product(*map(range, spec.kernel)):
         seen: Any = (slice(None), slice(None), *_window(spec, tap))
-        window, w = padded[seen], weight[(..., *tap)]
+        of_tap: Any = (..., *tap)
+        window, w = padded[seen], weight[of_tap]
         if group_in == 1:  # one product an output: a batched matmul of 1 x 1 matrices is far slower
             y += window.reshape(spec.batch, groups, 1, *spec.out_size) * w.reshape(1, groups, -1, *[1] * spec.rank)
         else:
