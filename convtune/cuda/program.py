@@ -155,8 +155,24 @@ def lower(module: Any, target: GpuTarget) -> Lowered:
     functions = {name.name_hint: function for name, function in device.functions.items()}
     for launch in entry.launches:
         _check_limits(launch, _static_shared_bytes(functions[launch.kernel]), target)
-    source = tvm.get_global_func("target.build.cuda")(device, tvm_target).inspect_source("cuda")
-    return Lowered(Program(source, entry.parameters, tuple(entry.workspaces), tuple(entry.launches)), functions)
+    return Lowered(
+        Program(_source(device, tvm_target), entry.parameters, tuple(entry.workspaces), tuple(entry.launches)),
+        functions,
+    )
+
+
+def _source(device: Any, tvm_target: Any) -> str:
+    import tvm
+    import tvm_ffi
+
+    # Where there is a driver TVM hands the source to NVRTC or nvcc at once. What compiles it here is Toolkit.
+    hook = "tvm_callback_cuda_compile"
+    compile_now = tvm.get_global_func(hook)
+    tvm_ffi.register_global_func(hook, lambda code: b"", override=True)
+    try:
+        return str(tvm.get_global_func("target.build.cuda")(device, tvm_target).inspect_source("cuda"))
+    finally:
+        tvm_ffi.register_global_func(hook, compile_now, override=True)
 
 
 class _Entry:
@@ -202,10 +218,11 @@ class _Entry:
         kernel = kernel.value
         launched = {name: _constant(f"kernel {kernel}: {name}", value) for name, value in zip(parameters, extents)}
         launch = Launch(
-            kernel,
-            tuple(self._pointer(pointer, kernel) for pointer in pointers),
-            *(tuple(launched.pop(f"{index}.{axis}", 1) for axis in _AXES) for index in ("blockIdx", "threadIdx")),
-            launched.pop(_DYNAMIC_SHARED, 0),
+            kernel=kernel,
+            arguments=tuple(self._pointer(pointer, kernel) for pointer in pointers),
+            grid=_pop_extents(launched, "blockIdx"),
+            block=_pop_extents(launched, "threadIdx"),
+            dynamic_shared_bytes=launched.pop(_DYNAMIC_SHARED, 0),
         )
         if launched:
             raise ScheduleError(f"kernel {kernel} is launched with {', '.join(launched)}, which convtune does not know")
@@ -215,6 +232,11 @@ class _Entry:
         if not _is_call(value, "tirx.buffer_data"):
             raise ScheduleError(f"kernel {kernel} takes the number {value}; it may take whole arrays only")
         return self._names[value.args[0]]
+
+
+def _pop_extents(launched: dict[str, int], index: str) -> tuple[int, int, int]:
+    x, y, z = (launched.pop(f"{index}.{axis}", 1) for axis in _AXES)
+    return (x, y, z)
 
 
 def _statements(body: Any) -> Iterator[Any]:
