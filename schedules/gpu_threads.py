@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.gpu_tiling import bind_elements, gpu
+from convtune.schedules.gpu_tiling import bind_elements
 
 from convtune.expression import Geometry, plain, plain_pack
 from convtune.space import Knobs, KnobValue, PackStep, Space
@@ -26,23 +26,24 @@ if TYPE_CHECKING:
 MOST_THREADS = 256
 
 
-class GpuThreads(Space):
+class GpuThreads(Space[GpuTarget]):
     name = "gpu_threads"
+    last_resort = True
     summary = "one output element a thread, no tiling; for what no other space accepts"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
         return isinstance(target, GpuTarget)
 
-    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+    def knobs(self, spec: ConvSpec, target: GpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         return {}
 
-    def default(self, spec: ConvSpec, target: Target) -> Knobs:
+    def default(self, spec: ConvSpec, target: GpuTarget) -> Knobs:
         return {}
 
-    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+    def pack(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return plain_pack(spec)
 
-    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+    def schedule(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
         sch = Schedule(plain(spec))
@@ -51,7 +52,7 @@ class GpuThreads(Space):
             suffix = "" if number == last else str(number)
             if not Geometry.of(stage).inside(stage):
                 sch.compute_inline(sch.get_sblock(f"pad{suffix}"))
-            threads = _threads(gpu(target), count(stage.out_shape))
+            threads = _threads(target, count(stage.out_shape))
             _schedule(sch, f"mid{suffix}" if suffix else "y", f"acc{suffix}", threads)
         return sch.mod
 

@@ -1,4 +1,4 @@
-"""What the GPU schedules share: the target they need, and binding loops to blocks and threads."""
+"""What the GPU schedules share: binding loops to blocks and threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 
-def gpu(target: Target | GpuTarget) -> GpuTarget:
+def gpu(target: Target) -> GpuTarget:
     """The target of a space that accepts GPUs only."""
     assert isinstance(target, GpuTarget), f"{target.name} is no GPU; accepts() says so"
     return target
