@@ -23,7 +23,7 @@ from convtune.runtime.manifest import Argument, KernelTarget, Manifest, Resoluti
 from convtune.runtime.names import MANIFEST_NAME, RUNTIME_NAME
 from convtune.runtime.package import write_package
 from convtune.spec import checked
-from convtune.targets import Target
+from convtune.targets import CpuTarget, Target
 
 if TYPE_CHECKING:
     from convtune.measure import Bench, Built
@@ -109,6 +109,8 @@ class Compiler:
     def __init__(self, target: Target, logs: LogStack, accuracy: str = "standard") -> None:
         if not isinstance(target, Target):
             raise TargetError(f"target is {target!r}; it must be a name such as 'native', or a Target")
+        if not isinstance(target, CpuTarget):
+            raise TargetError(f"target {target.name!r}: this version compiles for CPUs only")
         if accuracy not in accuracies.NAMES:
             raise UnknownNameError("accuracy", accuracy, accuracies.NAMES)
         self.target, self.logs, self.accuracy = target, logs, accuracy

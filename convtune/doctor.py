@@ -17,7 +17,7 @@ from convtune import __version__, probe, targets
 from convtune.errors import ConvtuneError, TargetError
 from convtune.linker import build_runtime, find_compiler
 from convtune.paths import cache_dir, log_path
-from convtune.targets import Target
+from convtune.targets import CpuTarget
 
 State = Literal["ok", "absent", "broken"]
 
@@ -100,7 +100,7 @@ def examine(measure: bool = True) -> list[Finding]:
         _runtime(),
     ]
     try:
-        target = targets.resolve("native")
+        target = targets.native()
     except TargetError as error:
         findings.append(Finding("CPU", "absent", str(error), "tuning, and running kernels here"))
     else:
@@ -191,7 +191,7 @@ def _runtime() -> Finding:
     return Finding("runtime", "ok", f"compiles, and loads with {threads} threads", purpose)
 
 
-def _cpu(target: Target) -> Finding:
+def _cpu(target: CpuTarget) -> Finding:
     sizes = (("L1d", target.l1d_bytes), ("L2", target.l2_bytes), ("L3", target.l3_bytes))
     caches = ", ".join(f"{name} {size >> 10} KiB" for name, size in sizes if size)
     value = (
@@ -203,7 +203,7 @@ def _cpu(target: Target) -> Finding:
     return Finding("CPU", "ok", value, "tuning, and running kernels here", "", {"threads": target.threads})
 
 
-def _peaks(target: Target) -> list[Finding]:
+def _peaks(target: CpuTarget) -> list[Finding]:
     limit, memory = "the limit of dense kernels", "the limit of kernels that hardly compute"
     try:
         core = probe.fma_peak_gflops(target, threads=1)

@@ -16,7 +16,7 @@ from typing import Any
 from convtune.errors import MeasureError, TargetError
 from convtune.linker import Compiler, find_compiler, make_once
 from convtune.paths import cache_dir
-from convtune.targets import Target
+from convtune.targets import CpuTarget
 from convtune.targets.host import current
 
 _SOURCE = Path(__file__).parent / "runtime" / "probe.c"
@@ -55,7 +55,7 @@ class Peaks:
     bandwidth: Bandwidth
 
 
-def fma_peak_gflops(target: Target, threads: int | None = None, seconds: float = 0.2) -> float:
+def fma_peak_gflops(target: CpuTarget, threads: int | None = None, seconds: float = 0.2) -> float:
     """Multiply-adds in registers with the target's widest vectors, in GFLOP/s: the fastest of windows of 2 ms.
 
     threads: the target's, unless given. May be called again and again, in turn with a kernel; then 0.01 s is enough.
@@ -70,7 +70,7 @@ def fma_peak_gflops(target: Target, threads: int | None = None, seconds: float =
     return float(2 * result.work / result.best_s / 1e9)
 
 
-def bandwidth_gbs(target: Target, threads: int | None = None, seconds: float = 0.2) -> Bandwidth:
+def bandwidth_gbs(target: CpuTarget, threads: int | None = None, seconds: float = 0.2) -> Bandwidth:
     """Reading, and the triad, over arrays well beyond the last cache; `seconds` for each of the two.
 
     Raises:
@@ -85,7 +85,7 @@ def bandwidth_gbs(target: Target, threads: int | None = None, seconds: float = 0
     return Bandwidth(read.work / read.best_s / 1e9, triad.work / triad.best_s / 1e9)
 
 
-def stream_length(target: Target, threads: int) -> int:
+def stream_length(target: CpuTarget, threads: int) -> int:
     """float32 elements of each of the three streams: four times the L3, one L3 for 8 threads, while memory lasts."""
     import psutil
 
@@ -93,14 +93,14 @@ def stream_length(target: Target, threads: int) -> int:
     return int(min(wanted, psutil.virtual_memory().available // 12)) // 4
 
 
-def remember(target: Target, peaks: Peaks) -> Path:
+def remember(target: CpuTarget, peaks: Peaks) -> Path:
     """Keeps what was measured, for this machine and target, in the user's cache; returns where."""
     path = _memory_path(target)
     _write(path, lambda unfinished: unfinished.write_text(json.dumps(asdict(peaks)) + "\n", encoding="utf-8"))
     return path
 
 
-def recall(target: Target) -> Peaks | None:
+def recall(target: CpuTarget) -> Peaks | None:
     """What was last remembered for this machine and target; None if nothing was.
 
     Raises:
@@ -116,11 +116,11 @@ def recall(target: Target) -> Peaks | None:
         raise MeasureError(f"peaks in {path} are damaged ({error}); measure again with `convtune doctor`") from error
 
 
-def _memory_path(target: Target) -> Path:
+def _memory_path(target: CpuTarget) -> Path:
     return cache_dir() / f"peaks-{target.fingerprint}.json"
 
 
-def _checked(target: Target, threads: int | None, seconds: float) -> int:
+def _checked(target: CpuTarget, threads: int | None, seconds: float) -> int:
     if not target.is_host:
         raise TargetError(f"target {target.name!r} cannot be measured here: it is not this machine")
     threads = target.threads if threads is None else threads
@@ -143,11 +143,11 @@ def _check(what: str, error: int, result: _Result) -> None:
         raise MeasureError(f"{what} gave checksum {result.checksum}, not {result.expected}: the compiler changed it")
 
 
-def _library(target: Target) -> Any:
+def _library(target: CpuTarget) -> Any:
     return _load(build(find_compiler(target.machine), flags_for(target)))
 
 
-def flags_for(target: Target) -> tuple[str, ...]:
+def flags_for(target: CpuTarget) -> tuple[str, ...]:
     """The compiler's options with which probe.c uses the target's vectors."""
     features = (f"-m{feature}" for feature in _VECTOR_FEATURES if feature in target.required_features)
     shape = (f"-DVECTOR_BYTES={target.vector_bytes}", f"-DVECTOR_REGISTERS={target.vector_registers}")

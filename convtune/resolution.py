@@ -2,13 +2,14 @@
 
 1. explicit   the caller named it
 2. log        the winner of this spec on this machine, the user's log before the shipped one
-3. log        the winner of this spec on another machine of the family with as wide vectors
+3. log        the winner of this spec on another machine that is alike, the most alike first (`Target.distance`)
 4. transfer   the winner of the nearest spec, its knobs snapped to this spec's domain
 5. default    the space's own choice, from the target's facts
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -87,15 +88,13 @@ def _gone(record: Record) -> str:
 
 
 def _relatives(spec: ConvSpec, target: Target, logs: LogStack, max_error: float) -> list[Record]:
-    """Winners of the spec on other machines of the family with as wide vectors, the nearest thread count first."""
+    """Winners of the spec on other machines whose schedules suit this one, the most alike first."""
     by_machine: dict[str, list[Record]] = {}
     for record in logs.records(spec):
-        facts = record.target
-        alike = facts["family"] == target.family and facts["vector_bytes"] == target.vector_bytes
-        if alike and record.fingerprint != target.fingerprint:
+        if record.fingerprint != target.fingerprint and target.distance(record.target) < math.inf:
             by_machine.setdefault(record.fingerprint, []).append(record)
     winners = [winner(records, max_error=max_error) for records in by_machine.values()]
-    return sorted(filter(None, winners), key=lambda record: abs(int(record.target["threads"]) - target.threads))
+    return sorted(filter(None, winners), key=lambda record: target.distance(record.target))
 
 
 def _offered(spec: ConvSpec, target: Target, candidate: Candidate) -> bool:

@@ -9,10 +9,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from convtune.discovery import discover
-from convtune.errors import UnknownNameError
+from convtune.errors import TargetError, UnknownNameError
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -21,41 +21,47 @@ if TYPE_CHECKING:
 KnobValue = int | str
 Knobs = Mapping[str, KnobValue]
 PackStep = Mapping[str, Any]
+Machine = TypeVar("Machine", bound="Target")
 
 
-class Space(ABC):
-    """A hand-written family of schedules with named knobs of finite domain. An instance is stateless."""
+class Space(ABC, Generic[Machine]):
+    """A hand-written family of schedules with named knobs of finite domain. An instance is stateless.
+
+    Machine: the kind of target it is for. The other methods are called with a target that `accepts` said yes to.
+    """
 
     name: str
     summary: str
+    last_resort: ClassVar[bool] = False
+    """Whether it is for what no other space accepts."""
 
     @abstractmethod
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
         """Whether this space can schedule the spec on the target."""
 
     @abstractmethod
-    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+    def knobs(self, spec: ConvSpec, target: Machine) -> Mapping[str, tuple[KnobValue, ...]]:
         """Each knob's values, in order, without hopeless ones (registers, code size, caches)."""
 
-    def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+    def allows(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> bool:
         """Whether values, each in its domain, go together."""
         return True
 
     @abstractmethod
-    def default(self, spec: ConvSpec, target: Target) -> Knobs:
+    def default(self, spec: ConvSpec, target: Machine) -> Knobs:
         """Knobs that are good with no tuning, from the target's facts. Always in the domain."""
 
-    def features(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Mapping[str, float]:
+    def features(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> Mapping[str, float]:
         """Numbers that explain a schedule's speed better than its knobs do, such as the registers it holds, for the
         search's model; the same names whatever the knobs. Called for thousands of candidates, so it must be cheap."""
         return {}
 
     @abstractmethod
-    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+    def pack(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         """For each weight the steps that turn PyTorch's layout into what the kernel reads (`runtime.packing`)."""
 
     @abstractmethod
-    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+    def schedule(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> Any:
         """The scheduled tvm.IRModule, whose `main` takes the arguments in the order of `arguments`.
 
         Raises:
@@ -63,17 +69,17 @@ class Space(ABC):
         """
 
 
-class Estimating(Space):
+class Estimating(Space[Machine]):
     """A space with a model of its own time, which gives the default and helps the search."""
 
     @abstractmethod
-    def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
+    def estimate(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> float:
         """Cycles of one call, coarsely: it orders schedules and is never shown as a time."""
 
-    def default(self, spec: ConvSpec, target: Target) -> Knobs:
+    def default(self, spec: ConvSpec, target: Machine) -> Knobs:
         return min(all_knobs(self, spec, target), key=lambda knobs: self.estimate(spec, target, knobs))
 
-    def features(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Mapping[str, float]:
+    def features(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> Mapping[str, float]:
         return {"log_estimate": math.log(self.estimate(spec, target, knobs))}
 
 
@@ -98,12 +104,12 @@ class Candidate:
         return f"{self.space}({', '.join(f'{k}={v}' for k, v in self.knobs.items())})"
 
 
-def known() -> Mapping[str, Space]:
+def known() -> Mapping[str, Space[Any]]:
     """All spaces by name."""
     return discover("convtune.schedules", Space)
 
 
-def get(name: str) -> Space:
+def get(name: str) -> Space[Any]:
     """The space of that name; raises UnknownNameError with the near ones."""
     try:
         return known()[name]
@@ -111,16 +117,19 @@ def get(name: str) -> Space:
         raise UnknownNameError("space", name, known()) from None
 
 
-def accepting(spec: ConvSpec, target: Target) -> list[Space]:
-    """The spaces that accept the spec, those written for it before the fallback. Never empty."""
+def accepting(spec: ConvSpec, target: Target) -> list[Space[Any]]:
+    """The spaces that accept the spec, the last resort only where it is the only one. Never empty.
+
+    Raises:
+        TargetError: no space accepts it on this target.
+    """
     spaces = [space for space in known().values() if space.accepts(spec, target)]
-    return [s for s in spaces if s.name != FALLBACK] or [known()[FALLBACK]]
+    if not spaces:
+        raise TargetError(f"target {target.name!r}: no schedule space of this version accepts it (spec: {spec})")
+    return [s for s in spaces if not s.last_resort] or spaces
 
 
-FALLBACK = "fallback"
-
-
-def enumerate_candidates(space: Space, spec: ConvSpec, target: Target) -> Iterator[Candidate]:
+def enumerate_candidates(space: Space[Machine], spec: ConvSpec, target: Machine) -> Iterator[Candidate]:
     """Every candidate of the space, the default first, each once."""
     default = Candidate(space.name, dict(space.default(spec, target)))
     yield default
@@ -129,7 +138,7 @@ def enumerate_candidates(space: Space, spec: ConvSpec, target: Target) -> Iterat
             yield Candidate(space.name, knobs)
 
 
-def all_knobs(space: Space, spec: ConvSpec, target: Target) -> Iterator[Knobs]:
+def all_knobs(space: Space[Machine], spec: ConvSpec, target: Machine) -> Iterator[Knobs]:
     """Every combination of knobs that the space allows."""
     domain = space.knobs(spec, target)
     for values in itertools.product(*domain.values()):
@@ -138,7 +147,7 @@ def all_knobs(space: Space, spec: ConvSpec, target: Target) -> Iterator[Knobs]:
             yield knobs
 
 
-def contains(space: Space, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+def contains(space: Space[Machine], spec: ConvSpec, target: Machine, knobs: Knobs) -> bool:
     """Whether these knobs, and no others, have values of the domain that the space allows together."""
     domain = space.knobs(spec, target)
     valid = knobs.keys() == domain.keys() and all(value in domain[name] for name, value in knobs.items())

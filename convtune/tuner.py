@@ -18,7 +18,6 @@ from convtune.log import Layer, Log, ShippedLog
 from convtune.paths import log_path
 from convtune.record import METASCHEDULE, Record, utc_now, winner
 from convtune.spec import checked
-from convtune.targets import host
 
 if TYPE_CHECKING:
     from convtune.measure import Bench, Built, Outcome
@@ -203,10 +202,12 @@ class Tuner:
         if not _is_integer(seed):
             raise ConvtuneError(f"seed is {seed!r}; it must be an integer")
         if not target.is_host:
-            why = host.current().why_not(target.model, target.machine, target.required_features)
             raise TargetError(
-                f"target {target.name!r} cannot be timed here: {why}; compile for it instead, or tune on such a machine"
+                f"target {target.name!r} cannot be timed here: {target.why_not_here()}; compile for it instead, or "
+                "tune on such a machine"
             )
+        if not isinstance(target, targets.CpuTarget):
+            raise TargetError(f"target {target.name!r}: this version tunes for CPUs only")
         self.target, self.accuracy, self.seed, self.engine = target, accuracy, seed, engine
         self.log = Log(log if log is not None else log_path())
         self.log.records()

@@ -12,6 +12,7 @@ from convtune.schedules.tiling import Tile, ceil_div, round_up
 from convtune import variants
 from convtune.expression import cube
 from convtune.spec import LAYOUTS
+from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
     from convtune.space import Knobs
@@ -88,7 +89,7 @@ def is_chain(spec: ConvSpec, target: Target) -> bool:
     """Whether the spec is a composite of stages that these spaces have tiles for."""
     kinds = {stage.variant for stage in spec.stages}
     composite = isinstance(variants.get(spec.variant), variants.Composite)
-    return target.family in ("x86", "arm") and composite and kinds <= {"conv", "pointwise", "dilated", "depthwise"}
+    return isinstance(target, CpuTarget) and composite and kinds <= {"conv", "pointwise", "dilated", "depthwise"}
 
 
 def plan(spec: ConvSpec, block: Dims, tile_of: Callable[[ConvSpec, Dims, bool], AnyTile]) -> tuple[Stage[AnyTile], ...]:

@@ -45,6 +45,7 @@ from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, epilogue, operands, output
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
+from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -54,7 +55,7 @@ Read = Callable[..., Any]  # read(n, block, local position, channel), both of th
 RowStage = Stage[RowTile]
 
 
-class ChainedRows(Estimating):
+class ChainedRows(Estimating[CpuTarget]):
     name = "chained_rows"
     summary = "a composite's stages block by block of rows, lanes along the row; for channels-first layouts"
 
@@ -64,7 +65,7 @@ class ChainedRows(Estimating):
         # what lies between stages is not taken apart by residues; a row is rounded up to vectors of at least 4 lanes
         return all(stage.stride[-1] == 1 for stage in spec.stages[1:]) and spec.out_size[-1] > 2
 
-    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         out, most = cube(spec.out_size), target.vector_registers // 2
         vectors = ceil_div(out[2], lanes_along(spec, target))
         dense = [stage.out_channels for stage in spec.stages if stage.variant != "depthwise"]
@@ -81,7 +82,7 @@ class ChainedRows(Estimating):
         found["oc_order"] = ("outer", "inner")
         return found
 
-    def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         domain = self.knobs(spec, target)
         tile = RowTile(int(knobs["oc_tile"]), 1, int(knobs["ow_vectors"]), 1, 1, 1)
         if tile.sums > most_sums(tile, target) or tile.vectors > int(knobs["ow_block"]):
@@ -94,7 +95,7 @@ class ChainedRows(Estimating):
         smallest = all(knobs[name] == values[0] for name, values in domain.items() if "block" in name)
         return smallest or _block_bytes(_plan(spec, target, knobs)) <= target.l2_bytes
 
-    def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         stages = _plan(spec, target, knobs)
         first, resident = stages[0], _block_bytes(stages)
@@ -107,10 +108,10 @@ class ChainedRows(Estimating):
             cycles += 2 * count(stages[-1].out) * spec.out_channels / stages[-1].tile.lanes
         return Tasks(spec.batch * count(first.source.blocks), cycles).on(target)
 
-    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return tuple(pack_channels(stage.spec, stage.tile) for stage in _plan(spec, target, knobs))
 
-    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
         stages = _plan(spec, target, knobs)
@@ -133,7 +134,7 @@ class ChainedRows(Estimating):
         return sch.mod
 
 
-def _plan(spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[RowStage, ...]:
+def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[RowStage, ...]:
     lanes, registers = lanes_along(spec, target), target.vector_registers
 
     def tile(stage: ConvSpec, size: Dims, _last: bool) -> RowTile:
@@ -167,7 +168,7 @@ def _block_bytes(stages: Sequence[RowStage]) -> int:
     return 4 * (pad + sum(stage.spec.in_channels * stage.source.positions for stage in stages[1:]))
 
 
-def _stage_cycles(stage: RowStage, target: Target, knobs: Knobs, resident: int) -> float:
+def _stage_cycles(stage: RowStage, target: CpuTarget, knobs: Knobs, resident: int) -> float:
     """Cycles of a stage for one block."""
     tile = stage.tile
     tiles = count(stage.out) // (tile.rows * tile.columns) * tile.groups * tile.blocks

@@ -53,6 +53,7 @@ from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, epilogue, operands
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
+from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -61,14 +62,14 @@ if TYPE_CHECKING:
 Read = Callable[..., Any]  # read(n, block, local position, channel), both of three entries
 
 
-class ChainedStages(Estimating):
+class ChainedStages(Estimating[CpuTarget]):
     name = "chained_stages"
     summary = "a composite's stages block by block of rows, the results between them in cache"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
         return is_chain(spec, target)
 
-    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         out, registers = cube(spec.out_size), target.vector_registers
         kinds = {stage.variant == "depthwise" for stage in spec.stages}
         dense = max((s.out_channels for s in spec.stages if s.variant != "depthwise"), default=1)
@@ -87,7 +88,7 @@ class ChainedStages(Estimating):
         found["oc_order"] = ("outer", "inner") if False in kinds else ("outer",)
         return found
 
-    def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         width, registers = spec.out_size[-1], target.vector_registers
         if "ow_tile" in knobs and not suits_registers(target, int(knobs["ow_tile"]), int(knobs["oc_vectors"]), width):
             return False
@@ -96,7 +97,7 @@ class ChainedStages(Estimating):
         smallest = all(knobs[name] == values[0] for name, values in self.knobs(spec, target).items() if "block" in name)
         return smallest or _block_bytes(_plan(spec, target, knobs)) <= target.l2_bytes
 
-    def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         stages = _plan(spec, target, knobs)
         blocks = count(stages[0].source.blocks)
@@ -107,10 +108,10 @@ class ChainedStages(Estimating):
         cycles += transpose_cycles(spec, moved + count(stages[-1].out) * spec.out_channels)
         return Tasks(spec.batch * blocks, cycles).on(target)
 
-    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return tuple(pack_blocks(stage.spec, stage.tile) for stage in _plan(spec, target, knobs))
 
-    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
         stages = _plan(spec, target, knobs)
@@ -133,13 +134,13 @@ class ChainedStages(Estimating):
         return sch.mod
 
 
-def _plan(spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[Stage[Tile], ...]:
+def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[Stage[Tile], ...]:
     wide = spec.out_size[-1] if spec.rank > 1 else int(knobs["ow_block"])
     block = (int(knobs.get("od_block", 1)), int(knobs["oh_block"]), wide)
     return plan(spec, block, lambda stage, size, last: _tile(stage, target, knobs, size, last))
 
 
-def _tile(stage: ConvSpec, target: Target, knobs: Knobs, size: Dims, last: bool) -> Tile:
+def _tile(stage: ConvSpec, target: CpuTarget, knobs: Knobs, size: Dims, last: bool) -> Tile:
     """The knobs say what a tile has at most: columns are spread evenly, and vectors divide those of a stage's result.
 
     The output may end in the middle of a channel block. What lies between two stages has whole blocks only, so that
@@ -165,7 +166,7 @@ def _block_bytes(stages: Sequence[Stage[Tile]]) -> int:
     return sum(4 * stage.source.positions * stage.spec.in_channels for stage in stages)
 
 
-def _stage_cycles(stage: Stage[Tile], target: Target, knobs: Knobs, resident_bytes: int) -> float:
+def _stage_cycles(stage: Stage[Tile], target: CpuTarget, knobs: Knobs, resident_bytes: int) -> float:
     """Cycles of a stage for one block."""
     tile, taps = stage.tile, count(stage.spec.kernel)
     tiles = stage.out[0] * stage.out[1] * stage.out[2] // tile.columns
@@ -317,7 +318,7 @@ def _place_between(sch: Any, stage: Stage[Tile], knobs: Knobs, task: Any, number
     _place_sums(sch, stage, tiles[-1], str(number))
 
 
-def _place_pad(sch: Any, spec: ConvSpec, first: Stage[Tile], target: Target, task: Any) -> None:
+def _place_pad(sch: Any, spec: ConvSpec, first: Stage[Tile], target: CpuTarget, task: Any) -> None:
     """Copies the task's part of the input, by vectors where it has whole ones."""
     pad = sch.get_sblock("pad")
     sch.compute_at(pad, task, preserve_unit_loops=True)

@@ -45,6 +45,7 @@ from convtune.schedules.tiling import (
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, read_padded
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -53,17 +54,18 @@ if TYPE_CHECKING:
 LARGEST_SPREAD = 512  # moves of single elements that LLVM turns into permutes
 
 
-class ChannelLanes(Estimating):
+class ChannelLanes(Estimating[CpuTarget]):
     name = "channel_lanes"
     summary = "lanes are output channels, inputs spread over them; for depthwise and small groups"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        if not isinstance(target, CpuTarget) or spec.variant not in ("depthwise", "grouped"):
+            return False
         depth, run = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         spread = depth * target.lanes if depth > 1 or run > 1 else 0
-        fits = run <= target.lanes and spread <= LARGEST_SPREAD
-        return target.family in ("x86", "arm") and spec.variant in ("depthwise", "grouped") and fits
+        return run <= target.lanes and spread <= LARGEST_SPREAD
 
-    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         out, kernel = Geometry.of(spec).out, cube(spec.kernel)
         columns = self._columns(spec, target)
         vectors = ceil_div(spec.out_channels, target.lanes)
@@ -79,7 +81,7 @@ class ChannelLanes(Estimating):
             "unroll": ("kw", "kh_kw") if kernel[1] > 1 else ("kw",),
         }
 
-    def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         tile, kernel = self._tile(spec, knobs), cube(spec.kernel)
         sums = tile.rows * tile.columns * tile.vectors
         taps = kernel[2] * (kernel[1] if knobs["unroll"] == "kh_kw" else 1)
@@ -90,14 +92,14 @@ class ChannelLanes(Estimating):
             return False
         return depth * tile.width * tile.vectors <= LARGEST_SPREAD
 
-    def _columns(self, spec: ConvSpec, target: Target) -> tuple[int, ...]:
+    def _columns(self, spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
         return even_blocks(Geometry.of(spec).out[2], min(16, target.vector_registers // 2))
 
     def _smallest(self, knobs: Knobs, tile: Tile) -> bool:
         # a wide kernel exceeds the limit with any tile; `kw` stays rolled then
         return tile.rows * tile.vectors == 1 and knobs["unroll"] == "kw"
 
-    def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         tile, kernel, stride = self._tile(spec, knobs), cube(spec.kernel), cube(spec.stride)
         out, span, depth = Geometry.of(spec).out, cube(spec.span), spec.in_channels // spec.groups
@@ -125,7 +127,7 @@ class ChannelLanes(Estimating):
             return Tasks(tasks * tile.blocks, per_block).on(target)
         return Tasks(tasks, per_block * tile.blocks).on(target)
 
-    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         tile = self._tile(spec, knobs)
         rank, depth = spec.rank, spec.in_channels // spec.groups
         full = tile.blocks * tile.block
@@ -140,7 +142,7 @@ class ChannelLanes(Estimating):
             ),
         )
 
-    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
         tile = self._tile(spec, knobs)
@@ -158,7 +160,7 @@ class ChannelLanes(Estimating):
         self._place_pad(sch, spec, tile, task if knobs["oc_order"] == "parallel" else loops.channels)
         return sch.mod
 
-    def _widths(self, spec: ConvSpec, target: Target) -> tuple[int, ...]:
+    def _widths(self, spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
         """Vector widths: half vectors too where only they divide the channels, since a store of part of one is slow."""
         half, run = target.lanes // 2, spec.out_channels // spec.groups
         partly = spec.out_channels % target.lanes != 0 and spec.out_channels % half == 0 and half % run == 0

@@ -55,6 +55,7 @@ from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, epilogue, operands, padded_input
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
+from convtune.targets import CpuTarget
 from convtune.variants.deformable import CORNERS, Deformable, Sampling, interpolated
 
 if TYPE_CHECKING:
@@ -66,14 +67,14 @@ TABLE_CYCLES = 90.0  # of a vector of sampled points
 MOVE_CYCLES = 3.0  # of a sampled point's offsets, copied one by one
 
 
-class DeformableGather(Estimating):
+class DeformableGather(Estimating[CpuTarget]):
     name = "deformable_gather"
     summary = "sampling tables and gather of a block of outputs, then a register tile over what was gathered"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        return target.family in ("x86", "arm") and spec.variant == "deformable"
+        return isinstance(target, CpuTarget) and spec.variant == "deformable"
 
-    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         most = min(count(spec.out_size), _outputs_in_l2(spec, target))
         run = spec.out_channels // spec.groups
         return {
@@ -83,7 +84,7 @@ class DeformableGather(Estimating):
             "oc_order": ("parallel", "outer", "inner"),
         }
 
-    def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         columns, vectors, block = int(knobs["tile"]), int(knobs["oc_vectors"]), int(knobs["block"])
         widest = _columns(count(spec.out_size), self._most_columns(spec, target))[-1]
         if not suits_registers(target, columns, vectors, widest):
@@ -91,7 +92,7 @@ class DeformableGather(Estimating):
         fits = columns * block <= _outputs_in_l2(spec, target)
         return fits and block <= ceil_div(count(spec.out_size), columns)
 
-    def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         tile, block, order = self._tile(spec, target, knobs), int(knobs["block"]), knobs["oc_order"]
         depth = spec.in_channels // spec.groups * count(spec.kernel)
@@ -113,10 +114,10 @@ class DeformableGather(Estimating):
             total += BARRIER_CYCLES + transpose_cycles(spec, count(spec.in_shape)) / 2 / target.threads
         return total + transpose_cycles(spec, count(spec.out_shape)) / target.threads
 
-    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return (pack_blocks(spec, self._tile(spec, target, knobs)),)
 
-    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
         tile, order = self._tile(spec, target, knobs), knobs["oc_order"]
@@ -134,10 +135,10 @@ class DeformableGather(Estimating):
         _merge(sch, spec, tile)
         return sch.mod
 
-    def _most_columns(self, spec: ConvSpec, target: Target) -> int:
+    def _most_columns(self, spec: ConvSpec, target: CpuTarget) -> int:
         return min(target.vector_registers - 2, _outputs_in_l2(spec, target))
 
-    def _gather_cycles(self, spec: ConvSpec, target: Target, one_block: bool) -> float:
+    def _gather_cycles(self, spec: ConvSpec, target: CpuTarget, one_block: bool) -> float:
         """Of an output; in a task of one channel block only what its group reads."""
         assert spec.offset_groups is not None
         taps, channels = count(spec.kernel), spec.in_channels // (spec.groups if one_block else 1)
@@ -146,7 +147,7 @@ class DeformableGather(Estimating):
         loads = groups * vectors * (len(CORNERS) / LOADS_PER_CYCLE + 1)
         return taps * (loads + spec.offset_groups * (TABLE_CYCLES / target.lanes + MOVE_CYCLES))
 
-    def _tile(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Tile:
+    def _tile(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Tile:
         run = spec.out_channels // spec.groups
         return Tile(1, int(knobs["tile"]), int(knobs["oc_vectors"]), target.lanes, target.lanes, spec.groups, run)
 
@@ -154,7 +155,7 @@ class DeformableGather(Estimating):
 _columns = functools.lru_cache(maxsize=64)(even_blocks)  # which looks at every number of blocks that there could be
 
 
-def _outputs_in_l2(spec: ConvSpec, target: Target) -> int:
+def _outputs_in_l2(spec: ConvSpec, target: CpuTarget) -> int:
     """As many outputs as have what they gather in half of L2; at least one."""
     return max(1, target.l2_bytes // 2 // (count(spec.kernel) * spec.in_channels * 4))
 
@@ -278,7 +279,7 @@ def _split(sch: Any, spec: ConvSpec, tile: Tile, tiles: int) -> tuple[list[Any],
     return [n, block, inner], oc_outer, [column, vector, lane]
 
 
-def _place_gather(sch: Any, spec: ConvSpec, target: Target, task: Any) -> None:
+def _place_gather(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any) -> None:
     """Computes `col` and what it reads in a task."""
     col = sch.get_sblock("col")
     sch.compute_at(col, task, preserve_unit_loops=True)

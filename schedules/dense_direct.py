@@ -50,18 +50,19 @@ from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, padded_input
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
+from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
 
-class DenseDirect(Estimating):
+class DenseDirect(Estimating[CpuTarget]):
     name = "dense_direct"
     summary = "register tile of output columns x channels; weights packed by channel block"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        if target.family not in ("x86", "arm"):
+        if not isinstance(target, CpuTarget):
             return False
         # a group is rounded up to whole vectors: below a quarter of one, lanes across groups waste less
         run = spec.out_channels // spec.groups
@@ -69,7 +70,7 @@ class DenseDirect(Estimating):
             spec.variant == "grouped" and run * 4 >= target.lanes
         )
 
-    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         out = Geometry.of(spec).out
         columns = even_blocks(out[2], target.vector_registers - 2)
         run = spec.out_channels // spec.groups
@@ -84,7 +85,7 @@ class DenseDirect(Estimating):
             "pad_at": ("none", "root", "task") if inside else ("root", "task"),
         }
 
-    def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         columns, vectors, pad_at = int(knobs["ow_tile"]), int(knobs["oc_vectors"]), knobs["pad_at"]
         width = Geometry.of(spec).out[2]
         if not suits_registers(target, columns, vectors, width):
@@ -93,7 +94,7 @@ class DenseDirect(Estimating):
             return False
         return not (knobs["oc_order"] == "parallel" and pad_at == "task")
 
-    def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         tile = self._tile(spec, target, knobs)
         out, span, stride = Geometry.of(spec).out, cube(spec.span), cube(spec.stride)
@@ -121,10 +122,10 @@ class DenseDirect(Estimating):
             total += transpose_cycles(spec, count(spec.in_shape)) / target.threads
         return total + transpose_cycles(spec, count(spec.out_shape)) / target.threads
 
-    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return (pack_blocks(spec, self._tile(spec, target, knobs)),)
 
-    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
         tile = self._tile(spec, target, knobs)
@@ -144,7 +145,7 @@ class DenseDirect(Estimating):
         merge_groups(sch, spec, tile)
         return sch.mod
 
-    def _tile(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Tile:
+    def _tile(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Tile:
         run = spec.out_channels // spec.groups
         return Tile(1, int(knobs["ow_tile"]), int(knobs["oc_vectors"]), target.lanes, target.lanes, spec.groups, run)
 

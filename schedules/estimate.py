@@ -13,7 +13,7 @@ from convtune.schedules.tiling import ceil_div
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
-    from convtune.targets import Target
+    from convtune.targets import CpuTarget
 
 FMAS_PER_CYCLE = 2.0
 LOADS_PER_CYCLE = 1.8  # two ports, less the conflicts of unaligned and broadcast loads
@@ -31,7 +31,7 @@ def step_cycles(sums: int, loads: int) -> float:
     return max(max(sums, FEWEST_SUMS) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
 
 
-def stream_cycles(target: Target, size_bytes: float, resident_bytes: float) -> float:
+def stream_cycles(target: CpuTarget, size_bytes: float, resident_bytes: float) -> float:
     """Reading `size_bytes` that are part of a working set of `resident_bytes`, from the cache that holds the set."""
     if resident_bytes <= target.l1d_bytes / 2:
         return 0.0
@@ -56,5 +56,5 @@ class Tasks:
     count: int
     cycles: float
 
-    def on(self, target: Target) -> float:
+    def on(self, target: CpuTarget) -> float:
         return ceil_div(self.count, target.threads) * (self.cycles + TASK_CYCLES)

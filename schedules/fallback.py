@@ -14,30 +14,32 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from convtune.expression import Geometry, plain, plain_pack
-from convtune.space import FALLBACK, Knobs, KnobValue, PackStep, Space
+from convtune.space import Knobs, KnobValue, PackStep, Space
+from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
 
-class Fallback(Space):
-    name = FALLBACK
+class Fallback(Space[CpuTarget]):
+    name = "fallback"
+    last_resort = True
     summary = "parallel over the output, no tiling; for what no other space accepts"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        return target.family in ("x86", "arm")
+        return isinstance(target, CpuTarget)
 
-    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         return {}
 
-    def default(self, spec: ConvSpec, target: Target) -> Knobs:
+    def default(self, spec: ConvSpec, target: CpuTarget) -> Knobs:
         return {}
 
-    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return plain_pack(spec)
 
-    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
         sch = Schedule(plain(spec))
@@ -50,7 +52,7 @@ class Fallback(Space):
         return sch.mod
 
 
-def _schedule(sch: Any, spec: ConvSpec, target: Target, result: str, sums: str) -> None:
+def _schedule(sch: Any, spec: ConvSpec, target: CpuTarget, result: str, sums: str) -> None:
     """Makes the loops of one convolution: those of its result, with the sums inside."""
     *outer, inner = sch.get_loops(sch.get_sblock(result))
     inner, _ = sch.split(inner, [None, target.lanes])  # a chunk that LLVM vectorises by itself

@@ -49,24 +49,25 @@ from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, output, read_padded
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
+from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
 
-class RowLanes(Estimating):
+class RowLanes(Estimating[CpuTarget]):
     name = "row_lanes"
     summary = "lanes are columns of the output row; for channels-first layouts"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        if target.family not in ("x86", "arm") or spec.channels_last:
+        if not isinstance(target, CpuTarget) or spec.channels_last:
             return False
         # a row is rounded up to vectors of at least 4 lanes
         plain = ("conv", "pointwise", "dilated", "grouped", "shuffled_grouped", "depthwise")
         return spec.variant in plain and in_one_row(spec).out_size[-1] > 2
 
-    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         spec = in_one_row(spec)
         out, kernel, run = Geometry.of(spec).out, cube(spec.kernel), spec.out_channels // spec.groups
         vectors, most = ceil_div(out[2], lanes_along(spec, target)), target.vector_registers // 2
@@ -82,7 +83,7 @@ class RowLanes(Estimating):
             "pad_at": ("none", "task") if _rows_fit(spec, target) else ("task",),
         }
 
-    def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         spec = in_one_row(spec)
         tile, kernel, out = _tile(spec, target, knobs), cube(spec.kernel), Geometry.of(spec).out
         if tile.sums > most_sums(tile, target):
@@ -101,13 +102,13 @@ class RowLanes(Estimating):
         whole = int(knobs["oh_block"]) == out[1] and _pad_bytes(spec, tile, knobs) <= target.l1d_bytes
         return int(knobs["group_block"]) == 1 or whole
 
-    def _at_an_end(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+    def _at_an_end(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         """Whether one dimension of the tile is as large as can be: the output may be too small for more sums."""
         domain = self.knobs(spec, target)
         ends = [knobs[knob] == domain[knob][-1] for knob in ("oc_tile", "oh_tile", "ow_vectors") if domain[knob][1:]]
         return any(ends) or not ends
 
-    def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         spec = in_one_row(spec)
         tile, out, stride = _tile(spec, target, knobs), Geometry.of(spec).out, spec.stride[-1]
@@ -126,11 +127,11 @@ class RowLanes(Estimating):
         cycles += pad_bytes / L3_BYTES_PER_CYCLE / 2
         return Tasks(spec.batch * down * across * spec.groups // group_block * tile.blocks // shared, cycles).on(target)
 
-    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         spec = in_one_row(spec)
         return (pack_channels(spec, _tile(spec, target, knobs)),)
 
-    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
         row = in_one_row(spec)
@@ -158,13 +159,13 @@ class RowLanes(Estimating):
         return sch.mod
 
 
-def _rows_fit(spec: ConvSpec, target: Target) -> bool:
+def _rows_fit(spec: ConvSpec, target: CpuTarget) -> bool:
     """Whether whole vectors of the input are what the output needs, with no zeros around."""
     whole = spec.out_size[-1] % lanes_along(spec, target) == 0
     return whole and spec.stride[-1] == 1 and Geometry.of(spec).inside(spec)
 
 
-def _tile(spec: ConvSpec, target: Target, knobs: Knobs) -> RowTile:
+def _tile(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> RowTile:
     channels, rows, vectors = int(knobs["oc_tile"]), int(knobs["oh_tile"]), int(knobs["ow_vectors"])
     return RowTile(channels, rows, vectors, lanes_along(spec, target), spec.groups, spec.out_channels // spec.groups)
 

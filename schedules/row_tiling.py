@@ -23,7 +23,7 @@ from convtune.spec import count
 if TYPE_CHECKING:
     from convtune.space import KnobValue, PackStep
     from convtune.spec import ConvSpec
-    from convtune.targets import Target
+    from convtune.targets import CpuTarget
 
 # FMAs in an unrolled body: in longer ones LLVM moves loads so far ahead that registers spill
 LARGEST_BODY: Mapping[KnobValue, int] = {"kh": 160, "kw_kh": 80}
@@ -61,14 +61,14 @@ class RowTile:
         return self.channels * self.rows * self.vectors
 
 
-def most_sums(tile: RowTile, target: Target) -> int:
+def most_sums(tile: RowTile, target: CpuTarget) -> int:
     """Accumulators that leave registers for the operands of a step."""
     if tile.channels == 1:  # each input is used for kernel rows alone, and LLVM loads several of them ahead
         return target.vector_registers // 2
     return target.vector_registers - tile.rows * tile.vectors - 1
 
 
-def lanes_along(spec: ConvSpec, target: Target) -> int:
+def lanes_along(spec: ConvSpec, target: CpuTarget) -> int:
     """Lanes of a vector: fewer than the target's where a row fits in fewer."""
     row = 1 << (spec.out_size[-1] - 1).bit_length()
     return min(target.lanes, max(4, row))
@@ -99,7 +99,7 @@ def packed_shape(spec: ConvSpec, tile: RowTile) -> tuple[int, ...]:
 
 
 def tile_cycles(
-    spec: ConvSpec, target: Target, tile: RowTile, unrolled: int, weights_resident: int, inputs_resident: int
+    spec: ConvSpec, target: CpuTarget, tile: RowTile, unrolled: int, weights_resident: int, inputs_resident: int
 ) -> float:
     """Cycles of a tile's reduction: the kernel loops unrolled, and the bytes that its weights and inputs are read from.
 

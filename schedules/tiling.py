@@ -13,7 +13,7 @@ from convtune.expression import cube, output
 if TYPE_CHECKING:
     from convtune.space import PackStep
     from convtune.spec import ConvSpec
-    from convtune.targets import Target
+    from convtune.targets import CpuTarget
 
 
 LARGEST_BODY = 320  # FMAs in an unrolled body: beyond it LLVM's time grows faster than the gain
@@ -241,7 +241,7 @@ def packed_blocks(spec: ConvSpec, tile: Tile) -> tuple[int, ...]:
     return (tile.groups, tile.blocks, *cube(spec.kernel), spec.in_channels // spec.groups, tile.block)
 
 
-def suits_registers(target: Target, columns: int, vectors: int, width: int) -> bool:
+def suits_registers(target: CpuTarget, columns: int, vectors: int, width: int) -> bool:
     """Whether a tile of columns x vectors, on an output row of `width`, neither spills nor leaves the FMAs idle.
 
     Few sums neither hide the latency of an FMA nor pay for their loads; the output may be too small for more.
@@ -251,7 +251,7 @@ def suits_registers(target: Target, columns: int, vectors: int, width: int) -> b
     return columns * vectors + vectors + 1 <= registers and columns * vectors >= least
 
 
-def place_pad(sch: Any, spec: ConvSpec, target: Target, task: Any) -> None:
+def place_pad(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any) -> None:
     """Computes the stage `pad` in a task; or, where that is None, once for all in a parallel region of its own."""
     pad = sch.get_sblock("pad")
     if task is not None:
@@ -266,7 +266,7 @@ def place_pad(sch: Any, spec: ConvSpec, target: Target, task: Any) -> None:
     copy_channels(sch, spec, target, w, c)
 
 
-def copy_channels(sch: Any, spec: ConvSpec, target: Target, column: Any, channel: Any) -> None:
+def copy_channels(sch: Any, spec: ConvSpec, target: CpuTarget, column: Any, channel: Any) -> None:
     """Arranges the two inner loops of a copy of x that has its channels last.
 
     Channels that lie apart in x are copied a few at a time: a power of two apart, which is common, more of them fall

@@ -48,6 +48,7 @@ from convtune.schedules.tiling import (
 from convtune.expression import Arguments, Geometry, cube, epilogue, padded_input
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
+from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -120,14 +121,14 @@ def phase_geometry(spec: ConvSpec, columns: int = 1) -> Geometry:
     )
 
 
-class TransposedPhases(Estimating):
+class TransposedPhases(Estimating[CpuTarget]):
     name = "transposed_phases"
     summary = "one register-tiled dense convolution per residue of the stride, stored with the stride"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        return target.family in ("x86", "arm") and spec.variant == "transposed"
+        return isinstance(target, CpuTarget) and spec.variant == "transposed"
 
-    def knobs(self, spec: ConvSpec, target: Target) -> Mapping[str, tuple[KnobValue, ...]]:
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         geometry = phase_geometry(spec)
         out, run = geometry.out, spec.out_channels // spec.groups
         columns = even_blocks(out[2], target.vector_registers - 2)
@@ -141,7 +142,7 @@ class TransposedPhases(Estimating):
             "pad_at": ("none", "root", "task") if geometry.inside(spec) else ("root", "task"),
         }
 
-    def allows(self, spec: ConvSpec, target: Target, knobs: Knobs) -> bool:
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         columns, vectors, pad_at = int(knobs["ow_tile"]), int(knobs["oc_vectors"]), knobs["pad_at"]
         geometry = phase_geometry(spec)
         if not suits_registers(target, columns, vectors, geometry.out[2]):
@@ -150,7 +151,7 @@ class TransposedPhases(Estimating):
             return False
         return not (knobs["oc_order"] == "parallel" and pad_at == "task")
 
-    def estimate(self, spec: ConvSpec, target: Target, knobs: Knobs) -> float:
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         tile, phases, geometry = self._tile(spec, target, knobs), phases_of(spec), phase_geometry(spec)
         out, order, pad_at = geometry.out, knobs["oc_order"], knobs["pad_at"]
@@ -180,7 +181,7 @@ class TransposedPhases(Estimating):
             total += count(spec.in_shape) * 8 / L3_BYTES_PER_CYCLE / target.threads + BARRIER_CYCLES
         return total
 
-    def pack(self, spec: ConvSpec, target: Target, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         """(ic, oc in a group, taps) to (group, block, first taps, j, ic, oc in block), zeros for taps there are not."""
         tile, phases, rank = self._tile(spec, target, knobs), phases_of(spec)[3 - spec.rank :], spec.rank
         depth, full = spec.in_channels // spec.groups, tile.blocks * tile.block
@@ -197,7 +198,7 @@ class TransposedPhases(Estimating):
             ),
         )
 
-    def schedule(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Any:
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
         tile = self._tile(spec, target, knobs)
@@ -213,7 +214,7 @@ class TransposedPhases(Estimating):
         _merge(sch, spec, tile)
         return _completed(sch, spec)
 
-    def _tile(self, spec: ConvSpec, target: Target, knobs: Knobs) -> Tile:
+    def _tile(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Tile:
         run = spec.out_channels // spec.groups
         return Tile(1, int(knobs["ow_tile"]), int(knobs["oc_vectors"]), target.lanes, target.lanes, spec.groups, run)
 

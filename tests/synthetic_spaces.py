@@ -12,12 +12,12 @@ from convtune.record import Record
 from convtune.search import Search
 from convtune.space import Candidate, Knobs, KnobValue, PackStep, Space, enumerate_candidates
 from convtune.spec import ConvSpec
-from convtune.targets.base import Target
+from convtune.targets import CpuTarget, Target
 
 VERSIONS = {"convtune": "test", "tvm": "test"}
 
 
-def machine(**changes: Any) -> Target:
+def machine(**changes: Any) -> CpuTarget:
     """A two-core AVX2 machine that exists nowhere."""
     facts: dict[str, Any] = {
         "name": "synthetic",
@@ -36,10 +36,10 @@ def machine(**changes: Any) -> Target:
         "l3_bytes": 2**25,
         "is_host": False,
     }
-    return Target(**{field.name: (facts | changes)[field.name] for field in dataclasses.fields(Target)})
+    return CpuTarget(**{field.name: (facts | changes)[field.name] for field in dataclasses.fields(CpuTarget)})
 
 
-class SyntheticSpace(Space):
+class SyntheticSpace(Space[Any]):
     """A space that only a test's formula times."""
 
     summary = "synthetic"

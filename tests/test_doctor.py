@@ -164,10 +164,10 @@ def test_a_cache_that_others_may_write_is_broken(tmp_path: Path, monkeypatch: py
 
 
 def test_a_machine_without_a_native_target_is_told(monkeypatch: pytest.MonkeyPatch, no_tvm_load: None) -> None:
-    def resolve(text: str) -> None:
+    def native() -> None:
         raise TargetError("this machine is vax")
 
-    monkeypatch.setattr(targets, "resolve", resolve)
+    monkeypatch.setattr(targets, "native", native)
     findings = doctor.examine()
     assert finding(findings, "CPU").value == "this machine is vax"
     assert not [one for one in findings if "peak" in one.subject]

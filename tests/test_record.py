@@ -26,7 +26,7 @@ from convtune.record import (
     winner,
 )
 from convtune.spec import ConvSpec
-from convtune.targets import Target
+from convtune.targets import CpuTarget
 
 
 def data(**changes: Any) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_a_record_is_read_back_equal(times: list[float], knobs: dict[str, Any], 
 
 
 def test_a_targets_facts_are_accepted() -> None:
-    native = Target(
+    native = CpuTarget(
         name="t", family="x86", model="m", mcpu="znver5", triple="x86_64-linux-gnu", features=(), machine="x86_64",
         required_features=(), vector_bytes=64, vector_registers=32, threads=2, l1d_bytes=1, l2_bytes=1, l3_bytes=1,
         is_host=False,

@@ -30,7 +30,7 @@ from convtune.runtime import packing
 from convtune.space import Space
 from convtune.spec import ConvSpec, count
 
-SPACES = (deformable_gather, space.known()[space.FALLBACK])
+SPACES = (deformable_gather, space.get("fallback"))
 LAYERS = tuple(
     ConvSpec.parse("deformable," + text + layout)
     for text in (

@@ -20,7 +20,7 @@ from convtune.errors import BuildError, ConvtuneError, KernelError, MeasureError
 
 if TYPE_CHECKING:
     from convtune.compiler import Compiler, Package
-    from convtune.targets import Target
+    from convtune.targets import CpuTarget, Target
     from convtune.workloads import Workload
 
 _REPEATS = 10
@@ -151,7 +151,7 @@ def _compile(compiler: Compiler, output: Output, label: str) -> Compiled:
     return Compiled(output, package, _time_us(package, compiler.target) if compiler.target.is_host else None)
 
 
-def _time_us(package: Package, target: Target) -> float:
+def _time_us(package: Package, target: CpuTarget) -> float:
     import statistics
 
     from convtune.runtime import CompiledConv
@@ -176,9 +176,7 @@ def _write(entry: Compiled) -> None:
 
 
 def _unverified(target: Target) -> str:
-    from convtune.targets import host
-
-    return f"not verified: {host.current().why_not(target.model, target.machine, target.required_features)}"
+    return f"not verified: {target.why_not_here()}"
 
 
 def _text(compiled: Sequence[Compiled], target: Target) -> str:
@@ -207,7 +205,7 @@ def _text(compiled: Sequence[Compiled], target: Target) -> str:
         lines += [f"  package     {entry.output.directory}", ""]
     if any(entry.failure for entry in compiled):
         lines.append("nothing was written, because some failed")
-    return "\n".join([*lines, tables.machine(target), tables.versions()])
+    return "\n".join([*lines, target.description, tables.versions()])
 
 
 def _data(compiled: Sequence[Compiled], target: Target, accuracy: str, invocation: Invocation) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def _targets() -> Rows:
             "runs_here": target.is_host,
         }
         for target in targets.known()
+        if isinstance(target, targets.CpuTarget)
     ]
 
 

@@ -13,7 +13,7 @@ from convtune.record import installed_versions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from convtune.targets import Target
+    from convtune.targets import CpuTarget
     from convtune.tuner import TuneResult
     from convtune.workloads import Workload
 
@@ -126,7 +126,7 @@ class Total:
 @dataclass(frozen=True)
 class Summary:
     layers: Sequence[Layer]
-    target: Target
+    target: CpuTarget
     peak: Peak
     log: Path
     command: str
@@ -186,7 +186,7 @@ class Summary:
         peak = f"{self.peak.gflops:.0f} GFLOP/s (before {self.peak.before:.0f}, after {self.peak.after:.0f})"
         return [
             *told,
-            f"{tables.machine(self.target)}; FMA peak measured in this run: {peak}",
+            f"{self.target.description}; FMA peak measured in this run: {peak}",
             f"{tables.versions()}; log {self.log}",
             self.command,
         ]

@@ -13,7 +13,6 @@ import click
 from convtune.record import installed_versions
 
 if TYPE_CHECKING:
-    from convtune.targets import Target
     from convtune.workloads import Workload
 
 NOTHING = "-"
@@ -110,12 +109,6 @@ def short_names(workloads: Sequence[Workload]) -> tuple[str, list[str]]:
     if len(networks) != 1 or "," in names[0]:
         return "", names
     return networks.pop(), [name.rpartition("/")[2] for name in names]
-
-
-def machine(target: Target) -> str:
-    """What a table was measured on, or compiled for."""
-    threads = plural(target.threads, "thread")
-    return f"{target.model}, {threads}" if target.name == target.model else f"{target.model}, {threads} ({target.name})"
 
 
 def versions() -> str:

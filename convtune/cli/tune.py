@@ -15,7 +15,7 @@ from convtune.cli import options, progress, tables
 from convtune.cli.application import DONE, FAILED, INTERRUPTED, Invocation, one_line
 from convtune.cli.notices import warn_of
 from convtune.cli.stages import with_stages
-from convtune.errors import BuildError, LogError, MeasureError, ScheduleError, VerifyError
+from convtune.errors import BuildError, LogError, MeasureError, ScheduleError, TargetError, VerifyError
 from convtune.tuner import ENGINES
 
 if TYPE_CHECKING:
@@ -73,12 +73,15 @@ def command(
     """
     from convtune import probe, targets
     from convtune.cli.summary import Peak, Summary
+    from convtune.targets import CpuTarget
     from convtune.tuner import Tuner
     from convtune.workloads import parse
 
     named = parse(workloads, layout)
     layers = distinct(with_stages(named) if stages else named)
     machine = targets.resolve(target, threads)
+    if not isinstance(machine, CpuTarget):
+        raise TargetError(f"target {machine.name!r}: this version tunes for CPUs only")
     with Tuner(machine, log, accuracy=accuracy, seed=seed, engine=engine) as tuner:
         warn_of(tuner.log.problems)
         before = probe.fma_peak_gflops(machine)

@@ -161,12 +161,10 @@ def packages_in(directory: Path) -> list[Path]:
 
 def _runnable(target: str, threads: int | None) -> Target:
     from convtune import targets
-    from convtune.targets import host
 
     machine = targets.resolve(target, threads)
     if not machine.is_host:
-        why = host.current().why_not(machine.model, machine.machine, machine.required_features)
-        raise TargetError(f"target {machine.name!r} cannot be verified here: {why}")
+        raise TargetError(f"target {machine.name!r} cannot be verified here: {machine.why_not_here()}")
     return machine
 
 

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convtune.space import Candidate, Knobs, KnobValue, Space, enumerate_candidates
 
@@ -22,7 +22,7 @@ MOST_ENUMERATED = 20_000  # combinations of knobs; `allows` costs microseconds e
 class Domain:
     """A space's knobs for one spec and target. values: each knob's values, in order."""
 
-    def __init__(self, space: Space, spec: ConvSpec, target: Target) -> None:
+    def __init__(self, space: Space[Any], spec: ConvSpec, target: Target) -> None:
         self.space, self._spec, self._target = space, spec, target
         self.values: Mapping[str, tuple[KnobValue, ...]] = dict(space.knobs(spec, target))
 
@@ -98,7 +98,7 @@ class Domain:
 
 
 @functools.lru_cache(maxsize=4096)
-def default_knobs(space: Space, spec: ConvSpec, target: Target) -> Knobs:
+def default_knobs(space: Space[Any], spec: ConvSpec, target: Target) -> Knobs:
     """`space.default`, remembered: it may look at every candidate, and the model asks it for every spec of a log."""
     return space.default(spec, target)
 

@@ -98,9 +98,8 @@ class Encoder:
             columns[f"{knob}={word}"] = _column(candidate.knobs.get(knob) == word for candidate in candidates)
         numbers = {knob: _column(_number(c.knobs.get(knob)) for c in candidates) for knob in self._numeric}
         columns |= numbers
-        # a vector's lanes on the record's own machine
-        lanes = int(facts.get("vector_bytes", self._target.vector_bytes)) // 4
-        columns |= _tilings(extents(spec), lanes, numbers)
+        # a vector's lanes on the record's own machine; a GPU has none
+        columns |= _tilings(extents(spec), int(facts.get("vector_bytes", 4)) // 4, numbers)
         if facts.get("fingerprint") == self._target.fingerprint:
             columns |= self._of_this_target(spec, candidates, numbers)
         return columns
@@ -127,7 +126,7 @@ def _tilings(sizes: Mapping[str, int], lanes: int, numbers: Columns) -> Columns:
         axis = knob.split("_")[0]
         if axis not in sizes:
             continue
-        for unit, width in (("", 1), (" vectors", lanes)) if axis in ("ic", "oc") else (("", 1),):
+        for unit, width in (("", 1), (" vectors", lanes)) if axis in ("ic", "oc") and lanes > 1 else (("", 1),):
             step = np.maximum(value * width, 1)
             tiles = np.ceil(sizes[axis] / step)
             columns[f"{knob}{unit}: tiles"] = tiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convtune.search.domain import Domain
 from convtune.search.propose import Proposer
@@ -42,7 +42,7 @@ class Search:
         self,
         spec: ConvSpec,
         target: Target,
-        spaces: Sequence[Space],
+        spaces: Sequence[Space[Any]],
         *,
         history: Iterable[Record] = (),
         knowledge: Iterable[Record] = (),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convtune.record import winner
 from convtune.search.domain import Domain
@@ -43,7 +43,7 @@ def nearest(
     spec: ConvSpec,
     target: Target,
     records: Iterable[Record],
-    *spaces: Space,
+    *spaces: Space[Any],
     max_error: float | None = None,
     origin: str = "measured",
 ) -> Candidate | None:
@@ -55,7 +55,7 @@ def nearest(
     return None if found is None else fitted(found, spec, target, *spaces)
 
 
-def fitted(found: Record, spec: ConvSpec, target: Target, *spaces: Space) -> Candidate | None:
+def fitted(found: Record, spec: ConvSpec, target: Target, *spaces: Space[Any]) -> Candidate | None:
     """A record's candidate, of one of the spaces, with its knobs snapped to this spec's domain; None where none fit."""
     space = next(space for space in spaces if space.name == found.candidate.space)
     return Domain(space, spec, target).snap(found.candidate.knobs)
@@ -65,7 +65,7 @@ def nearest_winner(
     spec: ConvSpec,
     target: Target,
     records: Iterable[Record],
-    *spaces: Space,
+    *spaces: Space[Any],
     max_error: float | None = None,
     origin: str = "measured",
 ) -> Record | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from convtune.discovery import discover
 from convtune.errors import TargetError, UnknownNameError
 from convtune.targets import document
 from convtune.targets.base import Family, Target
+from convtune.targets.cpu import CpuFamily, CpuTarget
+from convtune.targets.gpu import GpuTarget
 from convtune.targets.host import Host, current
 
-__all__ = ["Family", "Target", "families", "known", "resolve"]
+__all__ = ["CpuTarget", "Family", "GpuTarget", "Target", "families", "known", "native", "resolve"]
 
 NATIVE = ("native", "host")
 PLANNED = ("arm", "arm64", "aarch64", "cuda", "gpu")
@@ -31,7 +34,7 @@ def resolve(text: str, threads: int | None = None) -> Target:
     if document.is_document(text):
         return _from_document(text, host, threads)
     if text in NATIVE:
-        return _host_family(host).native(host, threads)
+        return native(threads)
     for family in families().values():
         if text == family.name:
             return family.native(host, threads)
@@ -42,11 +45,27 @@ def resolve(text: str, threads: int | None = None) -> Target:
     raise UnknownNameError("target", text, _names())
 
 
-def known() -> list[Target]:
-    """The machine at hand, where its family is known, then every named CPU."""
+def native(threads: int | None = None) -> CpuTarget:
+    """The CPU of the machine at hand; raises TargetError as `resolve` does."""
     host = current()
-    targets = [f.native(host, None) for f in families().values() if host.machine in f.machines and host.flags]
-    return targets + [f.named(name, host, None) for f in families().values() for name in f.names()]
+    cpus = [family for family in families().values() if isinstance(family, CpuFamily)]
+    for family in cpus:
+        if host.machine in family.machines:
+            return family.native(host, threads)
+    raise TargetError(
+        f"target 'native': this machine is {host.machine}, and this version compiles for "
+        f"{', '.join(family.name for family in cpus)} only; name a CPU to compile for it from here"
+    )
+
+
+def known() -> list[Target]:
+    """The machine at hand, where its family is known, then every named processor."""
+    host = current()
+    found: list[Target] = []
+    for family in families().values():
+        with contextlib.suppress(TargetError):  # this machine is none of that family
+            found.append(family.native(host, None))
+    return found + [family.named(name, host, None) for family in families().values() for name in family.names()]
 
 
 def families() -> Mapping[str, Family]:
@@ -58,21 +77,11 @@ def _names() -> list[str]:
     return [*NATIVE[:1], *families(), *(name for family in families().values() for name in family.names())]
 
 
-def _host_family(host: Host) -> Family:
-    for family in families().values():
-        if host.machine in family.machines:
-            return family
-    raise TargetError(
-        f"target 'native': this machine is {host.machine}, and this version compiles for {', '.join(families())} "
-        "only; name a CPU to compile for it from here"
-    )
-
-
 def _from_document(text: str, host: Host, threads: int | None) -> Target:
     fields = document.load(text)
     base = None
     for family in families().values():
-        if fields["mcpu"] in family.names():
+        if isinstance(family, CpuFamily) and fields["mcpu"] in family.names():
             base = family.named(fields["mcpu"], host, None)
     target = document.build(fields, base, host, threads)
     if target.family not in families():

@@ -1,32 +1,26 @@
-"""Target: the machine compiled for, as the facts that schedules and records need."""
+"""Target: the machine compiled for, as what every part of convtune may ask of a CPU and of a GPU alike."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from convtune.errors import TargetError
-from convtune.targets.host import MAX_THREADS
 
 if TYPE_CHECKING:
     from convtune.targets.host import Host
 
 
-@dataclass(frozen=True)
-class Target:
-    """A machine. Schedules take every width and size from here and hold no ISA constant of their own.
+@dataclass(frozen=True, kw_only=True)
+class Target(ABC):
+    """A machine. What schedules need to know of it is in the subclass for its kind.
 
     name: as given to --target. family: "x86", "arm" or "cuda". model: the processor's name, for people.
-    mcpu, triple, features: for LLVM (features as "+avx2", "-sse4a"; empty where mcpu says it all).
-    machine: as platform.machine() prints it. required_features: /proc/cpuinfo names without which code must not run.
-    vector_bytes, vector_registers: of the widest vectors used. threads: kernels run on so many cores.
-    l1d_bytes, l2_bytes: of one core. l3_bytes: of one L3, shared by some cores; 0 where there is none.
     is_host: kernels can be run and timed on this machine.
 
     Raises:
@@ -36,100 +30,51 @@ class Target:
     name: str
     family: str
     model: str
-    mcpu: str
-    triple: str
-    features: tuple[str, ...]
-    machine: str
-    required_features: tuple[str, ...]
-    vector_bytes: int
-    vector_registers: int
-    threads: int
-    l1d_bytes: int
-    l2_bytes: int
-    l3_bytes: int
     is_host: bool
 
+    origins: ClassVar[tuple[str, ...]] = ("measured",)
+    """Of the times by which schedules are chosen for such a machine, those to believe first."""
+
     def __post_init__(self) -> None:
-        for field in ("name", "family", "model", "mcpu", "triple", "machine"):
+        for field in ("name", "family", "model"):
             if not getattr(self, field):
                 raise TargetError(f"target {self.name!r}: {field} is empty")
-        if not 1 <= self.threads <= MAX_THREADS:
-            raise TargetError(f"target {self.name!r}: threads is {self.threads}; allowed: 1 to {MAX_THREADS}")
-        for field in ("vector_bytes", "vector_registers", "l1d_bytes", "l2_bytes"):
-            if getattr(self, field) < 1:
-                raise TargetError(f"target {self.name!r}: {field} is {getattr(self, field)}; allowed: 1 and up")
-        if self.l3_bytes < 0:
-            raise TargetError(f"target {self.name!r}: l3_bytes is {self.l3_bytes}; allowed: 0 (no L3) and up")
-        if self.vector_bytes < 4 or self.vector_bytes & (self.vector_bytes - 1):
-            raise TargetError(
-                f"target {self.name!r}: vector_bytes is {self.vector_bytes}; allowed: 4, 8, 16, 32, 64, …"
-            )
-        for feature in self.features:
-            if not re.fullmatch(r"[+-][\w.-]+", feature):
-                raise TargetError(
-                    f'target {self.name!r}: feature {feature!r}; allowed: "+name" or "-name", LLVM\'s name'
-                )
-
-    @property
-    def lanes(self) -> int:
-        """float32 elements in a vector."""
-        return self.vector_bytes // 4
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Equal for machines on which one kernel's time means the same: processor, code generation, threads."""
-        key = [self.family, self.model, self.mcpu, self.features, self.threads]
-        return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        """Equal for machines on which one kernel's time means the same."""
+        return hashlib.sha256(json.dumps(self._identity()).encode()).hexdigest()[:16]
 
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """The machine in a few words, for the end of a table."""
+
+    @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What a record keeps of the target."""
-        return {
-            "name": self.name,
-            "family": self.family,
-            "model": self.model,
-            "mcpu": self.mcpu,
-            "features": list(self.features),
-            "vector_bytes": self.vector_bytes,
-            "threads": self.threads,
-            "fingerprint": self.fingerprint,
-        }
 
+    @abstractmethod
     def to_tvm(self) -> Any:
-        """The tvm.target.Target that generates code for this machine.
+        """The tvm.target.Target that generates code for this machine; raises TargetError where TVM cannot."""
 
-        Raises:
-            TargetError: LLVM does not know the mcpu.
-        """
-        import tvm
+    @abstractmethod
+    def why_not_here(self) -> str:
+        """Why kernels of a target that is not this machine do not run, or are not timed, here."""
 
-        config: dict[str, Any] = {
-            "kind": "llvm",
-            "mcpu": self.mcpu,
-            "mtriple": self.triple,
-            "num-cores": self.threads,
-        }
-        if self.mcpu not in _llvm_cpus(self.triple):
-            # TVM 0.27 prints an error here and goes on with generic code.
-            raise TargetError(f"target {self.name!r}: LLVM knows no CPU {self.mcpu!r} for {self.triple}")
-        if self.features:
-            config["mattr"] = list(self.features)
-        return tvm.target.Target(config)
+    @abstractmethod
+    def distance(self, facts: Mapping[str, Any]) -> float:
+        """How unlike the machine of a record's facts this one is; infinite where its winners do not suit this one."""
 
-
-@functools.cache
-def _llvm_cpus(triple: str) -> frozenset[str]:
-    import tvm
-
-    list_cpus = tvm.get_global_func("target.llvm_get_cpu_archlist")
-    return frozenset(map(str, list_cpus(tvm.target.Target({"kind": "llvm", "mtriple": triple}))))
+    @abstractmethod
+    def _identity(self) -> Sequence[object]:
+        """What the fingerprint is made of."""
 
 
 class Family(ABC):
     """Processors that one set of facts describes. A family is one file with one instance, found by discovery."""
 
     name: str
-    machines: tuple[str, ...]
-    """What platform.machine() prints on hosts of this family."""
 
     @abstractmethod
     def names(self) -> Sequence[str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from convtune.errors import TargetError
-from convtune.targets.base import Target
+from convtune.targets.cpu import CpuTarget
 from convtune.targets.host import Host
 
-_FIELDS = {f.name: str(f.type) for f in dataclasses.fields(Target) if f.name != "is_host"}
+_FIELDS = {f.name: str(f.type) for f in dataclasses.fields(CpuTarget) if f.name != "is_host"}
 
 
 def is_document(text: str) -> bool:
@@ -48,7 +48,7 @@ def load(text: str) -> dict[str, Any]:
     return {key: _typed(source, key, value) for key, value in document.items()}
 
 
-def build(document: Mapping[str, Any], base: Target | None, host: Host, threads: int | None) -> Target:
+def build(document: Mapping[str, Any], base: CpuTarget | None, host: Host, threads: int | None) -> CpuTarget:
     """The target of a document; what it leaves out is as in `base`, the named target with its mcpu.
 
     The model is the host's where the host can run it, unless the document says otherwise. Another model than the
@@ -66,7 +66,7 @@ def build(document: Mapping[str, Any], base: Target | None, host: Host, threads:
         raise TargetError(f"target {values['name']!r}: missing {', '.join(missing)}; only known CPUs need not give all")
     runs_here = not host.lacks(values["machine"], values["required_features"])
     values["model"] = document.get("model", host.title if runs_here else values["mcpu"])
-    return Target(**values, is_host=runs_here and values["model"] == host.title)
+    return CpuTarget(**values, is_host=runs_here and values["model"] == host.title)
 
 
 def _typed(source: str, key: str, value: Any) -> Any:

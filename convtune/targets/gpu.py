@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+from convtune.errors import TargetError
+from convtune.targets.base import Target
 
 WARP = 32
 REGISTERS_PER_THREAD = 255
 STATIC_SHARED_BYTES = 48 << 10
 """Shared memory that a kernel may declare; what is above it must be dynamic, on every arch."""
 
+FACTS = (
+    *("sms", "clock_mhz", "dram_gbs", "l2_bytes", "shared_per_sm", "shared_per_block", "shared_reserved"),
+    *("registers_per_sm", "threads_per_sm", "blocks_per_sm", "fp32_lanes", "fp16_tensor_lanes"),
+)
+"""The fields of GpuTarget that are numbers."""
+
 _REGISTER_UNIT = 256  # registers are given to a warp in units of so many
 _WARP_UNIT = 4  # and to a block's warps in units of so many, one for each of the SM's partitions
 
 
-@dataclass(frozen=True)
-class GpuTarget:
+@dataclass(frozen=True, kw_only=True)
+class GpuTarget(Target):
     """A CUDA GPU.
 
-    name: as given to --target. model: the GPU's name, for people. arch: for nvcc, such as "sm_80".
+    arch: for nvcc, such as "sm_80".
     sms: streaming multiprocessors. clock_mhz: boost. dram_gbs: GB/s of its memory. l2_bytes: of the whole GPU.
     shared_per_sm, shared_per_block: bytes of shared memory, at most; shared_reserved: what the system takes of each
     block's. registers_per_sm: of 32 bits. threads_per_sm, blocks_per_sm: resident at most.
     fp32_lanes: float32 multiply-adds per SM and clock. fp16_tensor_lanes: float16 multiply-adds of the Tensor Cores per
     SM and clock, with float32 sums.
-    is_host: the GPU is in this machine.
+
+    Raises:
+        TargetError: a field's value is impossible.
     """
 
-    name: str
-    model: str
+    family: str = "cuda"
     arch: str
     sms: int
     clock_mhz: int
@@ -42,13 +55,23 @@ class GpuTarget:
     blocks_per_sm: int
     fp32_lanes: int
     fp16_tensor_lanes: int
-    is_host: bool
-    family: str = "cuda"
+
+    origins: ClassVar[tuple[str, ...]] = ("measured", "estimated")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"sm_\d+[af]?", self.arch):
+            raise TargetError(f"target {self.name!r}: arch is {self.arch!r}; allowed: sm_ and a number, such as sm_80")
+        for field in FACTS:
+            value = getattr(self, field)
+            least = 0 if field in ("shared_reserved", "fp16_tensor_lanes") else 1
+            if not least <= value < math.inf:
+                raise TargetError(f"target {self.name!r}: {field} is {value}; allowed: {least} and up")
 
     @property
     def compute(self) -> int:
         """The arch as a number, such as 80."""
-        return int(self.arch.removeprefix("sm_").rstrip("af"))
+        return compute(self.arch)
 
     @property
     def has_async_copy(self) -> bool:
@@ -80,6 +103,27 @@ class GpuTarget:
         by_shared = self.shared_per_sm // shared if shared else self.blocks_per_sm
         return min(self.blocks_per_sm, self.threads_per_sm // WARP // warps, warps_by_registers // warps, by_shared)
 
+    @property
+    def description(self) -> str:
+        return f"{self.model}, {self.arch} ({self.name})"
+
+    def facts(self) -> dict[str, Any]:
+        texts = {"name": self.name, "family": self.family, "model": self.model, "arch": self.arch}
+        return {**texts, **{field: getattr(self, field) for field in FACTS}, "fingerprint": self.fingerprint}
+
+    def why_not_here(self) -> str:
+        return f"it is {self.model}, and this machine has no such GPU"
+
+    def distance(self, facts: Mapping[str, Any]) -> float:
+        """In generations, and doublings of the number of SMs; what suits an older arch suits a newer one."""
+        if facts["family"] != self.family or compute(facts["arch"]) > self.compute:
+            return math.inf
+        return (self.compute - compute(facts["arch"])) / 10 + abs(math.log2(facts["sms"] / self.sms))
+
+    def _identity(self) -> Sequence[object]:
+        # an estimate follows from these facts, and so does what may differ between two GPUs of one name
+        return [self.family, self.model, self.arch, *(getattr(self, field) for field in FACTS)]
+
     def to_tvm(self) -> Any:
         """The tvm.target.Target that generates CUDA C for this GPU. Without arch TVM would take sm_50 silently."""
         import tvm
@@ -94,3 +138,8 @@ class GpuTarget:
             "max_num_threads": 1024,
         }
         return tvm.target.Target(config, host={"kind": "llvm"})
+
+
+def compute(arch: str) -> int:
+    """An arch such as "sm_80" or "sm_90a" as a number."""
+    return int(arch.removeprefix("sm_").rstrip("af"))

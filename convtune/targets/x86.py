@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from convtune.errors import TargetError
-from convtune.targets.base import Family, Target
+from convtune.targets.cpu import CpuFamily, CpuTarget
 from convtune.targets.host import Host, choose_threads
 
 SAME_NAMES = (
@@ -120,7 +120,7 @@ CPUS: Mapping[str, Cpu] = {
 LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")
 
 
-class X86(Family):
+class X86(CpuFamily):
     """x86-64 processors from any vendor."""
 
     name = "x86"
@@ -129,7 +129,7 @@ class X86(Family):
     def names(self) -> Sequence[str]:
         return tuple(CPUS)
 
-    def native(self, host: Host, threads: int | None) -> Target:
+    def native(self, host: Host, threads: int | None) -> CpuTarget:
         if host.machine not in self.machines:
             raise TargetError(
                 f"target 'x86': this machine is {host.machine}; name the CPU to compile for: {', '.join(LEVELS)}, …"
@@ -143,7 +143,7 @@ class X86(Family):
         features = [f"+{name}" for name in present - cpu.features] + [f"-{name}" for name in cpu.features - present]
         return _target("native", cpu, present, sorted(features), host, threads)
 
-    def named(self, name: str, host: Host, threads: int | None) -> Target:
+    def named(self, name: str, host: Host, threads: int | None) -> CpuTarget:
         return _target(name, CPUS[name], CPUS[name].features, [], host, threads)
 
 
@@ -167,14 +167,16 @@ def _flags(features: Iterable[str]) -> frozenset[str]:
     return frozenset(CPUINFO_NAMES[name] for name in features)
 
 
-def _target(name: str, cpu: Cpu, has: frozenset[str], features: list[str], host: Host, threads: int | None) -> Target:
+def _target(
+    name: str, cpu: Cpu, has: frozenset[str], features: list[str], host: Host, threads: int | None
+) -> CpuTarget:
     """The target with LLVM features `has`, which are those of `cpu` changed by `features`."""
     required = tuple(sorted(_flags(has)))
     is_host = not host.lacks("x86_64", required)
     wide = "avx512f" in has
     # For Intel's CPUs LLVM vectorises plain loops with half vectors; AMD's do not have this feature there.
     tuning = ["-prefer-256-bit"] if wide and cpu.vendor != AMD else []
-    return Target(
+    return CpuTarget(
         name=name,
         family=FAMILY.name,
         model=host.title if is_host else cpu.name,

@@ -1,0 +1,143 @@
+"""CpuTarget: a CPU as the facts that schedules and records need."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune.errors import TargetError
+from convtune.targets.base import Family, Target
+from convtune.targets.host import MAX_THREADS, current
+
+if TYPE_CHECKING:
+    from convtune.targets.host import Host
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuTarget(Target):
+    """A CPU. Schedules take every width and size from here and hold no ISA constant of their own.
+
+    mcpu, triple, features: for LLVM (features as "+avx2", "-sse4a"; empty where mcpu says it all).
+    machine: as platform.machine() prints it. required_features: /proc/cpuinfo names without which code must not run.
+    vector_bytes, vector_registers: of the widest vectors used. threads: kernels run on so many cores.
+    l1d_bytes, l2_bytes: of one core. l3_bytes: of one L3, shared by some cores; 0 where there is none.
+
+    Raises:
+        TargetError: a field's value is impossible.
+    """
+
+    mcpu: str
+    triple: str
+    features: tuple[str, ...]
+    machine: str
+    required_features: tuple[str, ...]
+    vector_bytes: int
+    vector_registers: int
+    threads: int
+    l1d_bytes: int
+    l2_bytes: int
+    l3_bytes: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("mcpu", "triple", "machine"):
+            if not getattr(self, field):
+                raise TargetError(f"target {self.name!r}: {field} is empty")
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise TargetError(f"target {self.name!r}: threads is {self.threads}; allowed: 1 to {MAX_THREADS}")
+        for field in ("vector_bytes", "vector_registers", "l1d_bytes", "l2_bytes"):
+            if getattr(self, field) < 1:
+                raise TargetError(f"target {self.name!r}: {field} is {getattr(self, field)}; allowed: 1 and up")
+        if self.l3_bytes < 0:
+            raise TargetError(f"target {self.name!r}: l3_bytes is {self.l3_bytes}; allowed: 0 (no L3) and up")
+        if self.vector_bytes < 4 or self.vector_bytes & (self.vector_bytes - 1):
+            raise TargetError(
+                f"target {self.name!r}: vector_bytes is {self.vector_bytes}; allowed: 4, 8, 16, 32, 64, …"
+            )
+        for feature in self.features:
+            if not re.fullmatch(r"[+-][\w.-]+", feature):
+                raise TargetError(
+                    f'target {self.name!r}: feature {feature!r}; allowed: "+name" or "-name", LLVM\'s name'
+                )
+
+    @property
+    def lanes(self) -> int:
+        """float32 elements in a vector."""
+        return self.vector_bytes // 4
+
+    @property
+    def description(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.model}, {threads}" + ("" if self.name == self.model else f" ({self.name})")
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "family": self.family,
+            "model": self.model,
+            "mcpu": self.mcpu,
+            "features": list(self.features),
+            "vector_bytes": self.vector_bytes,
+            "threads": self.threads,
+            "fingerprint": self.fingerprint,
+        }
+
+    def to_tvm(self) -> Any:
+        """The tvm.target.Target that generates code for this machine.
+
+        Raises:
+            TargetError: LLVM does not know the mcpu.
+        """
+        import tvm
+
+        config: dict[str, Any] = {
+            "kind": "llvm",
+            "mcpu": self.mcpu,
+            "mtriple": self.triple,
+            "num-cores": self.threads,
+        }
+        if self.mcpu not in _llvm_cpus(self.triple):
+            # TVM 0.27 prints an error here and goes on with generic code.
+            raise TargetError(f"target {self.name!r}: LLVM knows no CPU {self.mcpu!r} for {self.triple}")
+        if self.features:
+            config["mattr"] = list(self.features)
+        return tvm.target.Target(config)
+
+    def why_not_here(self) -> str:
+        return current().why_not(self.model, self.machine, self.required_features)
+
+    def distance(self, facts: Mapping[str, Any]) -> float:
+        """In threads; a schedule's tiles suit machines of the family with as wide vectors."""
+        if facts["family"] != self.family or facts["vector_bytes"] != self.vector_bytes:
+            return math.inf
+        return abs(int(facts["threads"]) - self.threads)
+
+    def _identity(self) -> Sequence[object]:
+        # processor, code generation, threads
+        return [self.family, self.model, self.mcpu, self.features, self.threads]
+
+
+@functools.cache
+def _llvm_cpus(triple: str) -> frozenset[str]:
+    import tvm
+
+    list_cpus = tvm.get_global_func("target.llvm_get_cpu_archlist")
+    return frozenset(map(str, list_cpus(tvm.target.Target({"kind": "llvm", "mtriple": triple}))))
+
+
+class CpuFamily(Family):
+    """CPUs of one instruction set."""
+
+    machines: tuple[str, ...]
+    """What platform.machine() prints on hosts of this family."""
+
+    @abstractmethod
+    def native(self, host: Host, threads: int | None) -> CpuTarget: ...
+
+    @abstractmethod
+    def named(self, name: str, host: Host, threads: int | None) -> CpuTarget: ...
