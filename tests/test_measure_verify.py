@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from convtune.compiler import arguments
 from convtune.measure.guards import OUTSIDE, UNWRITTEN, Guarded
 from convtune.measure.pieces import PIECE
-from convtune.measure.verify import Verdict, largest_error, verify
+from convtune.measure.verify import Verdict, largest_error, verify, verify_part
 from convtune.spec import ConvSpec
 
 Arrays = Sequence[np.ndarray]
@@ -239,3 +239,35 @@ def test_an_error_at_the_limit_passes_and_above_it_fails() -> None:
     assert error is not None
     assert verdict(off, limit=error).problem == ""
     assert verdict(off, limit=np.nextafter(error, 0)).problem.startswith("wrong result")
+
+
+def part(action: Callable[[np.ndarray, np.ndarray], Any]) -> Verdict:
+    """Of a kernel that computes the first five elements of y, and then does as it likes."""
+
+    def kernel(arrays: Arrays) -> None:
+        x, y = arrays
+        y.flat[:5] = 2 * x.flat[:5]
+        action(x, y)
+
+    return verify_part(Scripted(kernel), {"x": X}, RIGHT, 1e-6, alignment=64)
+
+
+def test_a_part_of_the_output_is_compared_where_it_was_written() -> None:
+    found = part(lambda x, y: None)
+    assert (found.problem, found.overran) == ("", False)
+    assert found.error is not None
+    assert found.error < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("action", "problem"),
+    [
+        (lambda x, y: poke(y, 3, 0), "wrong result: error"),
+        (lambda x, y: poke(y, 3, OUTSIDE), "read outside an array: error nan"),
+        (lambda x, y: poke(y, 21, 0), "wrote outside y: 1 element after its end"),
+        (lambda x, y: poke(x, 2, 0), "changed its input x: 1 of 21 elements"),
+        (lambda x, y: y.view(np.uint32).fill(UNWRITTEN), "wrote nothing of its output"),
+    ],
+)
+def test_a_wrong_part_is_told_what_is_wrong(action: Callable[..., Any], problem: str) -> None:
+    assert part(action).problem.startswith(problem)

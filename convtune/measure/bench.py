@@ -5,24 +5,24 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from convtune import linker
 from convtune.errors import MeasureError, TargetError
 from convtune.measure.builder import Builder, BuildRequest, Library
 from convtune.measure.device import Compare, Device, Measure, Measurement, Prepare
 from convtune.measure.home import Home
-from convtune.measure.worker import MEMORY_BYTES, Pool, Reply
+from convtune.measure.worker import MEMORY_BYTES, Pool, Reply, Service
 from convtune.paths import cache_dir
 
 if TYPE_CHECKING:
     from convtune.space import Candidate
     from convtune.spec import ConvSpec
-    from convtune.targets import Target
+    from convtune.targets import CpuTarget
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Outcome:
     """What came of a candidate, as a record keeps it.
 
     status: "ok", "wrong", "build_error", "timeout", "crash", "out_of_memory" or "error". message: why it is not ok.
-    error: max |y - reference| / max |reference|, None where there is no finite one. times_us: all repeats, in order.
+    error: max |y - reference| / max |reference|, None where there is no finite one. times_us: all repeats, in order,
+    or an estimate. resources: of a GPU's kernels, as `record.Record` has them.
     """
 
     status: str
@@ -87,7 +88,7 @@ class Bench:
     directory: where its temporary directory goes; None: the system's place. seed: of the operands.
     """
 
-    target: Target
+    target: CpuTarget
     directory: Path | None = None
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
@@ -106,7 +107,7 @@ class Bench:
     def start(self) -> None:
         """Starts all workers without waiting; otherwise they start when they are needed."""
         self._builders.start()
-        if self.target.is_host:
+        if self.runs:
             self._device.start()
 
     def build(self, spec: ConvSpec, candidates: Sequence[Candidate]) -> list[Built]:
@@ -140,26 +141,34 @@ class Bench:
             MeasureError: the device worker does not start, or the reference cannot be computed.
             TargetError: the target is not this machine.
         """
-        return self._outcome(spec, built, limit, best_us, timed=True)
+        return self._outcome(spec, built, lambda library: self._timing(spec, library, limit, best_us))
 
     def verify(self, spec: ConvSpec, built: Built, limit: float) -> Outcome:
         """As `measure`, without times: a status of "ok" says that the kernel is right."""
-        return self._outcome(spec, built, limit, None, timed=False)
+        return self._outcome(spec, built, lambda library: self._verifying(spec, library, limit))
 
-    def _outcome(self, spec: ConvSpec, built: Built, limit: float, best_us: float | None, timed: bool) -> Outcome:
+    def _timing(self, spec: ConvSpec, library: Library, limit: float, best_us: float | None) -> Any:
+        """The request to the device worker that `measure` makes."""
+        return Measure(spec, library.path, library.pack, limit, best_us, timed=True)
+
+    def _verifying(self, spec: ConvSpec, library: Library, limit: float) -> Any:
+        return Measure(spec, library.path, library.pack, limit, None, timed=False)
+
+    def _outcome(self, spec: ConvSpec, built: Built, request: Callable[[Library], Any]) -> Outcome:
         library = built.library
         if library is None:
             return Outcome(built.status, built.message)
         self._prepare(spec)
-        request = Measure(spec, library.path, library.pack, limit, best_us, timed)
-        reply = self._device.call(request, self.limits.device(spec), self.limits.memory(spec))
+        reply = self._device.call(request(library), self.limits.device(spec), self.limits.memory(spec))
+        outcome = Outcome("", build_s=library.build_s, resources=library.resources)
         if reply.status == "ok":
             found: Measurement = reply.value
-            outcome = Outcome(found.status, found.message, found.error, found.times_us, library.build_s)
+            times_us = found.times_us or library.estimates_us if found.status == "ok" else ()
+            outcome = replace(outcome, status=found.status, message=found.message, error=found.error, times_us=times_us)
             if found.suspect:
                 self._device.stop()
         else:
-            outcome = Outcome(reply.status, f"while running: {reply.message}", build_s=library.build_s)
+            outcome = replace(outcome, status=reply.status, message=f"while running: {reply.message}")
         if outcome.status != "ok":
             self.discard(built)
         return outcome
@@ -188,7 +197,7 @@ class Bench:
             shutil.rmtree(built.library.path.parent, ignore_errors=True)
 
     def _prepare(self, spec: ConvSpec) -> None:
-        if not self.target.is_host:
+        if not self.runs:
             raise TargetError(f"target {self.target.name!r} is not this machine, so its kernels cannot be timed here")
         if spec == self._prepared:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from convtune.space import Candidate, PackStep
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
-    from convtune.targets import Target
+    from convtune.targets import CpuTarget, Target
 
 Pack = tuple[tuple[PackStep, ...], ...]
 
@@ -31,18 +32,23 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class Library:
-    """A built kernel: the library, how its weights are packed, and what building it took and gave."""
+    """A built kernel: the library, how its weights are packed, and what building it took and gave.
+
+    resources, estimates_us: of a GPU's kernels; None and nothing elsewhere.
+    """
 
     path: Path
     pack: Pack
     build_s: float
     size_bytes: int
+    resources: Mapping[str, Mapping[str, int]] | None = None
+    estimates_us: tuple[float, ...] = ()
 
 
 class Builder:
     """The service of a build worker: TVM is loaded, and LLVM has compiled once, before the first request comes."""
 
-    def __init__(self, target: Target, cache_dir: Path) -> None:
+    def __init__(self, target: CpuTarget, cache_dir: Path) -> None:
         """cache_dir: of the linker's runtime. Raises TargetError where LLVM does not know the target."""
         self._target, self._cache_dir = target, cache_dir
         self._tvm_target = target.to_tvm()

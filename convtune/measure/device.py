@@ -93,28 +93,37 @@ class Case:
         return {"x": of.x, **weights, **_numbered("bias", of.biases), **of.inputs, **residual}
 
 
+class Cases:
+    """The case of the spec that is worked on."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        """directory: for references. seed: of the operands."""
+        self._directory, self._seed = directory, seed
+        self._last: Case | None = None
+
+    def of(self, spec: ConvSpec) -> Case:
+        """The spec's case, which is made where it is not the last one."""
+        if self._last is None or self._last.spec != spec:
+            self._last = None  # first, so that never two are in memory
+            self._last = Case(spec, self._seed, self._directory)
+        return self._last
+
+
 class Device:
     """The service of the device worker."""
 
     def __init__(self, directory: Path, threads: int, seed: int) -> None:
         """directory: for references. threads: that kernels run on."""
-        self._directory, self._threads, self._seed = directory, threads, seed
-        self._last_case: Case | None = None
+        self._cases, self._threads = Cases(directory, seed), threads
 
     def __call__(self, request: Prepare | Measure | Compare) -> Any:
         """The answer that the request's class names. Raises KernelError where a kernel does not load or run."""
-        case = self._case(request.spec)
+        case = self._cases.of(request.spec)
         if isinstance(request, Measure):
             return self._measure(case, request)
         if isinstance(request, Compare):
             return self._compare(case, request)
         return None
-
-    def _case(self, spec: ConvSpec) -> Case:
-        if self._last_case is None or self._last_case.spec != spec:
-            self._last_case = None  # first, so that never two are in memory
-            self._last_case = Case(spec, self._seed, self._directory)
-        return self._last_case
 
     def _kernel(self, library: Path) -> Kernel:
         kernel = Kernel(library)

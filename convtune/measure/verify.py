@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convtune import codegen
-from convtune.measure.guards import OUTSIDE, Guarded
+from convtune.measure.guards import OUTSIDE, UNWRITTEN, Guarded
 from convtune.measure.pieces import Found, find, largest
 from convtune.runtime.kernel import ALIGNMENT
 
@@ -44,28 +44,60 @@ class Verdict:
     overran: bool = False
 
 
-def verify(kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np.float64], limit: float) -> Verdict:
+def verify(
+    kernel: Runnable,
+    inputs: Mapping[str, Array],
+    reference: NDArray[np.float64],
+    limit: float,
+    alignment: int = codegen.ALIGNMENT,
+) -> Verdict:
     """Runs the kernel twice on guarded copies of its inputs.
 
     At first the arrays start behind a fence, aligned no more than they must be, and scratch memory is full of NaNs;
     then they end at a fence, and it is full of 3.4e38. The kernel must write all of y and nothing else, come within
     `limit` of the reference (max |y - reference| / max |reference|), and give the same bits again, as one whose
     threads race might not.
+
+    alignment: bytes at which arrays may start, besides weights and biases, which packing aligns.
     """
     try:
-        return _verify(kernel, inputs, reference, limit)
+        return _verify(kernel, inputs, reference, limit, alignment)
     finally:
         kernel.fill_scratch(None)
 
 
-def _verify(kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np.float64], limit: float) -> Verdict:
-    y = _run(kernel, inputs, reference.shape, _NAN_BYTE, at_end=False)  # first, as a wide zone behind names more faults
+def verify_part(
+    kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np.float64], limit: float, alignment: int
+) -> Verdict:
+    """As `verify`, in one run, of a kernel that computes some of y: what it leaves unwritten is not compared."""
+    try:
+        run = _run(kernel, inputs, reference.shape, _NAN_BYTE, False, alignment)
+    finally:
+        kernel.fill_scratch(None)
+    if isinstance(run, Verdict):
+        return run
+    y = run.array
+    if run.unwritten().count == y.size:
+        return Verdict("wrote nothing of its output")
+    # as if it were right where it did not write; the reference's float32 is within any limit of the reference
+    y[...] = np.where(y.view(np.uint32) == UNWRITTEN, reference, y)
+    error = largest_error(y, reference)
+    if not error <= limit:
+        return Verdict(_difference(y, reference, error, limit), error if math.isfinite(error) else None)
+    return Verdict("", error, y)
+
+
+def _verify(
+    kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np.float64], limit: float, alignment: int
+) -> Verdict:
+    # first, as a wide zone behind names more faults
+    y = _whole(_run(kernel, inputs, reference.shape, _NAN_BYTE, False, alignment))
     if isinstance(y, Verdict):
         return y
     error = largest_error(y, reference)
     if not error <= limit:
         return Verdict(_difference(y, reference, error, limit), error if math.isfinite(error) else None)
-    again = _run(kernel, inputs, reference.shape, _HUGE_BYTE, at_end=True)
+    again = _whole(_run(kernel, inputs, reference.shape, _HUGE_BYTE, True, alignment))
     if isinstance(again, Verdict):
         return again
     if change := difference_in_bits("y", y, again):
@@ -85,10 +117,15 @@ def difference_in_bits(name: str, expected: Array, array: Array) -> str:
 
 
 def _run(
-    kernel: Runnable, inputs: Mapping[str, Array], shape: tuple[int, ...], scratch_byte: int, at_end: bool
-) -> Verdict | Array:
-    """One run; what it computed, or a verdict if it did to memory what it must not."""
-    alignments = {name: _alignment(name) for name in (*inputs, "y")}
+    kernel: Runnable,
+    inputs: Mapping[str, Array],
+    shape: tuple[int, ...],
+    scratch_byte: int,
+    at_end: bool,
+    alignment: int,
+) -> Verdict | Guarded:
+    """One run; y, or a verdict if it did to memory what it must not."""
+    alignments = {name: ALIGNMENT if _is_packed(name) else alignment for name in (*inputs, "y")}
     arrays = {name: Guarded.copy_of(array, alignments[name], at_end) for name, array in inputs.items()}
     arrays["y"] = Guarded(shape, alignments["y"], at_end)
     kernel.fill_scratch(scratch_byte)
@@ -99,15 +136,20 @@ def _run(
     for name, array in inputs.items():
         if change := difference_in_bits(name, array, arrays[name].array):
             return Verdict(f"changed its input {name}: {change}", overran=True)
-    y, unwritten = arrays["y"].array, arrays["y"].unwritten()
-    if unwritten.count:
-        return Verdict(f"left output unwritten, or read it first: {_elements('y', y, unwritten)}")
-    return y
+    return arrays["y"]
 
 
-def _alignment(name: str) -> int:
-    """Bytes, as in a manifest: packing aligns what it makes, and the rest is where the user has it."""
-    return ALIGNMENT if name.partition("[")[0] in ("weight", "bias") else codegen.ALIGNMENT
+def _whole(run: Verdict | Guarded) -> Verdict | Array:
+    """All of y that a run computed, or why it is not right."""
+    if isinstance(run, Verdict):
+        return run
+    if (unwritten := run.unwritten()).count:
+        return Verdict(f"left output unwritten, or read it first: {_elements('y', run.array, unwritten)}")
+    return run.array
+
+
+def _is_packed(name: str) -> bool:
+    return name.partition("[")[0] in ("weight", "bias")
 
 
 def _difference(y: Array, reference: NDArray[np.float64], error: float, limit: float) -> str:
