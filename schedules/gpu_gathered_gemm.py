@@ -1,0 +1,332 @@
+"""A GEMM whose left matrix a block of threads makes as it goes, in shared memory: tiles, loops and a coarse model.
+
+The rows of the GEMM are the output positions of an image, as one row; its columns are the output channels of a group;
+its depth comes in chunks, each of which lies in shared memory: `col`, that the space computes, and `weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.tiling import ceil_div, round_up
+
+from convtune.expression import Arguments, cube, epilogue
+from convtune.spec import count
+from convtune.targets.gpu import STATIC_SHARED_BYTES, WARP, GpuTarget
+
+if TYPE_CHECKING:
+    from convtune.space import Knobs, KnobValue, PackStep
+    from convtune.spec import ConvSpec
+
+WIDE = 4  # float32 in the widest load of a thread
+SCATTER_PAD = 4  # elements after a row of `col` that is stored across its rows, so that not all fall into one bank
+FEWEST_THREADS, MOST_THREADS = WARP, 512
+WAVEFRONT_CYCLES = 1.0  # of a warp's load from shared memory that meets no conflict
+UNHIDDEN = 0.2  # of the shorter of two things done at a time
+BARRIER_CYCLES = 40.0
+LATENCY_CYCLES = 900.0  # of a chunk: loads from global memory, two barriers, what shared memory takes to answer
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """What a block and each of its threads compute, and how the depth of the sum is cut into chunks.
+
+    The depth is taps * segments * run: `run` channels are made in the same way, such as with the same offsets, and a
+    chunk has `chunk` channels of each of `together` segments.
+    """
+
+    positions: int  # of a block
+    channels: int  # of a block, of one group
+    thread_positions: int
+    thread_channels: int
+    segments: int
+    run: int
+    together: int
+    chunk: int
+    channels_last: bool
+
+    @property
+    def threads(self) -> tuple[int, int]:
+        """Of a block, along y and x: neighbours along x store to neighbouring memory."""
+        across, along = self.positions // self.thread_positions, self.channels // self.thread_channels
+        return (across, along) if self.channels_last else (along, across)
+
+    @property
+    def position_split(self) -> tuple[int, int, int]:
+        """Positions of a block as (part of a thread, thread, vector of a thread)."""
+        return _split(self.positions, self.thread_positions)
+
+    @property
+    def channel_split(self) -> tuple[int, int, int]:
+        """Channels of a block as (part of a thread, thread, vector of a thread)."""
+        return _split(self.channels, self.thread_channels)
+
+    @property
+    def vector(self) -> int:
+        """Channels of `col` that a thread makes side by side."""
+        return gcd(WIDE, gcd(self.run, self.chunk)) if self.channels_last else 1
+
+    @property
+    def outer(self) -> tuple[int, int]:
+        """Chunks of the segments, and of a segment."""
+        return ceil_div(self.segments, self.together), ceil_div(self.run, self.chunk)
+
+    @property
+    def depth(self) -> int:
+        """Channels of a chunk."""
+        return self.together * self.chunk
+
+    @property
+    def registers(self) -> int:
+        """Of a thread, about: the sums, their operands, what is on its way to shared memory, and addresses."""
+        sums = self.thread_positions * self.thread_channels
+        return sums + self.thread_positions + self.thread_channels + 40
+
+
+def _split(block: int, thread: int) -> tuple[int, int, int]:
+    inner = gcd(thread, WIDE)
+    return thread // inner, block // thread, inner
+
+
+def tile_knobs(spec: ConvSpec) -> Mapping[str, tuple[KnobValue, ...]]:
+    """The knobs that `gemm_tile` reads; values too large for the convolution are left out."""
+    channels, positions = spec.out_channels // spec.groups, count(spec.out_size)
+    blocks = _up_to((1, 2, 4, 8, 16, 32, 64, 128, 256), channels)[-4:]
+    rows, columns = ((2, 4, 8), (4, 8)) if channels > WIDE else ((1, 2, 4), (blocks[-1],))
+    return {
+        "positions": _up_to((32, 64, 128), positions),
+        "channels": tuple(block for block in blocks if block >= columns[0]),
+        "thread_tile": tuple(f"{row}x{column}" for row in rows for column in columns),
+        "chunk": (8, 16, 32),
+    }
+
+
+def _up_to(sizes: Sequence[int], size: int) -> tuple[int, ...]:
+    """The sizes up to the first that holds all."""
+    return tuple(s for i, s in enumerate(sizes) if i == 0 or sizes[i - 1] < size)
+
+
+def gemm_tile(spec: ConvSpec, segments: int, run: int, knobs: Knobs) -> GemmTile:
+    """The tile of these knobs, for a sum over that many segments of `run` channels for each tap."""
+    positions, channels = (int(part) for part in str(knobs["thread_tile"]).split("x"))
+    chunk = even_chunk(run, int(knobs["chunk"]))
+    together = min(segments, max(1, int(knobs["chunk"]) // chunk))
+    block = (int(knobs["positions"]), int(knobs["channels"]))
+    return GemmTile(*block, positions, channels, segments, run, together, chunk, spec.channels_last)
+
+
+def even_chunk(run: int, most: int) -> int:
+    """Channels of a chunk, at most that many: the most that divide the run, else all but the last alike."""
+    if run <= most:
+        return run
+    divisor = max(n for n in range(1, most + 1) if run % n == 0)
+    return divisor if 2 * divisor > most else round_up(ceil_div(run, ceil_div(run, most)), gcd(run, WIDE))
+
+
+def fits(target: GpuTarget, tile: GemmTile, shared_bytes: int) -> bool:
+    """Whether a block has threads to fill warps and to hide latency with, and an SM has room for it."""
+    threads = count(tile.threads)
+    if (
+        tile.thread_channels > tile.channels
+        or not FEWEST_THREADS <= threads <= MOST_THREADS
+        or shared_bytes > STATIC_SHARED_BYTES
+    ):
+        return False
+    return target.resident_blocks(threads, tile.registers, shared_bytes) > 0
+
+
+def shared_bytes(tile: GemmTile) -> int:
+    """Of `col` and the weights."""
+    return 4 * tile.depth * (tile.positions + (SCATTER_PAD if tile.channels_last else 0) + tile.channels)
+
+
+def gemm_cycles(
+    target: GpuTarget, spec: ConvSpec, tile: GemmTile, shared_bytes: int, made: float, prepared: float
+) -> float:
+    """Cycles of one call of a convolution, coarsely.
+
+    made: of an SM, for a warp's share of `col`, an element a thread. prepared: for each chunk of segments of a tap.
+    """
+    threads, taps = count(tile.threads), count(spec.kernel)
+    segments, chunks = taps * tile.outer[0], taps * count(tile.outer)
+    operands = ceil_div(tile.thread_positions, WIDE) + ceil_div(tile.thread_channels, WIDE)
+    multiplied = tile.positions * tile.channels / target.fp32_lanes
+    loaded = ceil_div(threads, WARP) * operands * WAVEFRONT_CYCLES
+    step = max(multiplied, loaded) + UNHIDDEN * min(multiplied, loaded)
+    per_chunk = tile.depth * (step + made * tile.positions / WARP) + BARRIER_CYCLES
+    work = chunks * per_chunk + segments * prepared + 2 * multiplied
+    blocks = spec.batch * ceil_div(count(spec.out_size), tile.positions)
+    blocks *= spec.groups * ceil_div(spec.out_channels // spec.groups, tile.channels)
+    of_sm = ceil_div(blocks, target.sms)
+    resident = min(of_sm, target.resident_blocks(threads, tile.registers, shared_bytes))
+    return ceil_div(of_sm, resident) * max(resident * work, work + chunks * LATENCY_CYCLES)
+
+
+def pack_gemm(spec: ConvSpec, tile: GemmTile) -> tuple[PackStep, ...]:
+    """PyTorch's (oc, ic, *taps) to (group, channel block, *taps, *chunks, channel of a chunk, oc), zeros at ends."""
+    groups, rank, run = spec.groups, spec.rank, spec.out_channels // spec.groups
+    (so, co), blocks = tile.outer, ceil_div(run, tile.channels)
+    taps = [*range(7, 7 + rank)]
+    return (
+        {"op": "reshape", "shape": [groups, run, tile.segments, tile.run, *spec.kernel]},
+        {
+            "op": "pad",
+            "widths": [
+                [0, 0],
+                [0, blocks * tile.channels - run],
+                [0, so * tile.together - tile.segments],
+                [0, co * tile.chunk - tile.run],
+                *([0, 0] for _ in range(rank)),
+            ],
+        },
+        {"op": "reshape", "shape": [groups, blocks, tile.channels, so, tile.together, co, tile.chunk, *spec.kernel]},
+        {"op": "transpose", "axes": [0, 1, *taps, 3, 5, 4, 6, 2]},
+        {"op": "reshape", "shape": list(packed_gemm(spec, tile))},
+    )
+
+
+def packed_gemm(spec: ConvSpec, tile: GemmTile) -> tuple[int, ...]:
+    """The shape that `pack_gemm` makes of a weight: one dimension of all taps."""
+    blocks = ceil_div(spec.out_channels // spec.groups, tile.channels)
+    return (spec.groups, blocks, count(spec.kernel), *tile.outer, tile.depth, tile.channels)
+
+
+Sample = Callable[..., Any]  # sample(n, group, output, tap, (chunk of segments, chunk), (segment, vector, lane))
+
+
+def gathered_gemm(arguments: Arguments, tile: GemmTile, sample: Sample) -> Any:
+    """The function of `col`, `acc` and `y` over the last of the arguments' weights.
+
+    col: (n, group, block, tap, *chunks, segment, vector, lane, position of the block), which is `sample`, with outputs
+        beyond the last one.
+    """
+    from tvm import te
+
+    stage, weight = arguments.spec.stages[-1], arguments.weights[-1]
+    blocks, taps = ceil_div(count(stage.out_size), tile.positions), count(stage.kernel)
+    inner = (tile.together, tile.chunk // tile.vector, tile.vector)
+    col = te.compute(
+        (stage.batch, stage.groups, blocks, taps, *tile.outer, *inner, tile.positions),
+        lambda n, g, block, tap, so, co, s, v, lane, p: sample(
+            n, g, block * tile.positions + p, tap, (so, co), (s, v, lane)
+        ),
+        name="col",
+    )
+    extents = (("tap", taps), *zip(("so", "co"), tile.outer), *zip(("segment", "vector", "lane"), inner))
+    tap, so, co, s, v, lane = axes = [te.reduce_axis((0, extent), name) for name, extent in extents]
+    (pj, px, pi), (cj, cx, ci) = tile.position_split, tile.channel_split
+
+    def summand(n: Any, block: Any, p0: Any, p1: Any, p2: Any, g: Any, cb: Any, c0: Any, c1: Any, c2: Any) -> Any:
+        position, channel = (p0 * px + p1) * pi + p2, (c0 * cx + c1) * ci + c2
+        k = s * tile.chunk + v * tile.vector + lane
+        filters = weight(g, cb, tap, so, co, k, channel)
+        return te.sum(col(n, g, block, tap, so, co, s, v, lane, position) * filters, axis=axes)
+
+    shape = (stage.batch, blocks, pj, px, pi, stage.groups, weight.shape[1], cj, cx, ci)
+    return arguments.primfunc(_output(arguments, tile, te.compute(shape, summand, name="acc")))
+
+
+def _output(arguments: Arguments, tile: GemmTile, sums: Any) -> Any:
+    """The stage `y`, all outputs of an image in one dimension, channels as `expression.output` has them."""
+    from tvm import te
+
+    spec, groups = arguments.spec, arguments.spec.stages[-1].groups
+    outputs, run = count(spec.out_size), spec.out_channels // groups
+    channels = (run,) if groups == 1 else (groups, run)
+    shape = (outputs, *channels) if spec.channels_last else (*channels, outputs)
+    (_, px, pi), (_, cx, ci) = tile.position_split, tile.channel_split
+
+    def at(n: Any, *index: Any) -> Any:
+        output, channel = (index[0], index[1:]) if spec.channels_last else (index[-1], index[:-1])
+        group, within = cube(channel, 0)[1:]
+        position, place = output % tile.positions, within % tile.channels
+        row = (output // tile.positions, position // (px * pi), position // pi % px, position % pi)
+        column = (within // tile.channels, place // (cx * ci), place // ci % cx, place % ci)
+        return epilogue(arguments, sums(n, *row, group, *column), n, group * run + within, unflattened(spec, output))
+
+    return te.compute((spec.batch, *shape), at, name="y")
+
+
+def unflattened(spec: ConvSpec, output: Any) -> tuple[Any, ...]:
+    """The position, of the spec's rank, of an output of an image."""
+    place: list[Any] = []
+    for size in reversed(spec.out_size[1:]):
+        place.insert(0, output % size)
+        output = output // size
+    return (output, *place)
+
+
+@dataclass(frozen=True)
+class GemmLoops:
+    """The loops of a block of threads in which other stages may be computed."""
+
+    thread: Any
+    taps: Any
+    segments: Any  # chunks of segments
+    chunk: Any
+
+
+def place_gemm(sch: Any, spec: ConvSpec, tile: GemmTile) -> GemmLoops:
+    """Binds `y` to blocks and threads, keeps the sums in registers, and `col` and the weights in shared memory."""
+    acc = sch.get_sblock("acc")
+    sums = sch.cache_write(acc, 0, "local")
+    n, block, pj, px, pi, g, cb, cj, cx, ci, *axes = sch.get_loops(acc)
+    (y, x), store = ((px, cx), (pj, cj, pi, ci)) if spec.channels_last else ((cx, px), (cj, pj, ci, pi))
+    sch.reorder(n, g, cb, block, y, x, *axes, *store)
+    sch.bind(n, "blockIdx.z")
+    sch.bind(sch.fuse(g, cb), "blockIdx.y")
+    sch.bind(block, "blockIdx.x")
+    sch.bind(y, "threadIdx.y")
+    sch.bind(x, "threadIdx.x")
+    for loop in store:
+        sch.unroll(loop)
+    sch.reverse_compute_at(sums, x, preserve_unit_loops=True)
+    for loop in sch.get_loops(sums)[-10:]:
+        sch.unroll(loop)
+    sch.reverse_compute_inline(sch.get_sblock("y"))  # last: TVM 0.27's reverse_compute_at drops its condition
+    found = GemmLoops(x, *axes[:3])
+    weight = sch.cache_read(acc, 1, "shared")
+    sch.compute_at(weight, found.chunk, preserve_unit_loops=True)
+    share(sch, sch.get_loops(weight)[-2:], tile.threads, gcd(WIDE, tile.channels))
+    _place_col(sch, spec, tile, found.chunk)
+    sch.decompose_reduction(acc, axes[0])
+    return found
+
+
+def _place_col(sch: Any, spec: ConvSpec, tile: GemmTile, chunk: Any) -> None:
+    col = sch.get_sblock("col")
+    sch.set_scope(col, 0, "shared")
+    sch.compute_at(col, chunk, preserve_unit_loops=True)
+    *_, s, v, lane, p = sch.get_loops(col)
+    if not spec.channels_last:
+        share(sch, [s, v, lane, p], tile.threads)
+        return
+    sch.reorder(s, p, v, lane)
+    sch.storage_align(col, 0, -2, WARP, SCATTER_PAD)
+    share(sch, [s, p, v], tile.threads)
+    sch.unroll(lane)
+
+
+def share(sch: Any, loops: Sequence[Any], threads: tuple[int, int], vector: int = 1) -> None:
+    """Shares the turns of loops out to the threads of a block (y, x), neighbours side by side, vectors of that many."""
+    _, y, x, lane = sch.split(sch.fuse(*loops), [None, *threads, vector])
+    sch.bind(y, "threadIdx.y")
+    sch.bind(x, "threadIdx.x")
+    if vector > 1:
+        sch.vectorize(lane)
+
+
+def merge_output(sch: Any, spec: ConvSpec) -> None:
+    """Gives `y` the spec's shape, once nothing needs to see its outputs in one dimension any more."""
+    run = spec.out_channels // spec.stages[-1].groups
+
+    def merged(n: Any, *index: Any) -> list[Any]:
+        output, channel = (index[0], index[1:]) if spec.channels_last else (index[-1], index[:-1])
+        oc = channel[0] if len(channel) == 1 else channel[0] * run + channel[1]
+        position = unflattened(spec, output)
+        return [n, *position, oc] if spec.channels_last else [n, oc, *position]
+
+    sch.transform_layout("acc_local", ("write", 0), merged)
