@@ -81,20 +81,17 @@ class Toolkit:
         if arch.rstrip("af") not in known:
             raise TargetError(f"nvcc {self.version} does not know arch {arch!r}; it knows {', '.join(known)}")
         with tempfile.TemporaryDirectory(dir=directory, prefix="nvcc-") as name:
-            scratch = Path(name)
+            scratch = Path(name).absolute()
             written, made = scratch / "kernel.cu", scratch / "kernel.out"
             written.write_text(source, encoding="utf-8")
             # TVM's unused cse_v1 alone would give a screen of warnings
             command = [str(self.nvcc), *flags, f"-arch={arch}", "-std=c++17", "-w", "-ccbin", self.host_compiler]
             command += ["-o", made.name, written.name]
-            try:
-                status, log = _call(command, scratch)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise BuildError(f"nvcc {self.version} for {arch}: {_reason(error)}") from error
-            if "Unsupported gpu architecture" in log:
+            log, failure = _call(command, scratch)
+            if "Unsupported gpu architecture" in failure:
                 raise TargetError(f"nvcc {self.version} does not know arch {arch!r}; it knows {', '.join(known)}")
-            if status or not made.exists():
-                raise BuildError(f"nvcc {self.version} for {arch}: {_failure(status, log)}")
+            if failure:
+                raise BuildError(f"nvcc {self.version} for {arch}: {failure}")
             return made.read_bytes(), log
 
 
@@ -114,13 +111,10 @@ def _find(home_name: str, home: str, path: str, host_compiler: str) -> Toolkit:
     nvcc = _home_nvcc(home_name, home) if home else _path_nvcc(path) or _wheel_nvcc()
     if not nvcc:
         raise TargetError(f"no nvcc: none on PATH, CUDA_PATH is not set, and the wheels are not installed; {_EXTRA}")
-    try:
-        status, said = _call([str(nvcc), "--version"])
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise TargetError(f"{nvcc} does not run: {_reason(error)}") from error
+    said, failure = _call([str(nvcc), "--version"])
     version = re.search(r"release [\d.]+, V([\d.]+)", said)
-    if status or not version:
-        raise TargetError(f"{nvcc} does not run: {_failure(status, said)}")
+    if failure or not version:
+        raise TargetError(f"{nvcc} does not tell its version: {failure or said!r}")
     return Toolkit(nvcc, host_compiler or _host_compiler(path), version[1])
 
 
@@ -151,49 +145,50 @@ def _host_compiler(path: str) -> str:
     """nvcc preprocesses device code with a C++ compiler, and on x86 takes GNU's library only."""
     for name in ("g++", "clang++"):
         if found := shutil.which(name, path=path):
-            try:
-                status, macros = _call([found, "-E", "-dM", "-include", "type_traits", "-x", "c++", "/dev/null"])
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise TargetError(f"{found} does not run: {_reason(error)}") from error
-            if status == 0 and "__GLIBCXX__" in macros:
+            macros, failure = _call([found, "-E", "-dM", "-include", "type_traits", "-x", "c++", "/dev/null"])
+            if not failure and "__GLIBCXX__" in macros:
                 return found
     raise TargetError(
-        "nvcc needs a C++ compiler with GNU's C++ library, and neither g++ nor clang++ on PATH is one (ziglang's will not "
-        "do); install g++, or name one in NVCC_CCBIN"
+        "nvcc needs a C++ compiler that has GNU's C++ library; g++ and clang++ on PATH do not serve, nor does ziglang; "
+        "install g++, or name a compiler in NVCC_CCBIN"
     )
 
 
 @functools.cache
 def _archs(nvcc: Path) -> tuple[str, ...]:
-    try:
-        status, said = _call([str(nvcc), "--list-gpu-code"])
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise TargetError(f"{nvcc} does not run: {_reason(error)}") from error
+    said, failure = _call([str(nvcc), "--list-gpu-code"])
     known = sorted({int(number) for number in re.findall(r"^sm_(\d+)$", said, re.MULTILINE)})
-    if status or not known:
-        raise TargetError(f"{nvcc} does not say which archs it knows: {_failure(status, said)}")
+    if failure or not known:
+        raise TargetError(f"{nvcc} does not tell which archs it knows: {failure or said!r}")
     return tuple(f"sm_{number}" for number in known)
 
 
-def _call(command: Sequence[str], directory: Path | None = None) -> tuple[int, str]:
-    """Its exit status, and its output and errors together. It stays in our process group, to end with a worker."""
+def _call(command: Sequence[str], directory: Path | None = None) -> tuple[str, str]:
+    """Its output and errors together, and in one line why it failed, else an empty string.
+
+    It stays in our process group, so that it ends with the worker that we may be.
+    """
     environment = {**os.environ, "TMPDIR": str(directory)} if directory else None
-    with subprocess.Popen(
-        command,
-        cwd=directory,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        return "", f"it does not start: {error.strerror}"
+    with process:
         try:
             said, _ = process.communicate(timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             _kill(process.pid)
-            raise
-        return process.returncode, said
+            return "", f"it took longer than {_TIMEOUT_S} s"
+    return said, _failure(process.returncode, said)
 
 
 def _kill(pid: int) -> None:
@@ -208,21 +203,15 @@ def _kill(pid: int) -> None:
             continue
 
 
-def _reason(error: OSError | subprocess.TimeoutExpired) -> str:
-    if isinstance(error, OSError):
-        return f"it does not start: {error.strerror}"
-    return f"it took longer than {_TIMEOUT_S} s"
-
-
-def _failure(status: int, log: str) -> str:
-    """In one line, why nvcc failed: the first error that it reports."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+def _failure(status: int, said: str) -> str:
+    """The first error that nvcc reports, or what else is known of it."""
+    if status == 0:
+        return ""
+    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"\berror\b|\bfatal\b|not found|No such file", line)]
-    if errors:
-        return re.sub(r"\s+", " ", errors[0])
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
-    return f"exit status {status}: {' | '.join(lines)[-500:] or 'it said nothing'}"
+    return errors[0] if errors else f"exit status {status}: {' | '.join(lines)[-500:] or 'it said nothing'}"
 
 
 def read_resources(log: str) -> dict[str, Resources]:
