@@ -133,13 +133,16 @@ def _expression(spec: ConvSpec, tile: GemmTile) -> Any:
             spec,
             lambda q: arguments.read_x(n, channel, (0, places[q] // width, places[q] % width)),
             [weights(*at, q, s, p) for q in range(len(CORNERS))],
-            outside(*at, 0, s, p) != 0,
+            outside=tirx.const(False, "bool"),
         )
+        zero = tirx.const(0.0, spec.dtype)
+        # TVM 0.27 makes no CUDA C of a Select of vectors, and of this only where the condition is the same for all lanes
+        value = te.if_then_else(outside(*at, 0, s, p) == 0, value, zero)
         if scale:
             value = scale[0](*at, 0, s, p) * value
         inside = [first < tile.run] if tile.run % tile.chunk else []
         inside += [segment < tile.segments] if tile.segments % tile.together else []
-        return te.if_then_else(tirx.all(*inside), value, tirx.const(0.0, spec.dtype)) if inside else value
+        return te.if_then_else(tirx.all(*inside), value, zero) if inside else value
 
     return gathered_gemm(arguments, tile, sample)
 

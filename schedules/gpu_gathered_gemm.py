@@ -307,7 +307,7 @@ def _place_col(sch: Any, spec: ConvSpec, tile: GemmTile, chunk: Any) -> None:
     sch.reorder(s, p, v, lane)
     sch.storage_align(col, 0, -2, WARP, SCATTER_PAD)
     share(sch, [s, p, v], tile.threads)
-    sch.unroll(lane)
+    sch.vectorize(lane)
 
 
 def share(sch: Any, loops: Sequence[Any], threads: tuple[int, int], vector: int = 1) -> None:
