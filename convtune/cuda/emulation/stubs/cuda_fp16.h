@@ -1,0 +1,1 @@
+// Empty: cuda_on_cpu.h stands in for it.
