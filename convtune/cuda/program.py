@@ -141,16 +141,15 @@ def lower(module: Any, target: GpuTarget) -> Lowered:
     """
     import tvm
 
+    if len(module.functions) != 1:
+        raise ScheduleError(f"the module has {len(module.functions)} functions; it must have one")
     tvm_target = target.to_tvm()
     pipeline, _, finalize_device = tvm.tirx.get_default_tir_pipeline(tvm_target)
     config = {"tirx.use_async_copy": target.has_async_copy}
     with tvm.transform.PassContext(config=config, disabled_pass=_UNWANTED_PASSES):
         lowered = pipeline(tvm.tirx.transform.BindTarget(tvm_target)(module))
-    entries = {name: f for name, f in lowered.functions.items() if "tirx.is_entry_func" in f.attrs}
-    if len(entries) != 1:
-        raise ScheduleError(f"the module has {len(entries)} entry functions; it must have one")
-    kernels = {name: f for name, f in lowered.functions.items() if name not in entries}
-    entry = _Entry(next(iter(entries.values())))
+    kernels = dict(lowered.functions.items())
+    entry = _Entry(kernels.pop(next(name for name, f in kernels.items() if "tirx.is_entry_func" in f.attrs)))
     device = finalize_device()(tvm.IRModule(kernels))
     functions = {name.name_hint: function for name, function in device.functions.items()}
     for launch in entry.launches:
