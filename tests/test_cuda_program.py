@@ -214,9 +214,10 @@ def _pipelined() -> Any:
     return schedule.mod
 
 
-def test_asynchronous_copies_where_the_target_has_them() -> None:
+def test_asynchronous_copies_need_a_target_that_has_them() -> None:
     assert "cp.async.cg" in lower(_pipelined(), _GPU).program.source
-    assert "cp.async" not in lower(_pipelined(), dataclasses.replace(_GPU, arch="sm_75")).program.source
+    with pytest.raises(ScheduleError, match="asynchronous; turing is sm_75, which has no cp.async"):
+        lower(_pipelined(), dataclasses.replace(_GPU, name="turing", arch="sm_75"))
 
 
 def test_nothing_is_compiled_while_lowering() -> None:

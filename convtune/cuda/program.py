@@ -133,10 +133,9 @@ class Lowered:
 def lower(module: Any, target: GpuTarget) -> Lowered:
     """Lowers a tvm.IRModule whose loops are bound to threads.
 
-    Every array may be assumed to start at a multiple of 64 bytes. Stages marked as asynchronous become `cp.async`
-    where the target has it.
+    Every array may be assumed to start at a multiple of 64 bytes. Stages marked as asynchronous become `cp.async`.
 
-    Raises ScheduleError where something is left for the CPU to compute or a limit of the target is exceeded, and
+    Raises ScheduleError where something is left for the CPU to compute, or the target lacks what the module needs, and
     whatever TVM raises.
     """
     import tvm
@@ -154,10 +153,10 @@ def lower(module: Any, target: GpuTarget) -> Lowered:
     functions = {name.name_hint: function for name, function in device.functions.items()}
     for launch in entry.launches:
         _check_limits(launch, _static_shared_bytes(functions[launch.kernel]), target)
-    return Lowered(
-        Program(_source(device, tvm_target), entry.parameters, tuple(entry.workspaces), tuple(entry.launches)),
-        functions,
-    )
+    source = _source(device, tvm_target)
+    if "cp.async" in source and not target.has_async_copy:
+        raise ScheduleError(f"a stage is marked as asynchronous; {target.name} is {target.arch}, which has no cp.async")
+    return Lowered(Program(source, entry.parameters, tuple(entry.workspaces), tuple(entry.launches)), functions)
 
 
 def _source(device: Any, tvm_target: Any) -> str:
