@@ -182,9 +182,9 @@ class Compiler:
 
     def _workers(self) -> Bench:
         if self._bench is None:
-            from convtune.measure import Bench
+            from convtune.measure import open_bench
 
-            self._bench = Bench(self.target)
+            self._bench = open_bench(self.target)
         return self._bench
 
     def close(self) -> None:

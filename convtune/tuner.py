@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-FINALISTS = 3
+FINALISTS = {"measured": 3, "estimated": 1}
+"""By the origin of their times, besides the default: what is measured again may come out otherwise."""
 BATCH = 8  # candidates built at once: enough to keep the build workers busy, few enough to learn from soon
 ENGINES = ("convtune", METASCHEDULE)
 
@@ -129,7 +130,22 @@ def _check_limits(trials: int, budget_s: float | None) -> None:
         raise ConvtuneError(f"budget_s is {budget_s!r}; it must be None or at least 0 seconds")
 
 
-def _settled(records: Sequence[Record]) -> list[Record]:
+def _origin(target: Target) -> str:
+    """Where times for a target come from on this machine: they are measured where it is this machine.
+
+    Raises TargetError where they can be neither measured nor estimated.
+    """
+    if target.is_host:
+        return "measured"
+    if "estimated" in target.origins:
+        return "estimated"
+    raise TargetError(
+        f"target {target.name!r} cannot be timed here: {target.why_not_here()}; compile for it instead, or tune on "
+        "such a machine"
+    )
+
+
+def _settled(records: Iterable[Record]) -> list[Record]:
     """The search's records, less those of candidates that failed just once.
 
     A full disk, a killed worker or a hung machine fail a candidate too, and the log outlives them: a failure that may
@@ -201,14 +217,8 @@ class Tuner:
             raise TargetError(f"target is {target!r}; it must be a name as for --target, or a Target")
         if not _is_integer(seed):
             raise ConvtuneError(f"seed is {seed!r}; it must be an integer")
-        if not target.is_host:
-            raise TargetError(
-                f"target {target.name!r} cannot be timed here: {target.why_not_here()}; compile for it instead, or "
-                "tune on such a machine"
-            )
-        if not isinstance(target, targets.CpuTarget):
-            raise TargetError(f"target {target.name!r}: this version tunes for CPUs only")
         self.target, self.accuracy, self.seed, self.engine = target, accuracy, seed, engine
+        self.origin = _origin(target)
         self.log = Log(log if log is not None else log_path())
         self.log.records()
         self._layers: tuple[Layer, ...] = (self.log, ShippedLog()) if log is None else (self.log,)
@@ -224,7 +234,7 @@ class Tuner:
         """As the function `tune`. What the log already has of this engine counts as tried."""
         checked(spec)
         _check_limits(trials, budget_s)
-        history = _settled(self.log.records(spec, self.target.fingerprint))
+        history = _settled(self._records(spec))
         limit = accuracies.limit(spec, self.accuracy)
         default = space.default_candidate(spec, self.target)
         tried = {
@@ -253,7 +263,13 @@ class Tuner:
             from convtune.search.metaschedule import MetaScheduleSearch
 
             return MetaScheduleSearch(
-                run.spec, self.target, history=history, trials=run.trials, seed=self.seed, max_error=run.limit
+                run.spec,
+                self.target,
+                history=history,
+                trials=run.trials,
+                seed=self.seed,
+                max_error=run.limit,
+                origin=self.origin,
             )
         from convtune.search import Search
 
@@ -268,7 +284,12 @@ class Tuner:
             trials=run.trials,
             seed=self.seed,
             max_error=run.limit,
+            origin=self.origin,
         )
+
+    def _records(self, spec: ConvSpec) -> list[Record]:
+        """What the log has of the spec on this target, with times of the origin that there are here."""
+        return [r for r in self.log.records(spec, self.target.fingerprint) if r.origin == self.origin]
 
     def _knowledge(self, spec: ConvSpec) -> list[Record]:
         """Every record that is not this spec's history."""
@@ -293,11 +314,10 @@ class Tuner:
 
     def _finals(self, run: _Run) -> None:
         """Measures the default and the fastest again, in turn, unless that was done since the last new candidate."""
-        records = self.log.records(run.spec, self.target.fingerprint)
+        records = self._records(run.spec)
         if not records or records[-1].round == "final":
             return
-        finalists = self._finalists(run, records)
-        kernels = self._verified(run, finalists)
+        kernels = self._finalists(run)
         if not kernels:
             return
         batch, finals = utc_now(), []
@@ -311,41 +331,59 @@ class Tuner:
             finals.append(dataclasses.replace(known, times_us=times_us, round="final", batch=batch, utc=utc_now()))
         self.log.append(finals)  # at once: a part of a batch would decide the winner
 
-    def _verified(self, run: _Run, finalists: Sequence[Candidate]) -> list[Built]:
-        """The finalists as libraries; those that an earlier run measured are built and verified anew."""
-        missing = [c for c in finalists if c.key not in run.built]
-        for built in self._workers().build(run.spec, missing) if missing else []:
-            if built.status == "ok" and self._workers().verify(run.spec, built, run.limit).status == "ok":
-                run.built[built.candidate.key] = built
-        return [run.built[c.key] for c in finalists if c.key in run.built]
+    def _finalists(self, run: _Run) -> list[Built]:
+        """The default, where it is right, and the fastest of the search, as libraries that are known to be right."""
+        proven: dict[str, Built] = {}
+        while missing := [c for c in self._ranked(run) if c.key not in proven]:
+            new = [c for c in missing if c.key not in run.built]
+            run.built |= {built.candidate.key: built for built in (self._workers().build(run.spec, new) if new else [])}
+            for candidate in missing:
+                built = run.built[candidate.key]
+                if candidate in new or self._workers().samples:
+                    outcome = self._workers().verify(run.spec, built, run.limit)
+                    if outcome.status != "ok":
+                        self._withdraw(run, candidate, outcome)
+                        continue
+                proven[candidate.key] = built
+        return [proven[c.key] for c in self._ranked(run)]
 
-    def _finalists(self, run: _Run, records: Sequence[Record]) -> list[Candidate]:
-        """The default, where it is right, and the fastest of the search."""
+    def _withdraw(self, run: _Run, candidate: Candidate, outcome: Outcome) -> None:
+        """Keeps in the log that a candidate of the search is not right after all."""
+        record = self._record(run.spec, candidate, outcome)
+        self.log.append([record])
+        run.note(record)
+        del run.built[candidate.key]
+
+    def _ranked(self, run: _Run) -> list[Candidate]:
+        """The default, where it is right, and the fastest of the search, of those that no later record withdraws."""
         times: dict[str, tuple[float, Candidate]] = {}
-        for r in records:
-            if r.status == "ok" and r.round == "search" and r.error is not None and r.error <= run.limit:
-                times[r.candidate.key] = (r.time_us, r.candidate)
+        for r in self._records(run.spec):
+            if r.round == "search":
+                times.pop(r.candidate.key, None)
+                if r.status == "ok" and r.error is not None and r.error <= run.limit:
+                    times[r.candidate.key] = (r.time_us, r.candidate)
         ranked = [c for _, c in sorted(times.values(), key=lambda pair: pair[0])]
         default = [run.default] if run.default.key in times else []
-        return default + [c for c in ranked[:FINALISTS] if c != run.default]
+        return default + [c for c in ranked[: FINALISTS[self.origin]] if c != run.default]
 
     def _record(self, spec: ConvSpec, candidate: Candidate, outcome: Outcome) -> Record:
         return Record(
             spec=str(spec),
             target=self.target.facts(),
             candidate=candidate,
-            origin="measured",
+            origin=self.origin,
             status=outcome.status,
             message=outcome.message,
             error=outcome.error,
             times_us=outcome.times_us,
             build_s=outcome.build_s,
+            resources=outcome.resources,
             seed=self.seed,
         )
 
     def _result(self, run: _Run, stopped: str) -> TuneResult:
-        records = self.log.records(run.spec, self.target.fingerprint)
-        best = winner(records, max_error=run.limit)
+        records = self._records(run.spec)
+        best = winner(records, max_error=run.limit, origin=self.origin)
         beside = [
             r for r in records if best and r.candidate == run.default and r.batch == best.batch and r.status == "ok"
         ]
@@ -355,9 +393,9 @@ class Tuner:
 
     def _workers(self) -> Bench:
         if self._bench is None:
-            from convtune.measure import Bench
+            from convtune.measure import open_bench
 
-            self._bench = Bench(self.target, seed=0)
+            self._bench = open_bench(self.target)
         return self._bench
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ import click
 from finals import finals
 
 from convtune import accuracy, compiler, probe, space, targets, workloads
-from convtune.measure import Bench
+from convtune.measure import CpuBench
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
 from convtune.tuner import BATCH, Tuner, tune
@@ -79,7 +79,7 @@ def candidates(count: int) -> list[Figure]:
     ]
 
 
-def _batches(bench: Bench, candidates: Sequence[space.Candidate], count: int) -> list[float]:
+def _batches(bench: CpuBench, candidates: Sequence[space.Candidate], count: int) -> list[float]:
     """Seconds a candidate, of batches that keep every worker busy."""
     seconds = list[float]()
     for seed in range(1, 1 + max(3, count // BATCH)):
@@ -92,7 +92,7 @@ def _batches(bench: Bench, candidates: Sequence[space.Candidate], count: int) ->
     return seconds
 
 
-def _warm(bench: Bench, default: Candidate, limit: float) -> float:
+def _warm(bench: CpuBench, default: Candidate, limit: float) -> float:
     """Has every worker do its work once; the default's time in microseconds."""
     built = bench.build(DENSE, [default] * len(os.sched_getaffinity(0)))
     return statistics.median(bench.measure(DENSE, built[0], limit).times_us)

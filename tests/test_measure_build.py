@@ -9,7 +9,7 @@ import measure_spaces as spaces
 import pytest
 
 from convtune.errors import MeasureError
-from convtune.measure import Bench, Built, Limits
+from convtune.measure import Built, CpuBench, Limits
 from convtune.measure import bench as bench_module
 from convtune.space import Candidate
 from convtune.targets import resolve
@@ -19,17 +19,17 @@ LIMITS = Limits(memory_bytes=512 << 20)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CpuBench]:
     patch = pytest.MonkeyPatch()
     patch.setenv("CONVTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.setattr(bench_module, "Builder", spaces.FaultyBuilder)
-    with Bench(resolve("native"), tmp_path_factory.mktemp("bench"), limits=LIMITS) as bench:
+    with CpuBench(resolve("native"), tmp_path_factory.mktemp("bench"), limits=LIMITS) as bench:
         bench.start()
         yield bench
     patch.undo()
 
 
-def build(bench: Bench, *faults: str) -> list[Built]:
+def build(bench: CpuBench, *faults: str) -> list[Built]:
     return bench.build(spaces.SPEC, [Candidate("faulty", {"fault": fault}) for fault in faults])
 
 
@@ -46,7 +46,7 @@ def build(bench: Bench, *faults: str) -> list[Built]:
     ],
 )
 def test_a_failed_build_is_a_status_and_the_others_are_built(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: str, status: str, message: str
+    bench: CpuBench, monkeypatch: pytest.MonkeyPatch, fault: str, status: str, message: str
 ) -> None:
     if status == "timeout":
         build(bench, "none", "none")  # all workers are ready
@@ -62,7 +62,7 @@ def test_a_failed_build_is_a_status_and_the_others_are_built(
     assert (outcome.status, outcome.message, outcome.times_us) == (failed.status, failed.message, ())
 
 
-def test_a_built_candidate_has_a_directory_of_its_own_and_its_packing(bench: Bench) -> None:
+def test_a_built_candidate_has_a_directory_of_its_own_and_its_packing(bench: CpuBench) -> None:
     first, second = build(bench, "none", "none")
     assert first.library is not None
     assert second.library is not None
@@ -74,7 +74,7 @@ def test_a_built_candidate_has_a_directory_of_its_own_and_its_packing(bench: Ben
     assert [step["op"] for step in first.library.pack[0]] == ["reshape", "transpose"]
 
 
-def test_weights_bias_and_residual_reach_the_kernel_and_a_wrong_one_is_told(bench: Bench) -> None:
+def test_weights_bias_and_residual_reach_the_kernel_and_a_wrong_one_is_told(bench: CpuBench) -> None:
     right, wrong = build(bench, "none", "wrong")
     good, bad = (bench.measure(spaces.SPEC, built, LIMIT) for built in (right, wrong))
     assert (good.status, bad.status) == ("ok", "wrong")
@@ -86,14 +86,14 @@ def test_weights_bias_and_residual_reach_the_kernel_and_a_wrong_one_is_told(benc
     assert (bad.build_s or 0) > 0
 
 
-def test_an_unknown_space_is_a_build_error_that_lists_the_known_ones(bench: Bench) -> None:
+def test_an_unknown_space_is_a_build_error_that_lists_the_known_ones(bench: CpuBench) -> None:
     (built,) = bench.build(spaces.SPEC, [Candidate("no_such_space", {})])
     assert built.status == "build_error"
     assert "unknown space 'no_such_space'" in built.message
 
 
-def test_a_target_that_llvm_does_not_know_is_an_error_of_the_run(bench: Bench) -> None:
+def test_a_target_that_llvm_does_not_know_is_an_error_of_the_run(bench: CpuBench) -> None:
     unknown = resolve('{"mcpu": "znver5", "features": ["+avx2"], "required_features": []}')
     object.__setattr__(unknown, "mcpu", "znver99")
-    with Bench(unknown, bench.directory) as other, pytest.raises(MeasureError, match="LLVM knows no CPU 'znver99'"):
+    with CpuBench(unknown, bench.directory) as other, pytest.raises(MeasureError, match="LLVM knows no CPU 'znver99'"):
         other.build(spaces.SPEC, [Candidate("faulty", {"fault": "none"})])

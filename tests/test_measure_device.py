@@ -11,7 +11,7 @@ import measure_kernels as kernels
 import pytest
 
 from convtune.errors import MeasureError, TargetError
-from convtune.measure import Bench, Built, Limits
+from convtune.measure import Built, CpuBench, Limits
 from convtune.measure.builder import Library
 from convtune.measure.device import Device, Measure
 from convtune.runtime.kernel import Kernel
@@ -25,11 +25,11 @@ numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CpuBench]:
     patch = pytest.MonkeyPatch()
     patch.setenv("CONVTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
     home = tmp_path_factory.mktemp("bench")
-    with Bench(resolve("native"), home, limits=LIMITS) as bench:
+    with CpuBench(resolve("native"), home, limits=LIMITS) as bench:
         yield bench
     assert list(home.iterdir()) == []
     patch.undo()
@@ -93,7 +93,7 @@ BESIDE = [
 
 @pytest.mark.parametrize("fault", OUTCOMES)
 def test_a_faulty_kernel_is_named_and_the_next_one_is_measured(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    bench: CpuBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     status, message = OUTCOMES[fault]
     if status == "timeout":
@@ -109,7 +109,7 @@ def test_a_faulty_kernel_is_named_and_the_next_one_is_measured(
 @pytest.mark.parametrize("spec", [kernels.SPEC, kernels.WHOLE_LINES], ids=["odd size", "whole lines"])
 @pytest.mark.parametrize("fault", BESIDE)
 def test_touching_what_lies_beside_an_array_is_a_crash(
-    bench: Bench, tmp_path: Path, fault: str, spec: ConvSpec
+    bench: CpuBench, tmp_path: Path, fault: str, spec: ConvSpec
 ) -> None:
     outcome = bench.verify(spec, built(tmp_path, fault, spec), LIMIT)
     assert (outcome.status, outcome.message) == ("crash", "while running: SIGSEGV")
@@ -125,7 +125,7 @@ def test_touching_what_lies_beside_an_array_is_a_crash(
     ],
 )
 def test_kernels_must_take_any_address_of_all_but_the_packed_arrays(
-    bench: Bench, tmp_path: Path, fault: str, status: str, spec: ConvSpec
+    bench: CpuBench, tmp_path: Path, fault: str, status: str, spec: ConvSpec
 ) -> None:
     assert bench.verify(spec, built(tmp_path, fault, spec), LIMIT).status == status
 
@@ -135,7 +135,7 @@ def test_every_fault_has_its_test() -> None:
     assert kernels.FAULTS.keys() == {*OUTCOMES, *BESIDE, *elsewhere}
 
 
-def test_a_right_kernel_has_its_error_and_times(bench: Bench, tmp_path: Path) -> None:
+def test_a_right_kernel_has_its_error_and_times(bench: CpuBench, tmp_path: Path) -> None:
     outcome = bench.measure(kernels.SPEC, built(tmp_path, "none"), LIMIT)
     assert outcome.error is not None
     assert 0 < outcome.error < 1e-6
@@ -155,7 +155,7 @@ def test_kernels_are_timed_with_each_thread_on_a_cpu_of_its_own(
     assert (found.status, asked) == ("ok", [True])
 
 
-def test_verifying_alone_takes_no_times(bench: Bench, tmp_path: Path) -> None:
+def test_verifying_alone_takes_no_times(bench: CpuBench, tmp_path: Path) -> None:
     right = bench.verify(kernels.SPEC, built(tmp_path, "none"), LIMIT)
     wrong = bench.verify(kernels.SPEC, built(tmp_path, "slightly wrong"), LIMIT)
     assert (right.status, right.times_us) == ("ok", ())
@@ -168,13 +168,13 @@ def test_verifying_alone_takes_no_times(bench: Bench, tmp_path: Path) -> None:
 def test_a_spec_larger_than_the_plain_limit_is_verified(tmp_path: Path) -> None:
     spec, small = kernels.SPEC.replace(in_size=(3_000_000,)), Limits(memory_bytes=64 << 20)
     assert spec.bytes > small.memory_bytes
-    with Bench(resolve("native"), tmp_path, small) as bench:
+    with CpuBench(resolve("native"), tmp_path, small) as bench:
         assert bench.verify(spec, built(tmp_path, "none", spec), LIMIT).status == "ok"
         assert bench.verify(spec, built(tmp_path, "slightly wrong", spec), LIMIT).status == "wrong"
         assert bench.verify(spec, built(tmp_path, "too large a workspace", spec), LIMIT).status == "out_of_memory"
 
 
-def test_the_limit_is_the_callers(bench: Bench, tmp_path: Path) -> None:
+def test_the_limit_is_the_callers(bench: CpuBench, tmp_path: Path) -> None:
     slightly = built(tmp_path, "slightly wrong")
     error = bench.measure(kernels.SPEC, built(tmp_path, "slightly wrong"), LIMIT).error
     assert error is not None
@@ -182,7 +182,7 @@ def test_the_limit_is_the_callers(bench: Bench, tmp_path: Path) -> None:
     assert bench.measure(kernels.SPEC, slightly, 0.99 * error).status == "wrong"
 
 
-def test_a_library_that_is_none_is_an_error(bench: Bench, tmp_path: Path) -> None:
+def test_a_library_that_is_none_is_an_error(bench: CpuBench, tmp_path: Path) -> None:
     kernel = built(tmp_path, "none")
     assert kernel.library is not None
     kernel.library.path.unlink()
@@ -192,7 +192,7 @@ def test_a_library_that_is_none_is_an_error(bench: Bench, tmp_path: Path) -> Non
     assert "cannot load kernel" in outcome.message
 
 
-def test_only_what_is_not_ok_is_removed_before_discard(bench: Bench, tmp_path: Path) -> None:
+def test_only_what_is_not_ok_is_removed_before_discard(bench: CpuBench, tmp_path: Path) -> None:
     right, wrong = built(tmp_path, "none"), built(tmp_path, "slightly wrong")
     assert right.library is not None
     assert wrong.library is not None
@@ -204,26 +204,26 @@ def test_only_what_is_not_ok_is_removed_before_discard(bench: Bench, tmp_path: P
     assert not right.library.path.parent.exists()
 
 
-def test_finals_time_each_kernel_once_a_round(bench: Bench, tmp_path: Path) -> None:
+def test_finals_time_each_kernel_once_a_round(bench: CpuBench, tmp_path: Path) -> None:
     times = bench.finals(kernels.SPEC, [built(tmp_path, "none") for _ in range(3)], rounds=8)
     assert [len(own) for own in times] == [8, 8, 8]
     assert all(time > 0 for own in times for time in own)
 
 
-def test_finals_that_fail_say_why(bench: Bench, tmp_path: Path) -> None:
+def test_finals_that_fail_say_why(bench: CpuBench, tmp_path: Path) -> None:
     with pytest.raises(MeasureError, match=r"failed \(crash\): SIGABRT"):
         bench.finals(kernels.SPEC, [built(tmp_path, "none"), built(tmp_path, "abort")])
     with pytest.raises(MeasureError, match="not built"):
         bench.finals(kernels.SPEC, [Built(Candidate("c", {}), "build_error")])
 
 
-def test_a_candidate_that_was_not_built_keeps_its_status(bench: Bench) -> None:
+def test_a_candidate_that_was_not_built_keeps_its_status(bench: CpuBench) -> None:
     outcome = bench.measure(kernels.SPEC, Built(Candidate("c", {}), "build_error", "no such knob"), LIMIT)
     assert (outcome.status, outcome.message, outcome.times_us) == ("build_error", "no such knob", ())
 
 
-def test_another_machines_kernels_are_refused(bench: Bench, tmp_path: Path) -> None:
+def test_another_machines_kernels_are_refused(bench: CpuBench, tmp_path: Path) -> None:
     kernel = built(tmp_path, "none")
     foreign = resolve("""{"mcpu": "znver5", "required_features": ["no_such_feature"], "features": ["+avx2"]}""")
-    with Bench(foreign, tmp_path) as other, pytest.raises(TargetError, match="not this machine"):
+    with CpuBench(foreign, tmp_path) as other, pytest.raises(TargetError, match="not this machine"):
         other.measure(kernels.SPEC, kernel, LIMIT)

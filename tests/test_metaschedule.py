@@ -15,7 +15,7 @@ import convtune
 from convtune import accuracy, targets
 from convtune.errors import MeasureError, ScheduleError
 from convtune.log import Log
-from convtune.measure import Bench
+from convtune.measure import CpuBench
 from convtune.measure.replay import replay
 from convtune.measure.worker import Reply
 from convtune.record import METASCHEDULE, Record, trace, traced, winner
@@ -99,13 +99,13 @@ def fake_time_us(candidate: Candidate) -> float:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with Bench(NATIVE) as bench:
+def bench() -> Iterator[CpuBench]:
+    with CpuBench(NATIVE) as bench:
         yield bench
 
 
 @pytest.mark.parametrize("text", ODD_SPECS)
-def test_what_it_proposes_builds_and_agrees_with_the_reference(bench: Bench, text: str) -> None:
+def test_what_it_proposes_builds_and_agrees_with_the_reference(bench: CpuBench, text: str) -> None:
     spec = ConvSpec.parse(text)
     candidates = [traced(data) for data in proposer()(Propose(spec, (), (), 4, seed=3))]
     assert len(set(candidates)) == 4
@@ -245,7 +245,7 @@ def test_a_trace_that_we_would_not_make_is_refused(data: Any, message: str) -> N
         replay(SPEC, data)
 
 
-def test_a_refused_trace_is_a_build_error(bench: Bench) -> None:
+def test_a_refused_trace_is_a_build_error(bench: CpuBench) -> None:
     (built,) = bench.build(SPEC, [traced([[["Tensorize", [], [], []]], []])])
     assert (built.status, built.library) == ("build_error", None)
     assert "'Tensorize' in a trace" in built.message

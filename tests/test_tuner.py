@@ -30,6 +30,7 @@ class FormulaBench:
         self.measured: list[str] = []
         self.final_rounds = 0
         self.finals_fail = False
+        self.samples = False
 
     def build(self, _spec: ConvSpec, candidates: Sequence[Candidate]) -> list[Built]:
         return [Built(c, "ok", library=Library(Path("none"), (), 0.1, 1)) for c in candidates]

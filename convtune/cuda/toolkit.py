@@ -62,6 +62,11 @@ class Toolkit:
         """What it compiles for, such as "sm_80", the oldest first."""
         return _archs(self.nvcc)
 
+    def check(self, arch: str) -> None:
+        """Raises TargetError for an arch that this nvcc does not know."""
+        if arch.rstrip("af") not in self.archs():
+            raise self._unknown(arch)
+
     def compile(self, source: str, arch: str, directory: Path) -> Cubin:
         """Compiles CUDA C to machine code for `arch` and no other.
 
@@ -76,10 +81,11 @@ class Toolkit:
         """Compiles CUDA C to PTX, which drivers translate for `arch` and later ones. Otherwise as `compile`."""
         return self._run(["--ptx"], source, arch, directory)[0].decode()
 
+    def _unknown(self, arch: str) -> TargetError:
+        return TargetError(f"nvcc {self.version} does not know arch {arch!r}; it knows {', '.join(self.archs())}")
+
     def _run(self, flags: Sequence[str], source: str, arch: str, directory: Path) -> tuple[bytes, str]:
-        known = self.archs()
-        if arch.rstrip("af") not in known:
-            raise TargetError(f"nvcc {self.version} does not know arch {arch!r}; it knows {', '.join(known)}")
+        self.check(arch)
         with tempfile.TemporaryDirectory(dir=directory, prefix="nvcc-") as name:
             scratch = Path(name).absolute()
             written, made = scratch / "kernel.cu", scratch / "kernel.out"
@@ -89,7 +95,7 @@ class Toolkit:
             command += ["-o", made.name, written.name]
             log, failure = _call(command, scratch)
             if "Unsupported gpu architecture" in failure:
-                raise TargetError(f"nvcc {self.version} does not know arch {arch!r}; it knows {', '.join(known)}")
+                raise self._unknown(arch)
             if failure:
                 raise BuildError(f"nvcc {self.version} for {arch}: {failure}")
             return made.read_bytes(), log

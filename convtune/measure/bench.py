@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from convtune import linker
 from convtune.errors import MeasureError, TargetError
-from convtune.measure.builder import Builder, BuildRequest, Library
-from convtune.measure.device import Compare, Device, Measure, Measurement, Prepare
+from convtune.measure.builder import BuildRequest, Library
+from convtune.measure.device import Measurement, Prepare
 from convtune.measure.home import Home
 from convtune.measure.worker import MEMORY_BYTES, Pool, Reply, Service
 from convtune.paths import cache_dir
@@ -22,7 +22,7 @@ from convtune.paths import cache_dir
 if TYPE_CHECKING:
     from convtune.space import Candidate
     from convtune.spec import ConvSpec
-    from convtune.targets import CpuTarget
+    from convtune.targets import Target
 
 
 @dataclass(frozen=True)
@@ -79,30 +79,56 @@ class Outcome:
     error: float | None = None
     times_us: tuple[float, ...] = ()
     build_s: float | None = None
+    resources: Mapping[str, Mapping[str, int]] | None = None
 
 
-@dataclass
-class Bench:
+class Bench(ABC):
     """A build worker per core, and one worker in which kernels run. A context manager; for one thread.
 
-    directory: where its temporary directory goes; None: the system's place. seed: of the operands.
+    A subclass says what is in the workers, and where times come from.
     """
 
-    target: CpuTarget
-    directory: Path | None = None
-    limits: Limits = field(default_factory=Limits)
-    seed: int = 0
+    origin: ClassVar[str]
+    """Of the times, as a record has it."""
+    builder: ClassVar[Service]
+    device: ClassVar[Service]
+    usual_limits: ClassVar[Limits] = Limits()
+    samples: ClassVar[bool] = False
+    """Whether `measure` verifies a part of what `verify` does."""
 
-    def __post_init__(self) -> None:
-        """Raises TargetError where there is no C compiler for the target."""
-        cache = cache_dir()
-        # now, in this process: without it every candidate would be a build error
-        linker.build_runtime(linker.find_compiler(self.target.machine), cache)
-        self._temporary = Home(self.directory)
+    def __init__(
+        self, target: Target, threads: int, directory: Path | None = None, limits: Limits | None = None, seed: int = 0
+    ) -> None:
+        """threads: of this machine, that kernels run on. directory: where its temporary directory goes; None: the
+        system's place. seed: of the operands.
+        """
+        self.target, self.limits = target, limits or self.usual_limits
+        self._temporary = Home(directory)
         self._home, self._numbers = self._temporary.path, itertools.count()
-        self._builders = Pool(Builder, (self.target, cache), len(os.sched_getaffinity(0)), self._home)
-        self._device = Pool(Device, (self._home, self.target.threads, self.seed), 1, self._home)
+        self._builders = Pool(self.builder, (target, cache_dir()), len(os.sched_getaffinity(0)), self._home)
+        self._device = Pool(self.device, (self._home, threads, seed), 1, self._home)
         self._prepared: ConvSpec | None = None
+
+    @property
+    @abstractmethod
+    def runs(self) -> bool:
+        """Whether the target's kernels run here."""
+
+    @abstractmethod
+    def _timing(self, spec: ConvSpec, library: Library, limit: float, best_us: float | None) -> Any:
+        """The request to the device worker that `measure` makes."""
+
+    @abstractmethod
+    def _verifying(self, spec: ConvSpec, library: Library, limit: float) -> Any:
+        """The request to the device worker that `verify` makes."""
+
+    @abstractmethod
+    def _times(self, found: Measurement, library: Library) -> tuple[float, ...]:
+        """The times in microseconds of a kernel that is right."""
+
+    @abstractmethod
+    def _in_turn(self, spec: ConvSpec, libraries: Sequence[Library], rounds: int) -> list[tuple[float, ...]]:
+        """The times of `finals`."""
 
     def start(self) -> None:
         """Starts all workers without waiting; otherwise they start when they are needed."""
@@ -147,13 +173,6 @@ class Bench:
         """As `measure`, without times: a status of "ok" says that the kernel is right."""
         return self._outcome(spec, built, lambda library: self._verifying(spec, library, limit))
 
-    def _timing(self, spec: ConvSpec, library: Library, limit: float, best_us: float | None) -> Any:
-        """The request to the device worker that `measure` makes."""
-        return Measure(spec, library.path, library.pack, limit, best_us, timed=True)
-
-    def _verifying(self, spec: ConvSpec, library: Library, limit: float) -> Any:
-        return Measure(spec, library.path, library.pack, limit, None, timed=False)
-
     def _outcome(self, spec: ConvSpec, built: Built, request: Callable[[Library], Any]) -> Outcome:
         library = built.library
         if library is None:
@@ -163,7 +182,7 @@ class Bench:
         outcome = Outcome("", build_s=library.build_s, resources=library.resources)
         if reply.status == "ok":
             found: Measurement = reply.value
-            times_us = found.times_us or library.estimates_us if found.status == "ok" else ()
+            times_us = self._times(found, library) if found.status == "ok" else ()
             outcome = replace(outcome, status=found.status, message=found.message, error=found.error, times_us=times_us)
             if found.suspect:
                 self._device.stop()
@@ -182,14 +201,7 @@ class Bench:
         libraries = [b.library for b in built if b.library is not None]
         if len(libraries) != len(built):
             raise MeasureError("finals of a candidate that was not built; every finalist must have been measured")
-        self._prepare(spec)
-        request = Compare(spec, tuple((library.path, library.pack) for library in libraries), rounds)
-        seconds = self.limits.device(spec) * (1 + len(libraries))
-        reply = self._device.call(request, seconds, self.limits.memory(spec))
-        if reply.status != "ok":
-            raise MeasureError(f"finals of {spec} failed ({reply.status}): {reply.message}")
-        times: list[tuple[float, ...]] = reply.value
-        return times
+        return self._in_turn(spec, libraries, rounds)
 
     def discard(self, built: Built) -> None:
         """Removes a library that is needed no more. Closing removes all."""
