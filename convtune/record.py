@@ -29,8 +29,10 @@ _UTC_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _UTC = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z", re.ASCII)
 _NEEDED = ("spec", "target", "candidate", "origin", "status", "times_us", "versions", "seed", "utc")
 _FREE = ("message", "error", "build_s", "round", "batch")
-_TARGET_TEXTS = ("name", "family", "model", "mcpu", "fingerprint")
-_TARGET_COUNTS = ("vector_bytes", "threads")
+_TARGET_TEXTS = ("name", "family", "model", "fingerprint")
+_CPU_FACTS, _GPU_FACTS = ("mcpu", ("vector_bytes", "threads")), ("arch", ("sms", "clock_mhz", "l2_bytes"))
+"""A text and counts that a record has of its target besides: of a GPU's where the family is "cuda"."""
+RESOURCES = ("registers", "spill_stores_bytes", "spill_loads_bytes", "stack_bytes", "shared_bytes")
 
 
 class NewerSchemaError(LogError):
@@ -56,7 +58,9 @@ class Record:
     spec: canonical string. target: `Target.facts()`. origin, status, round: one of ORIGINS, STATUSES, ROUNDS.
     times_us: every repeat; at least one where the status is ok. message: why the status is not ok.
     error: max |y - reference| / max |reference|; None where there is no result, or none that is finite.
-    build_s: None where nothing was built. batch: when the measuring of these finalists in turn began, as `utc_now`
+    build_s: None where nothing was built. resources: of each of a GPU's kernels by name, RESOURCES of a thread (its
+    registers, spills and stack) and of a block (its static shared memory), and what else the compiler says; None where
+    there are no such kernels. batch: when the measuring of these finalists in turn began, as `utc_now`
     writes it, the same for all of them; "" in the search round. versions: of "convtune" and "tvm" at least.
     utc: as `utc_now` writes it.
 
@@ -76,6 +80,7 @@ class Record:
     build_s: float | None = None
     round: str = "search"
     batch: str = ""
+    resources: Mapping[str, Mapping[str, int]] | None = None
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     utc: str = field(default_factory=utc_now)
 
@@ -102,6 +107,7 @@ class Record:
                 "target": dict(self.target),
                 "candidate": _candidate_data(self.candidate),
                 **fields,
+                **({} if self.resources is None else {"resources": _resources_data(self.resources)}),
                 "versions": dict(self.versions),
             }
             line = json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n"
@@ -180,7 +186,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     missing = [name for name in _NEEDED if name not in data]
     if missing:
         raise LogError(f"missing {', '.join(missing)}")
-    fields = {name: data[name] for name in (*_NEEDED, *_FREE) if name in data}
+    fields = {name: data[name] for name in (*_NEEDED, *_FREE, "resources") if name in data}
     if not isinstance(fields["times_us"], list):
         raise LogError(f"times_us={_short(fields['times_us'])} is not a list of numbers")
     fields["times_us"] = tuple(fields["times_us"])
@@ -203,6 +209,10 @@ def _candidate_data(candidate: Candidate) -> dict[str, Any]:
     if candidate.space == METASCHEDULE:
         return {"space": METASCHEDULE, "trace": trace(candidate)}
     return {"space": candidate.space, "knobs": dict(candidate.knobs)}
+
+
+def _resources_data(resources: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    return {kernel: dict(found) for kernel, found in resources.items()}
 
 
 def _candidate(data: Any) -> Candidate:
@@ -253,6 +263,8 @@ def _check(record: Record) -> None:
         raise LogError(f"message={_short(record.message)} is not a string")
     if not _is_int(record.seed):
         raise LogError(f"seed={_short(record.seed)} is not an integer")
+    if record.resources is not None:
+        _check_resources(record.resources)
     _check_versions(record.versions)
     _check_utc("utc", record.utc)
     if record.round == "final":
@@ -264,12 +276,26 @@ def _check(record: Record) -> None:
 def _check_target(target: Any) -> None:
     if not isinstance(target, Mapping):
         raise LogError(f"target={_short(target)} is not an object")
-    for name in _TARGET_TEXTS:
+    text, counts = _GPU_FACTS if target.get("family") == "cuda" else _CPU_FACTS
+    for name in (*_TARGET_TEXTS, text):
         if not (isinstance(target.get(name), str) and target[name]):
             raise LogError(f"target.{name}={_short(target.get(name))} must be a string, and not empty")
-    for name in _TARGET_COUNTS:
+    for name in counts:
         if not (_is_int(target.get(name)) and target[name] >= 1):
             raise LogError(f"target.{name}={_short(target.get(name))} must be an integer of at least 1")
+
+
+def _check_resources(resources: Any) -> None:
+    if not isinstance(resources, Mapping):
+        raise LogError(f"resources={_short(resources)} is not an object")
+    for kernel, found in resources.items():
+        if not isinstance(found, Mapping):
+            raise LogError(f"resources of {_short(kernel)}={_short(found)} is not an object")
+        for name in {**dict.fromkeys(RESOURCES), **found}:
+            if not (_is_int(found.get(name)) and found[name] >= 0):
+                raise LogError(
+                    f"resources of {_short(kernel)}: {name}={_short(found.get(name))} must be an integer of at least 0"
+                )
 
 
 def _check_candidate(candidate: Any) -> None:

@@ -5,6 +5,8 @@
 3. log        the winner of this spec on another machine that is alike, the most alike first (`Target.distance`)
 4. transfer   the winner of the nearest spec, its knobs snapped to this spec's domain
 5. default    the space's own choice, from the target's facts
+
+For a GPU 2 and 3 look for measured times first, then for estimated ones, and so does 4: they never compete.
 """
 
 from __future__ import annotations
@@ -53,31 +55,40 @@ def choices(
 
 def _from_logs(spec: ConvSpec, target: Target, logs: LogStack, max_error: float, gone: list[str]) -> Iterator[Choice]:
     """Adds to `gone` why winners were passed over, which is a part of the reason for all that comes after them."""
-    exact = logs.winner(spec, target.fingerprint, max_error=max_error)
-    if exact:
-        record, layer = exact
-        if _offered(spec, target, record.candidate):
-            yield Choice(record.candidate, "log", f"{_time(record)} on this machine, in {layer.name}")
-        else:
-            gone.append(_gone(record))
-    for record in _relatives(spec, target, logs, max_error):
-        if _offered(spec, target, record.candidate):
-            reason = f"{_time(record)} on {record.target['model']}, of this family"
-            yield Choice(record.candidate, "log", "; ".join([reason, *gone]))
-        else:
-            gone.append(_gone(record))
+    for origin in target.origins:
+        exact = logs.winner(spec, target.fingerprint, max_error=max_error, origin=origin)
+        if exact:
+            record, layer = exact
+            if _offered(spec, target, record.candidate):
+                yield Choice(record.candidate, "log", f"{_time(record)} on this machine, in {layer.name}")
+            else:
+                gone.append(_gone(record))
+        for record in _relatives(spec, target, logs, max_error, origin):
+            if _offered(spec, target, record.candidate):
+                reason = f"{_time(record)} on {record.target['model']}, of this family"
+                yield Choice(record.candidate, "log", "; ".join([reason, *gone]))
+            else:
+                gone.append(_gone(record))
+    for origin in target.origins:
+        yield from _transferred(spec, target, logs, max_error, origin, gone)
+
+
+def _transferred(
+    spec: ConvSpec, target: Target, logs: LogStack, max_error: float, origin: str, gone: list[str]
+) -> Iterator[Choice]:
+    """The knobs of the nearest spec that has a winner by times of this origin."""
     spaces = space.accepting(spec, target)
-    known = logs.records()
-    found = nearest_winner(spec, target, known, *spaces, max_error=max_error)
+    found = nearest_winner(spec, target, logs.records(), *spaces, max_error=max_error, origin=origin)
     candidate = fitted(found, spec, target, *spaces) if found else None
     if found and candidate:
         own = found.spec == str(spec)  # of another machine
         place = f"this spec on {found.target['model']}" if own else f"{found.spec}, the nearest spec in the log"
-        yield Choice(candidate, "transfer", "; ".join([f"the knobs that won on {place}", *gone]))
+        won = "won" if origin == "measured" else f"won, as {origin},"
+        yield Choice(candidate, "transfer", "; ".join([f"the knobs that {won} on {place}", *gone]))
 
 
 def _time(record: Record) -> str:
-    return f"{record.time_us:.4g} µs"
+    return ("" if record.origin == "measured" else f"{record.origin} ") + f"{record.time_us:.4g} µs"
 
 
 def _gone(record: Record) -> str:
@@ -87,13 +98,13 @@ def _gone(record: Record) -> str:
     return f"{winner_of} is not in this version's spaces"
 
 
-def _relatives(spec: ConvSpec, target: Target, logs: LogStack, max_error: float) -> list[Record]:
+def _relatives(spec: ConvSpec, target: Target, logs: LogStack, max_error: float, origin: str) -> list[Record]:
     """Winners of the spec on other machines whose schedules suit this one, the most alike first."""
     by_machine: dict[str, list[Record]] = {}
     for record in logs.records(spec):
         if record.fingerprint != target.fingerprint and target.distance(record.target) < math.inf:
             by_machine.setdefault(record.fingerprint, []).append(record)
-    winners = [winner(records, max_error=max_error) for records in by_machine.values()]
+    winners = [winner(records, max_error=max_error, origin=origin) for records in by_machine.values()]
     return sorted(filter(None, winners), key=lambda record: target.distance(record.target))
 
 

@@ -23,6 +23,11 @@ def target(name: str = "native", fingerprint: str = "f0") -> dict[str, Any]:
     }
 
 
+def gpu(fingerprint: str = "g0", **changes: Any) -> dict[str, Any]:
+    facts = {"name": "sm_80", "family": "cuda", "model": "A GPU 100", "arch": "sm_80", "sms": 108, "clock_mhz": 1410}
+    return {**facts, "dram_gbs": 1555.0, "l2_bytes": 41943040, "fingerprint": fingerprint, **changes}
+
+
 def utc(second: int) -> str:
     return f"2026-01-02T03:{second // 60:02}:{second % 60:02}.000000Z"
 

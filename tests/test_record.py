@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from record_samples import OTHER_SPEC, SPEC, failure, final, make, target, utc
+from record_samples import OTHER_SPEC, SPEC, failure, final, gpu, make, target, utc
 
 from convtune.errors import LogError
 from convtune.record import (
@@ -88,6 +88,19 @@ def test_a_targets_facts_are_accepted() -> None:
     assert Record.parse(make(target=native.facts()).line()).fingerprint == native.fingerprint
 
 
+RESOURCES = {"registers": 64, "spill_stores_bytes": 0, "spill_loads_bytes": 0, "stack_bytes": 8, "shared_bytes": 4096}
+
+
+def test_a_gpu_has_other_facts_and_its_kernels_have_resources() -> None:
+    record = make(
+        target=gpu(), resources={"main_kernel": RESOURCES, "main_kernel_1": {**RESOURCES, "constant_bytes": 4}}
+    )
+    again = Record.parse(record.line())
+    assert again == record and again.resources is not None
+    assert again.resources["main_kernel_1"]["constant_bytes"] == 4
+    assert "resources" not in json.loads(make(target=gpu()).line())
+
+
 def test_versions_and_time_are_filled_in() -> None:
     made = Record(spec=SPEC, target=target(), candidate=make().candidate, origin="measured", status="crash", seed=0)
     assert made.versions["convtune"] == "0.1.0" and made.versions["tvm"].startswith("0.")
@@ -139,6 +152,13 @@ def test_a_spec_not_in_canonical_form_is_found_under_its_canonical_one() -> None
         ("target", {**target(), "mcpu": None}, "target.mcpu=None must be a string"),
         ("target", {**target(), "threads": 0}, "target.threads=0 must be an integer of at least 1"),
         ("target", {**target(), "vector_bytes": 64.0}, "target.vector_bytes=64.0 must be an integer"),
+        ("target", {**target(), "family": "cuda"}, "target.arch=None must be a string"),
+        ("target", gpu(sms=0), "target.sms=0 must be an integer of at least 1"),
+        ("resources", [], r"resources=\[\] is not an object"),
+        ("resources", {"k": 64}, "resources of 'k'=64 is not an object"),
+        ("resources", {"k": {"registers": 64}}, "resources of 'k': spill_stores_bytes=None must be an integer of at"),
+        ("resources", {"k": {**RESOURCES, "stack_bytes": -8}}, "resources of 'k': stack_bytes=-8 must be an integer"),
+        ("resources", {"k": {**RESOURCES, "constant_bytes": "4"}}, "resources of 'k': constant_bytes='4' must be"),
         ("candidate", "dense", "candidate='dense' has no space"),
         ("candidate", {"knobs": {}}, "has no space"),
         ("candidate", {"space": "", "knobs": {}}, "must be a candidate whose space has a name"),

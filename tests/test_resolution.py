@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convtune import resolution, space, targets
 from convtune.log import Log, LogStack
-from convtune.record import Record
+from convtune.record import Record, traced
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
 
@@ -20,12 +20,14 @@ def _candidates(spec: ConvSpec) -> list[Candidate]:
     return list(space.enumerate_candidates(space.get("dense_direct"), spec, NATIVE))
 
 
-def _record(spec: ConvSpec, candidate: Candidate, time_us: float, target: targets.Target = NATIVE) -> Record:
+def _record(
+    spec: ConvSpec, candidate: Candidate, time_us: float, target: targets.Target = NATIVE, origin: str = "measured"
+) -> Record:
     return Record(
         spec=str(spec),
         target=target.facts(),
         candidate=candidate,
-        origin="measured",
+        origin=origin,
         status="ok",
         times_us=(time_us,),
         error=1e-7,
@@ -33,10 +35,12 @@ def _record(spec: ConvSpec, candidate: Candidate, time_us: float, target: target
     )
 
 
-def _choices(tmp_path: Path, records: list[Record], explicit: Candidate | None = None) -> list[resolution.Choice]:
+def _choices(
+    tmp_path: Path, records: list[Record], explicit: Candidate | None = None, target: targets.Target = NATIVE
+) -> list[resolution.Choice]:
     log = Log(tmp_path / "log")
     log.append(records)
-    return list(resolution.choices(SPEC, NATIVE, LogStack([log]), LIMIT, explicit))
+    return list(resolution.choices(SPEC, target, LogStack([log]), LIMIT, explicit))
 
 
 def test_an_empty_log_gives_the_default(tmp_path: Path) -> None:
@@ -116,3 +120,54 @@ def test_the_same_spec_on_an_unlike_machine_is_not_called_another_spec(tmp_path:
 def test_what_is_not_accurate_enough_is_not_chosen(tmp_path: Path) -> None:
     record = dataclasses.replace(_record(SPEC, _candidates(SPEC)[3], 1.0), error=1e-4)
     assert "log" not in [c.kind for c in _choices(tmp_path, [record])]
+
+
+# ---- GPUs --------------------------------------------------------------------------------------------
+
+A100 = targets.resolve("sm_80")
+
+
+def _gpu_candidates(count: int) -> list[Candidate]:
+    """Different candidates, whatever the spaces for GPUs are; MetaSchedule's are always on offer."""
+    return [traced([["step", number]]) for number in range(count)]
+
+
+def test_a_measured_winner_of_a_gpu_comes_before_an_estimated_one_however_slow(tmp_path: Path) -> None:
+    measured, estimated = _gpu_candidates(2)
+    records = [_record(SPEC, estimated, 1.0, A100, "estimated"), _record(SPEC, measured, 99.0, A100)]
+    choices = _choices(tmp_path, records, target=A100)
+    assert [c.candidate for c in choices[:2]] == [measured, estimated]
+    assert choices[0].reason.startswith("99 µs on this machine")
+    assert choices[1].reason.startswith("estimated 1 µs on this machine")
+
+
+def test_an_emulated_time_of_a_gpu_chooses_nothing(tmp_path: Path) -> None:
+    choices = _choices(tmp_path, [_record(SPEC, _gpu_candidates(1)[0], 1.0, A100, "emulated")], target=A100)
+    assert [c.kind for c in choices] == ["default"]
+
+
+def test_estimated_times_choose_nothing_for_a_cpu(tmp_path: Path) -> None:
+    choices = _choices(tmp_path, [_record(SPEC, _candidates(SPEC)[3], 1.0, origin="estimated")])
+    assert [c.kind for c in choices] == ["default"]
+
+
+def test_what_suits_an_older_gpu_suits_a_newer_one_the_nearest_first(tmp_path: Path) -> None:
+    turing, other, hopper, cpu = _gpu_candidates(4)
+    records = [
+        _record(SPEC, turing, 1.0, targets.resolve("sm_75"), "estimated"),
+        _record(SPEC, other, 9.0, targets.resolve("nvidia/nvidia-a30"), "estimated"),
+        _record(SPEC, hopper, 1.0, targets.resolve("sm_90"), "estimated"),
+        _record(SPEC, cpu, 1.0),
+    ]
+    choices = _choices(tmp_path, records, target=A100)
+    assert [(c.kind, c.candidate) for c in choices[:-1]] == [("log", other), ("log", turing)]
+    assert "NVIDIA A30" in choices[0].reason
+
+
+def test_the_nearest_spec_lends_its_knobs_to_a_gpu(tmp_path: Path) -> None:
+    near = SPEC.replace(in_channels=32)
+    (owner, *_) = space.accepting(near, A100)
+    lent = Candidate(owner.name, dict(owner.default(near, A100)))
+    choices = _choices(tmp_path, [_record(near, lent, 10.0, A100, "estimated")], target=A100)
+    assert [c.kind for c in choices] == ["transfer", "default"]
+    assert f"won, as estimated, on {near}" in choices[0].reason
