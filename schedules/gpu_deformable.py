@@ -96,6 +96,8 @@ class GpuDeformable(Estimating[GpuTarget]):
             sch.reorder(segment, position, q)
             share(sch, [segment, position], tile.threads)
             sch.unroll(q)
+        if tile.vector > 1:
+            sch.vectorize(sch.get_loops(sch.get_sblock("col"))[-1])
         merge_output(sch, spec)
         return sch.mod
 
@@ -122,10 +124,8 @@ def _expression(spec: ConvSpec, tile: GemmTile) -> Any:
     index, weights, outside, *scale = _tables(arguments, tile)
     depth, width = spec.in_channels // spec.groups, spec.in_size[1]
 
-    def sample(n: Any, g: Any, output: Any, tap: Any, chunk: Sequence[Any], inner: Sequence[Any]) -> Any:
-        (so, co), (s, vector, lane) = chunk, inner
-        at = (n, g, output // tile.positions, tap, so)
-        p = output % tile.positions
+    def sample(n: Any, g: Any, block: Any, tap: Any, so: Any, co: Any, s: Any, vector: Any, lane: Any, p: Any) -> Any:
+        at = (n, g, block, tap, so)
         segment, first = so * tile.together + s, co * tile.chunk + vector * tile.vector
         channel = g * depth + segment * tile.run + first + lane
         places = [index(*at, q, s, p) for q in range(len(CORNERS))]
@@ -136,7 +136,7 @@ def _expression(spec: ConvSpec, tile: GemmTile) -> Any:
             outside=tirx.const(False, "bool"),
         )
         zero = tirx.const(0.0, spec.dtype)
-        # TVM 0.27 makes no CUDA C of a Select of vectors, and of this only where the condition is the same for all lanes
+        # not a Select: TVM 0.27 makes CUDA C of one of vectors that nvcc refuses
         value = te.if_then_else(outside(*at, 0, s, p) == 0, value, zero)
         if scale:
             value = scale[0](*at, 0, s, p) * value

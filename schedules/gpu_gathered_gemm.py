@@ -83,7 +83,7 @@ class GemmTile:
     def registers(self) -> int:
         """Of a thread, about: the sums, their operands, what is on its way to shared memory, and addresses."""
         sums = self.thread_positions * self.thread_channels
-        return sums + self.thread_positions + self.thread_channels + 40
+        return sums + self.thread_positions + self.thread_channels + (72 if self.vector > 1 else 40)
 
 
 def _split(block: int, thread: int) -> tuple[int, int, int]:
@@ -194,27 +194,17 @@ def packed_gemm(spec: ConvSpec, tile: GemmTile) -> tuple[int, ...]:
     return (spec.groups, blocks, count(spec.kernel), *tile.outer, tile.depth, tile.channels)
 
 
-Sample = Callable[..., Any]  # sample(n, group, output, tap, (chunk of segments, chunk), (segment, vector, lane))
-
-
-def gathered_gemm(arguments: Arguments, tile: GemmTile, sample: Sample) -> Any:
+def gathered_gemm(arguments: Arguments, tile: GemmTile, sample: Callable[..., Any]) -> Any:
     """The function of `col`, `acc` and `y` over the last of the arguments' weights.
 
-    col: (n, group, block, tap, *chunks, segment, vector, lane, position of the block), which is `sample`, with outputs
-        beyond the last one.
+    col: of the shape `col_shape`, is `sample` of its indices; there are positions beyond the last output.
     """
     from tvm import te
 
     stage, weight = arguments.spec.stages[-1], arguments.weights[-1]
-    blocks, taps = ceil_div(count(stage.out_size), tile.positions), count(stage.kernel)
-    inner = (tile.together, tile.chunk // tile.vector, tile.vector)
-    col = te.compute(
-        (stage.batch, stage.groups, blocks, taps, *tile.outer, *inner, tile.positions),
-        lambda n, g, block, tap, so, co, s, v, lane, p: sample(
-            n, g, block * tile.positions + p, tap, (so, co), (s, v, lane)
-        ),
-        name="col",
-    )
+    shape = col_shape(stage, tile)
+    blocks, taps, inner = shape[2], shape[3], shape[6:9]
+    col = te.compute(shape, sample, name="col")
     extents = (("tap", taps), *zip(("so", "co"), tile.outer), *zip(("segment", "vector", "lane"), inner))
     tap, so, co, s, v, lane = axes = [te.reduce_axis((0, extent), name) for name, extent in extents]
     (pj, px, pi), (cj, cx, ci) = tile.position_split, tile.channel_split
@@ -225,8 +215,15 @@ def gathered_gemm(arguments: Arguments, tile: GemmTile, sample: Sample) -> Any:
         filters = weight(g, cb, tap, so, co, k, channel)
         return te.sum(col(n, g, block, tap, so, co, s, v, lane, position) * filters, axis=axes)
 
-    shape = (stage.batch, blocks, pj, px, pi, stage.groups, weight.shape[1], cj, cx, ci)
-    return arguments.primfunc(_output(arguments, tile, te.compute(shape, summand, name="acc")))
+    sums = (stage.batch, blocks, pj, px, pi, stage.groups, weight.shape[1], cj, cx, ci)
+    return arguments.primfunc(_output(arguments, tile, te.compute(sums, summand, name="acc")))
+
+
+def col_shape(spec: ConvSpec, tile: GemmTile) -> tuple[int, ...]:
+    """(n, group, block of positions, tap, *chunks, segment, vector, lane, position of a block)."""
+    blocks, inner = ceil_div(count(spec.out_size), tile.positions), (tile.chunk // tile.vector, tile.vector)
+    outer = (spec.batch, spec.groups, blocks, count(spec.kernel), *tile.outer)
+    return (*outer, tile.together, *inner, tile.positions)
 
 
 def _output(arguments: Arguments, tile: GemmTile, sums: Any) -> Any:
@@ -267,56 +264,62 @@ class GemmLoops:
     taps: Any
     segments: Any  # chunks of segments
     chunk: Any
+    element: Any  # in which a thread makes a vector of `col`
 
 
 def place_gemm(sch: Any, spec: ConvSpec, tile: GemmTile) -> GemmLoops:
-    """Binds `y` to blocks and threads, keeps the sums in registers, and `col` and the weights in shared memory."""
+    """Binds the loops to blocks and threads, keeps the sums in registers, `col` and the weights in shared memory."""
     acc = sch.get_sblock("acc")
-    sums = sch.cache_write(acc, 0, "local")
+    result = sch.cache_write(acc, 0, "local")
     n, block, pj, px, pi, g, cb, cj, cx, ci, *axes = sch.get_loops(acc)
-    (y, x), store = ((px, cx), (pj, cj, pi, ci)) if spec.channels_last else ((cx, px), (cj, pj, ci, pi))
-    sch.reorder(n, g, cb, block, y, x, *axes, *store)
+    (y, x), sums = ((px, cx), (pj, cj, pi, ci)) if spec.channels_last else ((cx, px), (cj, pj, ci, pi))
+    sch.reorder(n, g, cb, block, y, x, *axes, *sums)
     sch.bind(n, "blockIdx.z")
     sch.bind(sch.fuse(g, cb), "blockIdx.y")
     sch.bind(block, "blockIdx.x")
     sch.bind(y, "threadIdx.y")
     sch.bind(x, "threadIdx.x")
-    for loop in store:
-        sch.unroll(loop)
-    sch.reverse_compute_at(sums, x, preserve_unit_loops=True)
-    for loop in sch.get_loops(sums)[-10:]:
+    sch.reverse_compute_at(result, x, preserve_unit_loops=True)
+    for loop in (*sums, *sch.get_loops(result)[-10:]):
         sch.unroll(loop)
     sch.reverse_compute_inline(sch.get_sblock("y"))  # last: TVM 0.27's reverse_compute_at drops its condition
-    found = GemmLoops(x, *axes[:3])
-    weight = sch.cache_read(acc, 1, "shared")
-    sch.compute_at(weight, found.chunk, preserve_unit_loops=True)
-    share(sch, sch.get_loops(weight)[-2:], tile.threads, gcd(WIDE, tile.channels))
-    _place_col(sch, spec, tile, found.chunk)
-    sch.decompose_reduction(acc, axes[0])
-    return found
+    taps, segments, chunk = axes[:3]
+    share_copy(sch, tile, sch.cache_read(acc, 1, "shared"), chunk, 2)
+    element = _place_col(sch, spec, tile, chunk)
+    sch.decompose_reduction(acc, taps)
+    return GemmLoops(x, taps, segments, chunk, element)
 
 
-def _place_col(sch: Any, spec: ConvSpec, tile: GemmTile, chunk: Any) -> None:
+def _place_col(sch: Any, spec: ConvSpec, tile: GemmTile, chunk: Any) -> Any:
     col = sch.get_sblock("col")
     sch.set_scope(col, 0, "shared")
     sch.compute_at(col, chunk, preserve_unit_loops=True)
     *_, s, v, lane, p = sch.get_loops(col)
     if not spec.channels_last:
-        share(sch, [s, v, lane, p], tile.threads)
-        return
+        return share(sch, [s, v, lane, p], tile.threads)
     sch.reorder(s, p, v, lane)
     sch.storage_align(col, 0, -2, WARP, SCATTER_PAD)
-    share(sch, [s, p, v], tile.threads)
-    sch.vectorize(lane)
+    return share(sch, [s, p, v], tile.threads)
 
 
-def share(sch: Any, loops: Sequence[Any], threads: tuple[int, int], vector: int = 1) -> None:
-    """Shares the turns of loops out to the threads of a block (y, x), neighbours side by side, vectors of that many."""
+def share_copy(sch: Any, tile: GemmTile, copy: Any, at: Any, dimensions: int) -> None:
+    """Computes a copy in shared memory at a loop, its last dimensions shared out to the threads."""
+    sch.compute_at(copy, at, preserve_unit_loops=True)
+    loops = sch.get_loops(copy)[-dimensions:]
+    share(sch, loops, tile.threads, gcd(WIDE, int(sch.get(loops[-1]).extent)))
+
+
+def share(sch: Any, loops: Sequence[Any], threads: tuple[int, int], vector: int = 1) -> Any:
+    """Shares the turns of loops out to the threads of a block (y, x), neighbours side by side, vectors of that many.
+
+    Returns the loop of x.
+    """
     _, y, x, lane = sch.split(sch.fuse(*loops), [None, *threads, vector])
     sch.bind(y, "threadIdx.y")
     sch.bind(x, "threadIdx.x")
     if vector > 1:
         sch.vectorize(lane)
+    return x
 
 
 def merge_output(sch: Any, spec: ConvSpec) -> None:
