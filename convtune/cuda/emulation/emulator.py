@@ -88,6 +88,7 @@ def build(program: Program, directory: Path, checked: bool) -> Path:
         BuildError: the program has what the emulator does not know. TargetError: there is no C++ compiler.
     """
     source = translate(program, checked)
+    directory.mkdir(parents=True, exist_ok=True)
     compiler = find_compiler()
     scheduler = scheduler_object(compiler, checked)
     # a name that was loaded before would give the library that was loaded then
@@ -129,6 +130,8 @@ class Emulation:
     ) -> Report:
         """Runs all launches on the arrays of the program's parameters, in order, in place.
 
+        Arrays that do not start where the program assumes are copied between red zones, and back.
+
         Args:
             order: one of ORDERS.
             blocks: None: all; else how many of each launch: the first, the last and some between. Only for a program
@@ -140,28 +143,27 @@ class Emulation:
         if order not in ORDERS:
             raise KernelError(f"order is {order!r}; allowed are {', '.join(ORDERS)}")
         if blocks is not None and (blocks < 1 or len(self._program.launches) > 1):
-            raise KernelError(
-                f"blocks is {blocks} of {len(self._program.launches)} launches; allowed: 1 and up, of one"
-            )
+            launches = len(self._program.launches)
+            raise KernelError(f"blocks is {blocks}, with {launches} launches; allowed: 1 and up, with one launch")
         if threads < 1:
             raise KernelError(f"threads is {threads}; allowed: 1 and up")
         self._check_arrays(arrays)
         byte = -1 if self._scratch_byte is None else self._scratch_byte
-        options = _Options(
-            ORDERS.index(order), 1 if self._checked else threads, seed, blocks or 0, byte, _PROBLEM_BYTES
-        )
+        threads = 1 if self._checked else threads
+        options = _Options(ORDERS.index(order), threads, seed, blocks or 0, byte, _PROBLEM_BYTES)
         return self._run(arrays, options)
 
     def _run(self, arrays: Sequence[NDArray[Any]], options: _Options) -> Report:
-        workspaces = [_Workspace(array, self._scratch_byte) for array in self._program.workspaces]
-        addresses = [array.ctypes.data for array in arrays] + [workspace.address for workspace in workspaces]
-        data = (ctypes.c_void_p * len(addresses))(*addresses)
+        memory: list[_Parameter | _Workspace] = [
+            _Parameter(declared, array) for declared, array in zip(self._program.parameters, arrays)
+        ]
+        memory += [_Workspace(declared, self._scratch_byte) for declared in self._program.workspaces]
+        data = (ctypes.c_void_p * len(memory))(*(piece.address for piece in memory))
         counts = (_Counts * len(self._program.launches))()
         problem = ctypes.create_string_buffer(_PROBLEM_BYTES)
         self._emulate(data, ctypes.byref(options), counts, problem)
-        found = problem.value.decode(errors="replace")
-        for workspace in workspaces:
-            found = found or workspace.overrun()
+        problems = [problem.value.decode(errors="replace"), *(piece.finish() for piece in memory)]
+        found = next(filter(None, problems), "")
         return Report(found, self._averages(counts) if self._checked and not found else {})
 
     def _averages(self, counts: Iterable[_Counts]) -> dict[str, Counts]:
@@ -183,57 +185,59 @@ class Emulation:
             if array.size != parameter.count or array.dtype != parameter.dtype:
                 given = f"{array.size} elements of {array.dtype}"
                 raise KernelError(f"{parameter.name} has {given}; it must have {parameter.count} of {parameter.dtype}")
-            if not array.flags.c_contiguous or array.ctypes.data % ALIGNMENT:
-                where = f"at address {array.ctypes.data:#x} with strides {array.strides}"
-                raise KernelError(
-                    f"{parameter.name} lies {where}; it must be C-contiguous at a multiple of {ALIGNMENT}"
-                )
+            if not array.flags.c_contiguous:
+                raise KernelError(f"{parameter.name} has strides {array.strides}; it must be C-contiguous")
 
     def fill_scratch(self, byte: int | None, /) -> None:
         """Makes shared memory and workspaces full of that byte at first; None: of what was left there."""
         self._scratch_byte = byte
 
     def __call__(self, arrays: Sequence[NDArray[Any]], alignments: Sequence[int], /) -> None:
-        """Runs it once, each time in another of the three orders; arrays may start at any multiple of their dtype.
-
-        Those that do not lie where the program assumes are copied between red zones, and back.
+        """Runs it once, each time in the next of the three orders, wherever the arrays start.
 
         Raises KernelError when it finds something wrong.
         """
-        copies = [_placed(array) for array in arrays]
-        report = self.run([array for array, _ in copies], ORDERS[self._calls % len(ORDERS)], seed=self._calls)
+        report = self.run(arrays, ORDERS[self._calls % len(ORDERS)], seed=self._calls)
         self._calls += 1
-        problem = report.problem
-        for parameter, array, (copy, guarded) in zip(self._program.parameters, arrays, copies):
-            if guarded is None:
-                continue
-            if where := guarded.overrun():
-                problem = problem or f"wrote outside {parameter.name}: {where}"
-            array[...] = copy
-        if problem:
-            raise KernelError(problem)
+        if report.problem:
+            raise KernelError(report.problem)
+
+
+class _Parameter:
+    """An array of the caller's, or a copy between red zones where it is not aligned."""
+
+    def __init__(self, declared: Array, array: NDArray[Any]) -> None:
+        self._name, self._array, self._copy = declared.name, array, array
+        self._guarded: Guarded | None = None
+        if array.ctypes.data % ALIGNMENT:
+            self._guarded = _guarded(declared)
+            self._copy = self._guarded.array.view(array.dtype).reshape(-1)[: array.size].reshape(array.shape)
+            self._copy[...] = array
+        self.address = self._copy.ctypes.data
+
+    def finish(self) -> str:
+        """Takes back what was computed; returns what was wrong."""
+        if self._guarded is None:
+            return ""
+        self._array[...] = self._copy
+        where = self._guarded.overrun()
+        return f"wrote outside {self._name}: {where}" if where else ""
 
 
 class _Workspace:
     """Memory between red zones, for a workspace of a program."""
 
-    def __init__(self, array: Array, byte: int | None) -> None:
-        self._name = array.name
-        self._guarded = Guarded((-(-array.bytes // 4),), ALIGNMENT, at_end=False)
+    def __init__(self, declared: Array, byte: int | None) -> None:
+        self._name, self._guarded = declared.name, _guarded(declared)
         self.address = self._guarded.array.ctypes.data
         if byte is not None:
             self._guarded.array.view(np.uint8).fill(byte)
 
-    def overrun(self) -> str:
+    def finish(self) -> str:
+        """Returns what was wrong."""
         where = self._guarded.overrun()
         return f"wrote outside workspace {self._name}: {where}" if where else ""
 
 
-def _placed(array: NDArray[Any]) -> tuple[NDArray[Any], Guarded | None]:
-    """The array, or a copy where it is not aligned, with what guards it."""
-    if array.ctypes.data % ALIGNMENT == 0:
-        return array, None
-    guarded = Guarded((-(-array.nbytes // 4),), ALIGNMENT, at_end=True)
-    copy = guarded.array.view(array.dtype).reshape(-1)[: array.size].reshape(array.shape)
-    copy[...] = array
-    return copy, guarded
+def _guarded(declared: Array) -> Guarded:
+    return Guarded((-(-declared.bytes // 4),), ALIGNMENT, at_end=False)  # the wide zone behind names more faults

@@ -76,6 +76,7 @@ namespace emulation {
 class Stacks {
  public:
   explicit Stacks(int count) : guard_(sysconf(_SC_PAGESIZE)), stride_(guard_ + kBytes), bytes_(count * stride_) {
+    if (!count) return;
     memory_ = (char*)mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory_ == MAP_FAILED) memory_ = nullptr;
     for (int i = 0; memory_ && i < count; i++) mprotect(memory_ + i * stride_, guard_, PROT_NONE);
@@ -85,7 +86,7 @@ class Stacks {
   }
   Stacks(const Stacks&) = delete;
   Stacks& operator=(const Stacks&) = delete;
-  bool exist() const { return memory_ != nullptr; }
+  bool exist() const { return memory_ || !bytes_; }
 
   // A stack for convtune_switch, on which `entry` runs from its start.
   void* fresh(int i, void (*entry)()) const {
@@ -105,7 +106,7 @@ class Stacks {
  private:
   static constexpr size_t kBytes = 64 << 10;
   size_t guard_, stride_, bytes_;
-  char* memory_;
+  char* memory_ = nullptr;
 };
 
 }  // namespace emulation
