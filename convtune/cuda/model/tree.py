@@ -1,0 +1,323 @@
+"""A kernel's body as a small tree of Python values: what the model walks, read from TVM's objects once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+from convtune.errors import ScheduleError
+
+
+class Expr(NamedTuple):
+    """One node of an expression.
+
+    op: "const", "var", "load", "ramp", "broadcast", "call", "select", "cast", "let", or an operator such as "Add".
+    args: expressions; of "const" the value, of "var" its key, of "load" the buffer and the index, of "call" the name
+    and the arguments. kind: "int", "float", "bool" or "handle". lanes: of a vector.
+    """
+
+    op: str
+    args: tuple[Any, ...]
+    kind: str
+    lanes: int
+
+
+class Buffer(NamedTuple):
+    """Memory of a kernel. key: its number. scope: "global", "shared" or "local". bytes: of an element."""
+
+    key: int
+    name: str
+    scope: str
+    bytes: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop that a thread runs."""
+
+    var: Any
+    begin: Expr
+    extent: Expr
+    unrolled: bool
+    body: tuple[Statement, ...]
+    stored: frozenset[int]  # keys of the buffers written inside
+    has_barrier: bool
+    indexes_registers: bool  # its variable chooses an element of a local array
+    size: int  # loads, stores and operators of the body, loops with a constant extent multiplied out
+
+
+@dataclass(frozen=True)
+class Branch:
+    """An if, with an else or an empty one."""
+
+    condition: Expr
+    then: tuple[Statement, ...]
+    otherwise: tuple[Statement, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """One value written."""
+
+    buffer: Buffer
+    index: Expr
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Define:
+    """A name for a value, used below it."""
+
+    var: Any
+    value: Expr
+
+
+@dataclass(frozen=True)
+class AsyncCopy:
+    """cp.async: bytes from global to shared memory that no register holds. condition: None where it is always made."""
+
+    target: Buffer
+    target_index: Expr
+    source: Buffer
+    source_index: Expr
+    bytes: int
+    condition: Expr | None
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """A barrier of the whole block."""
+
+
+@dataclass(frozen=True)
+class AsyncWait:
+    """Waits until at most `pending` groups of asynchronous copies are under way."""
+
+    pending: int
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """A call for its effect."""
+
+    value: Expr
+
+
+Statement = Loop | Branch | Store | Define | AsyncCopy | Barrier | AsyncWait | Evaluate
+
+
+@dataclass
+class Kernel:
+    """What a kernel does. arguments: the buffers that are its arguments, by position."""
+
+    name: str
+    body: tuple[Statement, ...]
+    threads: dict[Any, str] = field(default_factory=dict)  # variable key -> "threadIdx.x" …
+    extents: dict[str, int] = field(default_factory=dict)
+    arguments: dict[Buffer, int] = field(default_factory=dict)
+
+
+_EMPTY = ("AssertStmt", "AllocBuffer", "ScopeIdDefStmt")
+_OPERATORS = ("Add", "Sub", "Mul", "Div", "Mod", "FloorDiv", "FloorMod", "Min", "Max", "And", "Or")
+_BITS = ("LShift", "RShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
+_BINARY = frozenset((*_OPERATORS, *_BITS, "EQ", "NE", "LT", "LE", "GT", "GE"))
+_KINDS = {"int": "int", "uint": "int", "float": "float", "bfloat": "float", "bool": "bool", "handle": "handle"}
+
+
+def read(function: Any) -> Kernel:
+    """The body of a lowered device function.
+
+    Raises ScheduleError for a statement or an expression that the model does not know.
+    """
+    return _Reader(function).kernel()
+
+
+class _Reader:
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.threads: dict[Any, str] = {}
+        self.extents: dict[str, int] = {}
+        self.buffers: dict[Any, Buffer] = {}
+        self.parameters = list(function.params)
+        self.arguments: dict[Buffer, int] = {}
+        self.size = 0
+        self.stored: set[int] = set()
+        self.choosers: set[Any] = set()  # variables that index local arrays
+        self.has_barrier = False
+
+    def kernel(self) -> Kernel:
+        name = str(self.function.attrs["global_symbol"])
+        body = tuple(self.statements(self.function.body))
+        return Kernel(name, body, self.threads, self.extents, self.arguments)
+
+    def statements(self, node: Any) -> list[Statement]:
+        kind = type(node).__name__
+        if kind == "SeqStmt":
+            return [found for child in node.seq for found in self.statements(child)]
+        if kind in _EMPTY:
+            return self.statements(node.body) if getattr(node, "body", None) is not None else []
+        reader: Callable[[Any], list[Statement]] | None = getattr(self, f"_read_{kind.lower()}", None)
+        if reader is None:
+            raise ScheduleError(f"the GPU model does not know the statement {kind}")
+        return reader(node)
+
+    def _read_attrstmt(self, node: Any) -> list[Statement]:
+        if node.attr_key == "thread_extent":
+            axis = str(node.node.thread_tag)
+            self.threads[node.node.var] = axis
+            self.extents[axis] = int(node.value)
+        body = self.statements(node.body)
+        if node.attr_key == "async_wait_inflight_count":
+            return [AsyncWait(int(node.value)), *body]
+        return body
+
+    def _read_declbuffer(self, node: Any) -> list[Statement]:
+        if any(node.data.same_as(parameter) for parameter in self.parameters):
+            self.arguments[self.buffer(node.buffer)] = next(
+                i for i, p in enumerate(self.parameters) if node.data.same_as(p)
+            )
+        return []
+
+    def _read_bind(self, node: Any) -> list[Statement]:
+        return [Define(node.var, self.expression(node.value))]
+
+    def _read_for(self, node: Any) -> list[Statement]:
+        outer_size, outer_stored, outer_barrier = self.size, self.stored, self.has_barrier
+        self.size, self.stored, self.has_barrier = 0, set(), False
+        begin, extent = self.expression(node.min), self.expression(node.extent)
+        body = tuple(self.statements(node.body))
+        stored, barrier = frozenset(self.stored), self.has_barrier
+        size = self.size * max(int(extent.args[0]), 1) if extent.op == "const" else self.size
+        self.size, self.stored, self.has_barrier = outer_size + size, outer_stored | stored, outer_barrier or barrier
+        unrolled = int(node.kind) == 3  # ForKind.UNROLLED
+        chooses = node.loop_var in self.choosers
+        return [Loop(node.loop_var, begin, extent, unrolled, body, stored, barrier, chooses, size)]
+
+    def _read_ifthenelse(self, node: Any) -> list[Statement]:
+        otherwise = self.statements(node.else_case) if node.else_case is not None else []
+        return [Branch(self.expression(node.condition), tuple(self.statements(node.then_case)), tuple(otherwise))]
+
+    def _read_bufferstore(self, node: Any) -> list[Statement]:
+        buffer = self.buffer(node.buffer)
+        self.stored.add(buffer.key)
+        self.size += 1
+        return [Store(buffer, self.index(buffer, node.indices), self.expression(node.value))]
+
+    def _read_evaluate(self, node: Any) -> list[Statement]:
+        call = node.value
+        if type(call).__name__ == "IntImm":
+            return []
+        name = _call_name(call)
+        if "storage_sync" in name:
+            self.has_barrier = True
+            return [Barrier()] if str(call.args[0].value) != "warp" else []
+        if "cp_async_raw" in name or name.endswith("ptx_cp_async"):
+            return [self.async_copy(call)]
+        if "wait_group" in name:
+            return [AsyncWait(int(call.args[0]))]
+        return [Evaluate(self.expression(call))]
+
+    def async_copy(self, call: Any) -> AsyncCopy:
+        arguments = [a for a in call.args if type(a).__name__ != "StringImm"]
+        target, source = self.pointed(arguments[0]), self.pointed(arguments[2])
+        self.stored.add(target.key)
+        self.size += 1
+        condition = self.expression(arguments[5]) if len(arguments) > 5 else None
+        target_index, source_index = self.expression(arguments[1]), self.expression(arguments[3])
+        return AsyncCopy(target, target_index, source, source_index, int(arguments[4]), condition)
+
+    def pointed(self, pointer: Any) -> Buffer:
+        """The buffer whose data a call is given."""
+        return self.buffer(pointer.args[0])
+
+    def buffer(self, node: Any) -> Buffer:
+        if node not in self.buffers:
+            shape = tuple(int(extent) for extent in node.shape)
+            scope = str(node.scope()).split(".")[0] or "global"
+            self.buffers[node] = Buffer(len(self.buffers), str(node.name), scope, _bytes(str(node.dtype)), shape)
+        return self.buffers[node]
+
+    def index(self, buffer: Buffer, indices: Sequence[Any]) -> Expr:
+        """Buffers are flat after lowering; what is not is folded here, row by row."""
+        flat = self.expression(indices[0])
+        for extent, index in zip(buffer.shape[1:], indices[1:]):
+            row = Expr("Mul", (flat, Expr("const", (extent,), "int", 1)), "int", 1)
+            flat = Expr("Add", (row, self.expression(index)), "int", 1)
+        if buffer.scope == "local":
+            self.choosers.update(_variables(flat))
+        return flat
+
+    def expression(self, node: Any) -> Expr:
+        name = type(node).__name__
+        if name in ("IntImm", "FloatImm"):
+            return Expr("const", (node.value,), _kind_and_lanes(node)[0], 1)
+        if name in ("Var", "SizeVar"):
+            return Expr("var", (node,), _kind_and_lanes(node)[0], 1)
+        kind, lanes = _kind_and_lanes(node)
+        self.size += 1
+        if name in _BINARY:
+            return Expr(name, (self.expression(node.a), self.expression(node.b)), kind, lanes)
+        if name == "TensorLoad":
+            buffer = self.buffer(node.source)
+            return Expr("load", (buffer, self.index(buffer, node.indices)), kind, lanes)
+        if name == "Cast":
+            return Expr("cast", (self.expression(node.value),), kind, lanes)
+        if name == "Call":
+            return Expr("call", (_call_name(node), *self.operands(node)), kind, lanes)
+        return self._rare(name, node, kind, lanes)
+
+    def _rare(self, name: str, node: Any, kind: str, lanes: int) -> Expr:
+        if name == "Ramp":
+            return Expr("ramp", (self.expression(node.base), self.expression(node.stride)), kind, lanes)
+        if name == "Broadcast":
+            return Expr("broadcast", (self.expression(node.value),), kind, lanes)
+        if name == "Not":
+            return Expr("Not", (self.expression(node.a),), kind, lanes)
+        if name == "Select":
+            parts = (node.condition, node.true_value, node.false_value)
+            return Expr("select", tuple(self.expression(part) for part in parts), kind, lanes)
+        if name == "Let":
+            return Expr("let", (node.var, self.expression(node.value), self.expression(node.body)), kind, lanes)
+        if name == "Shuffle":
+            return Expr("shuffle", tuple(self.expression(part) for part in node.vectors), kind, lanes)
+        raise ScheduleError(f"the GPU model does not know the expression {name}")
+
+    def operands(self, call: Any) -> list[Expr]:
+        return [self.expression(a) for a in call.args if type(a).__name__ not in ("StringImm", "Op", "GlobalVar")]
+
+
+def _variables(expr: Expr) -> Iterator[Any]:
+    """The keys of the variables in an index."""
+    if expr.op == "var":
+        yield expr.args[0]
+    for part in expr.args:
+        if isinstance(part, Expr):
+            yield from _variables(part)
+
+
+def _call_name(call: Any) -> str:
+    """Name of what is called; of an external function its own, such as "erff"."""
+    name = str(getattr(call.op, "name", None) or getattr(call.op, "name_hint", "")).removeprefix("tirx.")
+    if name.startswith(("call_extern", "call_pure_extern", "call_llvm")):
+        return str(call.args[0].value)
+    return name
+
+
+def _kind_and_lanes(node: Any) -> tuple[str, int]:
+    dtype = getattr(node.ty, "dtype", None)
+    return ("handle", 1) if dtype is None else _parse(str(dtype))
+
+
+@cache
+def _parse(dtype: str) -> tuple[str, int]:
+    scalar, _, lanes = dtype.partition("x")
+    return _KINDS.get(scalar.rstrip("0123456789_efmn"), "handle") if scalar != "bool" else "bool", int(lanes or 1)
+
+
+def _bytes(dtype: str) -> int:
+    scalar = dtype.partition("x")[0]
+    digits = scalar[len(scalar.rstrip("0123456789")) :]
+    return max(int(digits or 8) // 8, 1)

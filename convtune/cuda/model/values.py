@@ -1,0 +1,145 @@
+"""The values of a kernel: equal ones are one node, as a compiler has them, and NumPy can evaluate any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class Value(NamedTuple):
+    """A node and a constant on top of it, as addresses have an offset. Node 0 is nothing: the value is the constant."""
+
+    node: int
+    offset: Any
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is known before the kernel runs."""
+        return self.node == 0
+
+
+def constant(number: Any) -> Value:
+    """A number as a value."""
+    return Value(0, number)
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node computes. level: of the innermost loop that it depends on, 0 outside of all."""
+
+    op: str
+    operands: tuple[Value, ...]
+    level: int
+
+
+class Values:
+    """All nodes of one kernel. `leaves` holds what the samples say of the nodes that nothing is computed from."""
+
+    def __init__(self) -> None:
+        self.nodes = [Node("const", (), 0)]
+        self.table: dict[tuple[str, tuple[Value, ...]], int] = {}
+        self.samples: dict[int, Array] = {0: np.zeros((1, 1), np.int64)}
+
+    def leaf(self, op: str, level: int, samples: Array) -> Value:
+        """A new node with its own samples: a thread's index, a loop's variable, a number out of memory."""
+        self.nodes.append(Node(op, (), level))
+        self.samples[len(self.nodes) - 1] = samples
+        return Value(len(self.nodes) - 1, 0)
+
+    def find(self, op: str, *operands: Value) -> tuple[Value, bool]:
+        """The node of an operation, and whether it is a new one."""
+        if op == "Add" and operands[0].node > operands[1].node:
+            operands = operands[::-1]
+        key = (op, operands)
+        found = self.table.get(key)
+        if found is not None:
+            return Value(found, 0), False
+        level = max(self.nodes[value.node].level for value in operands)
+        self.nodes.append(Node(op, operands, level))
+        self.table[key] = len(self.nodes) - 1
+        return Value(len(self.nodes) - 1, 0), True
+
+    def level(self, value: Value) -> int:
+        """Of the innermost loop that a value depends on."""
+        return self.nodes[value.node].level
+
+    def sampled(self, value: Value) -> Array:
+        """Its samples: (samples or 1, lanes or 1)."""
+        array = self.evaluate(value.node, self.samples)
+        return array + value.offset if value.offset else array
+
+    def evaluate(self, node: int, known: dict[int, Array]) -> Array:
+        """A node's value where leaves have the given ones; `known` is filled with all that was computed."""
+        found = known.get(node)
+        if found is not None:
+            return found
+        one = self.nodes[node]
+        if not one.operands:
+            return np.zeros((1, 1), np.int64)  # a leaf that was not given
+        parts = []
+        for operand in one.operands:
+            part = self.evaluate(operand.node, known)
+            parts.append(part + operand.offset if operand.offset else part)
+        result = self.compute(one.op, parts)
+        known[node] = result
+        return result
+
+    @staticmethod
+    def compute(op: str, parts: list[Array]) -> Array:
+        """An operation on arrays. A function whose number no address depends on gives its first argument."""
+        function = _COMPUTE.get(op)
+        return parts[0] if function is None else np.asarray(function(*parts))
+
+
+def _divide(a: Array, b: Array) -> Array:
+    """C's division: towards zero for integers."""
+    divisor = np.where(b == 0, 1, b)
+    if np.issubdtype(np.result_type(a, b), np.integer):
+        quotient: Array = np.abs(a) // np.abs(divisor)
+        return np.asarray(np.where((a < 0) != (divisor < 0), -quotient, quotient))
+    return np.asarray(a / divisor)
+
+
+def _integers(a: Array) -> Array:
+    return np.asarray(np.trunc(np.clip(a, -(2.0**40), 2.0**40)), dtype=np.int64)
+
+
+_COMPUTE: Mapping[str, Callable[..., Any]] = {
+    "Add": lambda a, b: a + b,
+    "Sub": lambda a, b: a - b,
+    "Mul": lambda a, b: a * b,
+    "Div": _divide,
+    "Mod": lambda a, b: a - _divide(a, b) * b,
+    "FloorDiv": lambda a, b: np.floor_divide(a, np.where(b == 0, 1, b)),
+    "FloorMod": lambda a, b: np.mod(a, np.where(b == 0, 1, b)),
+    "Min": np.minimum,
+    "Max": np.maximum,
+    "EQ": lambda a, b: a == b,
+    "NE": lambda a, b: a != b,
+    "LT": lambda a, b: a < b,
+    "LE": lambda a, b: a <= b,
+    "GT": lambda a, b: a > b,
+    "GE": lambda a, b: a >= b,
+    "And": lambda a, b: np.logical_and(a, b),
+    "Or": lambda a, b: np.logical_or(a, b),
+    "Not": lambda a: np.logical_not(a),
+    "LShift": lambda a, b: _integers(a) << _integers(b),
+    "RShift": lambda a, b: _integers(a) >> _integers(b),
+    "BitwiseAnd": lambda a, b: _integers(a) & _integers(b),
+    "BitwiseOr": lambda a, b: _integers(a) | _integers(b),
+    "BitwiseXor": lambda a, b: _integers(a) ^ _integers(b),
+    "select": lambda c, a, b: np.where(c, a, b),
+    "integer": _integers,
+    "real": lambda a: np.asarray(a, dtype=np.float64),
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.round,
+    "trunc": np.trunc,
+    "fabs": np.abs,
+}

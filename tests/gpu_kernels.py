@@ -1,0 +1,124 @@
+"""Kernels that the tests of the GPU model know by heart: copies, transposes, matrix products, good and bad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def copy(count: int, threads: int = 256, vector: int = 1, stride: int = 1) -> Any:
+    """y[i] = x[i * stride], `vector` elements a thread."""
+    from tvm import te
+    from tvm.s_tir import Schedule
+
+    x = te.placeholder((count * stride,), name="x")
+    y = te.compute((count,), lambda i: x[i * stride] * 2.0, name="y")
+    sch = Schedule(te.create_prim_func([x, y]))
+    (i,) = sch.get_loops(sch.get_sblock("y"))
+    block, thread, lane = sch.split(i, [None, threads, vector])
+    sch.bind(block, "blockIdx.x")
+    sch.bind(thread, "threadIdx.x")
+    if vector > 1:
+        sch.vectorize(lane)
+    return sch.mod
+
+
+def transpose(size: int, tile: str, rows: int = 8) -> Any:
+    """y[j, i] = x[i, j] by tiles of 32 x 32. tile: "none", "shared", or "padded" by one column.
+
+    Without a tile the writes go down a column.
+    """
+    from tvm import te
+    from tvm.s_tir import Schedule
+
+    x = te.placeholder((size, size), name="x")
+    y = te.compute((size, size), lambda j, i: x[i, j] * 2.0, name="y")
+    sch = Schedule(te.create_prim_func([x, y]))
+    block = sch.get_sblock("y")
+    if tile != "none":
+        staged = sch.cache_read(block, 0, "shared")
+    j, i = sch.get_loops(block)
+    if tile == "none":
+        j, i = i, j
+    jo, jm, ji = sch.split(j, [None, 32 // rows, rows])
+    io, ii = sch.split(i, [None, 32])
+    sch.reorder(jo, io, jm, ji, ii)
+    for loop, axis in ((jo, "blockIdx.y"), (io, "blockIdx.x"), (ji, "threadIdx.y"), (ii, "threadIdx.x")):
+        sch.bind(loop, axis)
+    if tile != "none":
+        sch.compute_at(staged, io)
+        row, column = sch.get_loops(staged)[-2:]
+        _, ty = sch.split(row, [None, rows])
+        sch.bind(ty, "threadIdx.y")
+        sch.bind(column, "threadIdx.x")
+        if tile == "padded":
+            sch.storage_align(staged, 0, 0, 32, 1)
+    return sch.mod
+
+
+def _product(m: int, n: int, k: int) -> Any:
+    from tvm import te
+    from tvm.s_tir import Schedule
+
+    a, b = te.placeholder((m, k), name="a"), te.placeholder((k, n), name="b")
+    r = te.reduce_axis((0, k), name="k")
+    c = te.compute((m, n), lambda i, j: te.sum(a[i, r] * b[r, j], axis=r), name="c")
+    return Schedule(te.create_prim_func([a, b, c]))
+
+
+def matmul_naive(m: int, n: int, k: int, coalesced: bool = True, block: int = 32) -> Any:
+    """One element of the product a thread; neighbouring threads along a row of it, or along a column."""
+    sch = _product(m, n, k)
+    c = sch.get_sblock("c")
+    written = sch.cache_write(c, 0, "local")
+    i, j, _ = sch.get_loops(c)
+    io, ii = sch.split(i, [None, block])
+    jo, ji = sch.split(j, [None, block])
+    sch.reorder(io, jo, ii, ji)
+    bound = ("blockIdx.y", "blockIdx.x", "threadIdx.y", "threadIdx.x")
+    for loop, axis in zip((io, jo, ii, ji), bound if coalesced else (*bound[:2], *bound[:1:-1])):
+        sch.bind(loop, axis)
+    sch.reverse_compute_at(written, ji)
+    sch.decompose_reduction(c, sch.get_loops(c)[-1])
+    return sch.mod
+
+
+def matmul_tiled(
+    size: tuple[int, int, int],
+    threads: tuple[int, int],
+    registers: tuple[int, int],
+    k_tile: int,
+    vector: int = 1,
+    scope: str = "shared",
+    asynchronous: bool = False,
+) -> Any:
+    """Tiles of both operands in shared memory, a tile of the product in each thread's registers."""
+    sch = _product(*size)
+    c = sch.get_sblock("c")
+    written = sch.cache_write(c, 0, "local")
+    i, j, k = sch.get_loops(c)
+    io, ty, ii = sch.split(i, [None, threads[0], registers[0]])
+    jo, tx, ji = sch.split(j, [None, threads[1], registers[1]])
+    ko, ki = sch.split(k, [None, k_tile])
+    sch.reorder(io, jo, ty, tx, ko, ki, ii, ji)
+    for loop, axis in ((io, "blockIdx.y"), (jo, "blockIdx.x"), (ty, "threadIdx.y"), (tx, "threadIdx.x")):
+        sch.bind(loop, axis)
+    sch.reverse_compute_at(written, tx)
+    if vector > 1 and registers[1] % vector == 0:
+        sch.vectorize(sch.split(sch.get_loops(written)[-1], [None, vector])[-1])
+    for operand in (0, 1):
+        staged = sch.cache_read(c, operand, scope)
+        sch.compute_at(staged, ko)
+        fused = sch.fuse(*sch.get_loops(staged)[-2:])
+        _, y, x, v = sch.split(fused, [None, *threads, vector])
+        sch.bind(y, "threadIdx.y")
+        sch.bind(x, "threadIdx.x")
+        if vector > 1:
+            sch.vectorize(v)
+    sch.unroll(ii)
+    sch.unroll(ji)
+    if asynchronous:
+        sch.annotate(ko, "software_pipeline_stage", [0, 0, 1])
+        sch.annotate(ko, "software_pipeline_order", [0, 1, 2])
+        sch.annotate(ko, "software_pipeline_async_stages", [0])
+    sch.decompose_reduction(c, ko)
+    return sch.mod
