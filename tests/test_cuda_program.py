@@ -216,7 +216,7 @@ def _pipelined() -> Any:
 
 def test_asynchronous_copies_need_a_target_that_has_them() -> None:
     assert "cp.async.cg" in lower(_pipelined(), _GPU).program.source
-    with pytest.raises(ScheduleError, match="asynchronous; turing is sm_75, which has no cp.async"):
+    with pytest.raises(ScheduleError, match=r"asynchronous; turing is sm_75, which has no cp\.async"):
         lower(_pipelined(), dataclasses.replace(_GPU, name="turing", arch="sm_75"))
 
 

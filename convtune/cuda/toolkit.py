@@ -120,7 +120,7 @@ def _find(home_name: str, home: str, path: str, host_compiler: str) -> Toolkit:
     said, failure = _call([str(nvcc), "--version"])
     version = re.search(r"release [\d.]+, V([\d.]+)", said)
     if failure or not version:
-        raise TargetError(f"{nvcc} does not tell its version: {failure or said!r}")
+        raise TargetError(f"{nvcc} does not tell its version: {failure or repr(said)}")
     return Toolkit(nvcc, host_compiler or _host_compiler(path), version[1])
 
 
@@ -165,7 +165,7 @@ def _archs(nvcc: Path) -> tuple[str, ...]:
     said, failure = _call([str(nvcc), "--list-gpu-code"])
     known = sorted({int(number) for number in re.findall(r"^sm_(\d+)$", said, re.MULTILINE)})
     if failure or not known:
-        raise TargetError(f"{nvcc} does not tell which archs it knows: {failure or said!r}")
+        raise TargetError(f"{nvcc} does not tell which archs it knows: {failure or repr(said)}")
     return tuple(f"sm_{number}" for number in known)
 
 
