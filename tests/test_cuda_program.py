@@ -14,33 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convtune import linker
+from convtune import linker, targets
 from convtune.cuda.program import Array, Launch, Program, lower
 from convtune.errors import KernelError, ScheduleError
-from convtune.targets.gpu import GpuTarget
 
 tvm = pytest.importorskip("tvm")
 from tvm import te  # noqa: E402
 from tvm.s_tir import Schedule  # noqa: E402
 
-_GPU = GpuTarget(
-    name="sm_80",
-    model="a GPU",
-    is_host=False,
-    arch="sm_80",
-    sms=108,
-    clock_mhz=1410,
-    dram_gbs=1555,
-    l2_bytes=40 << 20,
-    shared_per_sm=164 << 10,
-    shared_per_block=163 << 10,
-    shared_reserved=1024,
-    registers_per_sm=65536,
-    threads_per_sm=2048,
-    blocks_per_sm=32,
-    fp32_lanes=64,
-    fp16_tensor_lanes=1024,
-)
+_GPU = targets.resolve("sm_80")
 
 
 def _bind(schedule: Any, stage: str, lanes: int = 1) -> None:
