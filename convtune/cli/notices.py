@@ -1,4 +1,4 @@
-"""Warnings, on standard error, of log lines that could not be read."""
+"""Warnings, on standard error: what a target is not, and log lines that could not be read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import click
 
 if TYPE_CHECKING:
     from convtune.log import Problem
+    from convtune.targets import Target
 
 _SHOWN = 3
+
+
+def tell(target: Target) -> None:
+    """Says what a user should know of how the target was chosen, if there is anything."""
+    if target.notice:
+        click.echo(f"convtune: {target.notice}", err=True)
 
 
 def warn_of(problems: Sequence[Problem]) -> None:

@@ -50,7 +50,8 @@ target = click.option(
     default="native",
     show_default=True,
     metavar="TARGET",
-    help="native, a CPU's name, or JSON with a machine's facts, also from a .json file; see `convtune show targets`.",
+    help="native, cuda, a CPU's or GPU's name, or JSON with a machine's facts, also from a .json file; see `convtune "
+    "show targets`.",
 )
 threads = click.option(
     "--threads",

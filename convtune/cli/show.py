@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 import click
 
-from convtune.cli import options, show_layers, tables
+from convtune.cli import options, show_layers, show_targets, tables
+from convtune.cli.notices import tell
 from convtune.cli.show_layers import Rows
 from convtune.cli.stages import with_stages
 
@@ -53,6 +54,7 @@ def _layers(
     from convtune.workloads import parse
 
     machine = targets.resolve(target, threads)
+    tell(machine)
     workloads = parse(what, layout)
     return show_layers.describe(with_stages(workloads) if stages else workloads, machine, chain)
 
@@ -61,45 +63,6 @@ _LETTERS = """\
 Multiply-accumulates in two dimensions, over those of the dense convolution that is replaced. Letters are those of
 specs; k² is kh·kw, all taps of the kernel; in and out are positions of the input and the output, p1 those where only
 the first dimension has the output's size: all the same number where the convolution keeps the size."""
-
-
-def _targets() -> Rows:
-    from convtune import targets
-
-    return [
-        {
-            "name": target.name,
-            "family": target.family,
-            "model": target.model,
-            "vector_bits": 8 * target.vector_bytes,
-            "vector_registers": target.vector_registers,
-            "threads": target.threads,
-            "l1d_bytes": target.l1d_bytes,
-            "l2_bytes": target.l2_bytes,
-            "l3_bytes": target.l3_bytes,
-            "runs_here": target.is_host,
-        }
-        for target in targets.known()
-        if isinstance(target, targets.CpuTarget)
-    ]
-
-
-def _targets_text(rows: Rows) -> str:
-    columns = {"target": "left", "family": "left", "vectors": "right", "threads": "right"}
-    columns |= {"L1d": "right", "L2": "right", "L3": "right", "runs here": "left", "model": "left"}
-    cells = [
-        [
-            row["name"],
-            row["family"],
-            f"{row['vector_registers']} x {row['vector_bits']} bit",
-            str(row["threads"]),
-            *(tables.bytes_text(row[cache]) for cache in ("l1d_bytes", "l2_bytes", "l3_bytes")),
-            "yes" if row["runs_here"] else "no",
-            row["model"] if row["name"] == "native" else "",
-        ]
-        for row in rows
-    ]
-    return tables.render(columns, cells)
 
 
 def _variants() -> Rows:
@@ -164,7 +127,7 @@ def _workloads_text(rows: Rows) -> str:
 
 
 _LISTS: Mapping[str, tuple[Callable[[], Rows], Callable[[Rows], str]]] = {
-    "targets": (_targets, _targets_text),
+    "targets": (show_targets.describe, show_targets.text),
     "variants": (_variants, _variants_text),
     "spaces": (_spaces, _spaces_text),
     "workloads": (_workloads, _workloads_text),

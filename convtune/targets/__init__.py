@@ -16,16 +16,17 @@ from convtune.targets.host import Host, current
 __all__ = ["CpuTarget", "Family", "GpuTarget", "Target", "families", "known", "native", "resolve"]
 
 NATIVE = ("native", "host")
-PLANNED = ("arm", "arm64", "aarch64", "cuda", "gpu")
+PLANNED = ("arm", "arm64", "aarch64")
 """Names that mean a family of which this version has no file."""
 
 
 def resolve(text: str, threads: int | None = None) -> Target:
     """The target that `text` names.
 
-    text: "native" (the machine at hand; also "host", and its family's name), a CPU by LLVM's name, or JSON with
-    Target's fields, inline or as the path of a .json file. threads: cores to use; default: CONVTUNE_NUM_THREADS,
-    else the physical cores that this process may use.
+    text: "native" (the machine at hand; also "host", and its family's name), a CPU by LLVM's name, "cuda" (the GPU at
+    hand, also "gpu"; where there is none another, and the target's `notice` says so), a GPU's arch or TVM's name, or
+    JSON with the fields of CpuTarget or GpuTarget, inline or as the path of a .json file. threads: a CPU's cores to
+    use; default: CONVTUNE_NUM_THREADS, else the physical cores that this process may use.
 
     Raises:
         UnknownNameError: no such target. TargetError: a family this version lacks, or an impossible machine.
@@ -36,12 +37,15 @@ def resolve(text: str, threads: int | None = None) -> Target:
     if text in NATIVE:
         return native(threads)
     for family in families().values():
-        if text == family.name:
+        if text == family.name or text in family.aliases:
             return family.native(host, threads)
         if text in family.names():
             return family.named(text, host, threads)
     if text in PLANNED:
         raise TargetError(f"target {text!r}: no such family in this version; it has: {', '.join(families())}")
+    for family in families().values():
+        if why := family.refusal(text):
+            raise TargetError(f"target {text!r}: {why}")
     raise UnknownNameError("target", text, _names())
 
 
@@ -81,8 +85,8 @@ def _from_document(text: str, host: Host, threads: int | None) -> Target:
     fields = document.load(text)
     base = None
     for family in families().values():
-        if isinstance(family, CpuFamily) and fields["mcpu"] in family.names():
-            base = family.named(fields["mcpu"], host, None)
+        if document.processor(fields) in family.names():
+            base = family.named(document.processor(fields), host, None)
     target = document.build(fields, base, host, threads)
     if target.family not in families():
         raise TargetError(f"target {target.name!r}: family is {target.family!r}; allowed: {', '.join(families())}")

@@ -21,7 +21,7 @@ class Target(ABC):
     """A machine. What schedules need to know of it is in the subclass for its kind.
 
     name: as given to --target. family: "x86", "arm" or "cuda". model: the processor's name, for people.
-    is_host: kernels can be run and timed on this machine.
+    is_host: kernels can be run and timed on this machine. notice: what a user should be told of how it was chosen.
 
     Raises:
         TargetError: a field's value is impossible.
@@ -31,6 +31,7 @@ class Target(ABC):
     family: str
     model: str
     is_host: bool
+    notice: str = ""
 
     origins: ClassVar[tuple[str, ...]] = ("measured",)
     """Of the times by which schedules are chosen for such a machine, those to believe first."""
@@ -75,6 +76,12 @@ class Family(ABC):
     """Processors that one set of facts describes. A family is one file with one instance, found by discovery."""
 
     name: str
+    aliases: tuple[str, ...] = ()
+    """What its name may be written as, too."""
+
+    def refusal(self, text: str) -> str:
+        """Why `text`, which is none of the names, cannot be a target where it means one of this family; else ""."""
+        return ""
 
     @abstractmethod
     def names(self) -> Sequence[str]:

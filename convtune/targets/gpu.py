@@ -60,6 +60,8 @@ class GpuTarget(Target):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.family != "cuda":
+            raise TargetError(f"target {self.name!r}: family is {self.family!r}; allowed for an arch: 'cuda'")
         if not re.fullmatch(r"sm_\d+[af]?", self.arch):
             raise TargetError(f"target {self.name!r}: arch is {self.arch!r}; allowed: sm_ and a number, such as sm_80")
         for field in FACTS:
@@ -112,7 +114,7 @@ class GpuTarget(Target):
         return {**texts, **{field: getattr(self, field) for field in FACTS}, "fingerprint": self.fingerprint}
 
     def why_not_here(self) -> str:
-        return f"it is {self.model}, and this machine has no such GPU"
+        return f"it is {self.model}, which is not this machine's GPU"
 
     def distance(self, facts: Mapping[str, Any]) -> float:
         """In generations, and doublings of the number of SMs; what suits an older arch suits a newer one."""
