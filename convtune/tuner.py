@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +16,7 @@ from convtune.log import Layer, Log, ShippedLog
 from convtune.paths import log_path
 from convtune.record import METASCHEDULE, Record, utc_now, winner
 from convtune.spec import checked
+from convtune.tuning import Progress, Run, TuneResult
 
 if TYPE_CHECKING:
     from convtune.measure import Bench, Built, Outcome
@@ -38,47 +37,6 @@ class Engine(Protocol):
     def finished(self) -> str | None: ...
     def ask(self, n: int = 1) -> list[Candidate]: ...
     def tell(self, candidate: Candidate, time_us: float | None, status: str = "ok") -> None: ...
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the tuning of one spec stands, after every candidate. Times in microseconds, None before there is one.
-
-    done: of `trials`, those in the log included. tried: in this run.
-    """
-
-    spec: ConvSpec
-    done: int
-    trials: int
-    tried: int
-    best_us: float | None
-    default_us: float | None
-    failures: Counter[str]
-    elapsed_s: float
-
-
-@dataclass(frozen=True)
-class TuneResult:
-    """What tuning a spec came to.
-
-    best: the record that `compile` will use; None where nothing worked. default_us, best_us: medians, measured in turn
-    with each other. trials: candidates tried now. stopped: trials, plateau, exhausted, budget. failures: by status.
-    problem: what kept the finalists from being measured in turn, if anything did.
-    """
-
-    spec: ConvSpec
-    target: Target
-    best: Record | None
-    default_us: float | None
-    trials: int
-    stopped: str
-    failures: Counter[str]
-    elapsed_s: float
-    problem: str = ""
-
-    @property
-    def best_us(self) -> float | None:
-        return None if self.best is None else self.best.time_us
 
 
 def tune(
@@ -156,47 +114,6 @@ def _settled(records: Iterable[Record]) -> list[Record]:
     return [r for r in search if r.status in ("ok", "wrong") or failed[r.candidate.key] > 1]
 
 
-@dataclass
-class _Run:
-    """One spec being tuned: the counts for its progress, and what was built for it."""
-
-    spec: ConvSpec
-    trials: int
-    limit: float
-    done: int
-    on_progress: Callable[[Progress], None] | None
-    default: Candidate
-    started: float = field(default_factory=time.monotonic)
-    tried: int = 0
-    best_us: float | None = None
-    default_us: float | None = None
-    failures: Counter[str] = field(default_factory=Counter)
-    problem: str = ""
-    built: dict[str, Built] = field(default_factory=dict)  # by candidate key
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self.started
-
-    def note(self, record: Record) -> None:
-        """Counts a search record, of now or before."""
-        if record.status != "ok":
-            self.failures[record.status] += 1
-        elif record.error is not None and record.error <= self.limit:
-            self.best_us = min(record.time_us, self.best_us or record.time_us)
-            if record.candidate == self.default:
-                self.default_us = record.time_us
-
-    def report(self) -> None:
-        if self.on_progress is not None:
-            counts = Counter(self.failures)
-            self.on_progress(
-                Progress(
-                    self.spec, self.done, self.trials, self.tried, self.best_us, self.default_us, counts, self.elapsed_s
-                )
-            )
-
-
 class Tuner:
     """Tunes several specs on one target with one set of workers, which start when there is something to build."""
 
@@ -240,7 +157,7 @@ class Tuner:
         tried = {
             r.candidate.key for r in history if (r.candidate.space == METASCHEDULE) == (self.engine == METASCHEDULE)
         }
-        run = _Run(spec, trials, limit, len(tried), on_progress, default)
+        run = Run(spec, trials, limit, len(tried), on_progress, default, self.origin)
         for record in history:
             run.note(record)
         run.report()
@@ -258,7 +175,7 @@ class Tuner:
             self._workers().discard(built)
         return self._result(run, stopped)
 
-    def _engine(self, run: _Run, history: Sequence[Record]) -> Engine:
+    def _engine(self, run: Run, history: Sequence[Record]) -> Engine:
         if self.engine == METASCHEDULE:
             from convtune.search.metaschedule import MetaScheduleSearch
 
@@ -297,7 +214,7 @@ class Tuner:
         shipped = [record for layer in self._layers if layer is not self.log for record in layer.records()]
         return [r for r in self.log.records() if (r.spec, r.fingerprint) != own] + shipped
 
-    def _try(self, run: _Run, engine: Engine | None, candidates: Sequence[Candidate], budget_s: float | None) -> None:
+    def _try(self, run: Run, engine: Engine | None, candidates: Sequence[Candidate], budget_s: float | None) -> None:
         """Builds, measures and logs a batch; the rest of it is given up when the time is over."""
         for built in self._workers().build(run.spec, candidates) if candidates else []:
             if budget_s is not None and run.elapsed_s >= budget_s and run.best_us is not None:
@@ -312,7 +229,7 @@ class Tuner:
                 engine.tell(built.candidate, record.time_us if record.status == "ok" else None, record.status)
             run.report()
 
-    def _finals(self, run: _Run) -> None:
+    def _finals(self, run: Run) -> None:
         """Measures the default and the fastest again, in turn, unless that was done since the last new candidate."""
         records = self._records(run.spec)
         if not records or records[-1].round == "final":
@@ -331,7 +248,7 @@ class Tuner:
             finals.append(dataclasses.replace(known, times_us=times_us, round="final", batch=batch, utc=utc_now()))
         self.log.append(finals)  # at once: a part of a batch would decide the winner
 
-    def _finalists(self, run: _Run) -> list[Built]:
+    def _finalists(self, run: Run) -> list[Built]:
         """The default, where it is right, and the fastest of the search, as libraries that are known to be right."""
         proven: dict[str, Built] = {}
         while missing := [c for c in self._ranked(run) if c.key not in proven]:
@@ -347,14 +264,14 @@ class Tuner:
                 proven[candidate.key] = built
         return [proven[c.key] for c in self._ranked(run)]
 
-    def _withdraw(self, run: _Run, candidate: Candidate, outcome: Outcome) -> None:
+    def _withdraw(self, run: Run, candidate: Candidate, outcome: Outcome) -> None:
         """Keeps in the log that a candidate of the search is not right after all."""
         record = self._record(run.spec, candidate, outcome)
         self.log.append([record])
         run.note(record)
         del run.built[candidate.key]
 
-    def _ranked(self, run: _Run) -> list[Candidate]:
+    def _ranked(self, run: Run) -> list[Candidate]:
         """The default, where it is right, and the fastest of the search, of those that no later record withdraws."""
         times: dict[str, tuple[float, Candidate]] = {}
         for r in self._records(run.spec):
@@ -381,15 +298,25 @@ class Tuner:
             seed=self.seed,
         )
 
-    def _result(self, run: _Run, stopped: str) -> TuneResult:
+    def _result(self, run: Run, stopped: str) -> TuneResult:
         records = self._records(run.spec)
         best = winner(records, max_error=run.limit, origin=self.origin)
         beside = [
             r for r in records if best and r.candidate == run.default and r.batch == best.batch and r.status == "ok"
         ]
         default_us = beside[-1].time_us if beside else run.default_us
-        failures, elapsed_s = Counter(run.failures), run.elapsed_s
-        return TuneResult(run.spec, self.target, best, default_us, run.tried, stopped, failures, elapsed_s, run.problem)
+        return TuneResult(
+            run.spec,
+            self.target,
+            best,
+            default_us,
+            run.tried,
+            stopped,
+            Counter(run.failures),
+            run.elapsed_s,
+            run.problem,
+            self.origin,
+        )
 
     def _workers(self) -> Bench:
         if self._bench is None:

@@ -28,7 +28,7 @@ from convtune.cli.tune import distinct
 from convtune.doctor import Finding
 from convtune.log import Log, Problem
 from convtune.spec import ConvSpec
-from convtune.tuner import Progress
+from convtune.tuning import Progress
 from convtune.workloads import Workload
 
 

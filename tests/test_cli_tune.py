@@ -83,7 +83,7 @@ def test_what_is_in_the_log_costs_nothing(
     tuned: subprocess.CompletedProcess[str], log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = log.read_bytes()
-    monkeypatch.setattr(convtune.measure, "Bench", None)  # no worker may start
+    monkeypatch.setattr(convtune.measure, "open_bench", None)  # no worker may start
     result = invoke("tune", *LAYERS, "--trials", str(TRIALS), "--log", log)
     assert result.exit_code == 0
     assert log.read_bytes() == before
@@ -135,6 +135,7 @@ class ScriptedBench:
     def measure(self, spec: ConvSpec, *_: Any) -> Outcome:
         return self.outcomes[str(spec)]
 
+    samples = False
     verify = measure
 
     def finals(self, spec: ConvSpec, built: Sequence[Built]) -> list[tuple[float, ...]]:
@@ -146,7 +147,7 @@ class ScriptedBench:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedBench]:
-    monkeypatch.setattr(convtune.measure, "Bench", ScriptedBench)
+    monkeypatch.setattr(convtune.measure, "open_bench", ScriptedBench)
     ScriptedBench.outcomes = {
         TINY: Outcome("ok", "", 1e-7, (20_000.0,), 0.1),
         SMALL: Outcome("wrong", "wrong result: error 0.5,\nallowed 2e-05", 0.5),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from convtune.measure import home as home_module
-from convtune.measure.bench import Bench
+from convtune.measure import CpuBench
 from convtune.measure.home import PREFIX, Home
 from convtune.targets import resolve
 
@@ -128,7 +128,7 @@ def test_a_forked_child_that_ends_leaves_the_home_alone(tmp_path: Path) -> None:
 def test_a_bench_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     killed, leftover = process(tmp_path)
     kill(killed)
-    with Bench(resolve("native"), tmp_path):
+    with CpuBench(resolve("native"), tmp_path):
         assert not leftover.exists()
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []

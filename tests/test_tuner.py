@@ -16,7 +16,8 @@ from convtune.measure import Built, Outcome
 from convtune.measure.builder import Library
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
-from convtune.tuner import Progress, Tuner, tune
+from convtune.tuner import Tuner, tune
+from convtune.tuning import Progress
 
 SPEC = ConvSpec.parse("conv,ic=16,oc=32,in=14x14,k=3x3,p=1,layout=NHWC")
 NATIVE = targets.resolve("native")

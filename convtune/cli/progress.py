@@ -16,7 +16,7 @@ from convtune.cli import tables
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from convtune.tuner import Progress
+    from convtune.tuning import Progress
 
 HEARTBEAT_S = 10.0
 
@@ -57,8 +57,8 @@ class _Layers:
         self._label = f"[{number}/{self._layers}] {name}"
 
     def _facts(self, progress: Progress) -> list[str]:
-        told = [f"{progress.done}/{progress.trials} trials", f"best {tables.time(progress.best_us)}"]
-        told.append(f"default {tables.time(progress.default_us)}")
+        best, default = (tables.time(us, progress.origin) for us in (progress.best_us, progress.default_us))
+        told = [f"{progress.done}/{progress.trials} trials", f"best {best}", f"default {default}"]
         if progress.tried:
             told.append(f"{progress.tried / progress.elapsed_s:.1f} candidates/s")
         if self._deadline is not None:

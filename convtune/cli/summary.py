@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,19 @@ from convtune.record import installed_versions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from convtune.targets import CpuTarget
-    from convtune.tuner import TuneResult
+    from convtune.cli.peaks import Peak
+    from convtune.targets import Target
+    from convtune.tuning import TuneResult
     from convtune.workloads import Workload
 
+_NOT_MEASURED = (
+    "all times are estimates of a static model, and none was measured; kernels were compiled by nvcc, and verified by "
+    "emulation"
+)
 _COLUMNS = ("layer", "count", "default {unit}", "tuned {unit}", "speed-up", "GFLOP/s", "of peak", "error")
+_ESTIMATED = ("layer", "count", "default {unit} estimated", "tuned {unit} estimated", *_COLUMNS[4:])
+_RESOURCES = {"registers": "registers", "spilled B": "spill_stores_bytes", "stack B": "stack_bytes"}
+"""What ptxas gave a layer's kernels, of which the one with most is shown."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,16 @@ class Layer:
     @property
     def speedup(self) -> float | None:
         return self.default_us / self.best_us if self.default_us and self.best_us else None
+
+    @property
+    def origin(self) -> str:
+        """Of its times."""
+        return self.result.origin if self.result else tables.MEASURED
+
+    @property
+    def resources(self) -> Mapping[str, Mapping[str, int]] | None:
+        """Of its kernels on a GPU, by name."""
+        return self.result.best.resources if self.result and self.result.best else None
 
     @property
     def gflops(self) -> float | None:
@@ -73,21 +91,11 @@ class Fusion:
         return not all(la.result and la.result.trials for la in (self.layer, *self.stages))
 
     def text(self) -> str:
-        times = f"fused {tables.time(self.fused_us)}, stages {tables.time(self.stages_us)} one after the other"
-        earlier = "; measured at different times" if self.from_log else ""
+        origin = self.layer.origin
+        fused, stages = (tables.time(time_us, origin) for time_us in (self.fused_us, self.stages_us))
+        times = f"fused {fused}, stages {stages} one after the other"
+        earlier = "; measured at different times" if self.from_log and origin == tables.MEASURED else ""
         return f"{self.layer.workload.name}: {times} ({self.stages_us / self.fused_us:.2f}x{earlier})"
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The FMA peak in GFLOP/s, as measured before the first layer and after the last one."""
-
-    before: float
-    after: float
-
-    @property
-    def gflops(self) -> float:
-        return max(self.before, self.after)
 
 
 @dataclass(frozen=True)
@@ -126,8 +134,9 @@ class Total:
 @dataclass(frozen=True)
 class Summary:
     layers: Sequence[Layer]
-    target: CpuTarget
+    target: Target
     peak: Peak
+    origin: str
     log: Path
     command: str
 
@@ -144,7 +153,9 @@ class Summary:
         total = Total.of(self.layers)
         if total and self.counted > 1:
             rows += [self._total_row(total, times)]
-        columns = {column.format(unit=times.unit): "right" for column in _COLUMNS} | {"layer": "left"}
+        headers = _COLUMNS if self.origin == tables.MEASURED else _ESTIMATED
+        columns = {header.format(unit=times.unit): "right" for header in headers} | {"layer": "left"}
+        columns |= dict.fromkeys(_RESOURCES if self._compiled_for_gpu else (), "right")
         lines = [f"{network}\n"] if network else []
         lines += [tables.render(columns, rows), ""]
         lines += [f"failed: {la.workload.name}: {la.failure}" for la in self.layers if la.failure]
@@ -164,7 +175,16 @@ class Summary:
             tables.number(layer.gflops),
             tables.share(layer.gflops / self.peak.gflops if layer.gflops else None),
             tables.error(best.error if best else None),
+            *(self._resources(layer) if self._compiled_for_gpu else []),
         ]
+
+    @property
+    def _compiled_for_gpu(self) -> bool:
+        return any(layer.resources for layer in self.layers)
+
+    def _resources(self, layer: Layer) -> list[str | None]:
+        used = (layer.resources or {}).values()
+        return [str(max(kernel[name] for kernel in used)) if used else None for name in _RESOURCES.values()]
 
     def _total_row(self, total: Total, times: tables.TimeColumn) -> list[str | None]:
         some = "" if total.layers == self.counted else f"{total.layers} of "
@@ -178,15 +198,17 @@ class Summary:
             tables.number(total.gflops),
             tables.share(total.gflops / self.peak.gflops),
             None,
+            *((None,) * len(_RESOURCES) if self._compiled_for_gpu else ()),
         ]
 
     def _conditions(self) -> list[str]:
         earlier = sum(not la.result.trials for la in self.layers if la.result and la.best_us)
-        told = [f"times of {tables.plural(earlier, 'layer')}: from the log, measured earlier"] if earlier else []
-        peak = f"{self.peak.gflops:.0f} GFLOP/s (before {self.peak.before:.0f}, after {self.peak.after:.0f})"
+        told = [f"times of {tables.plural(earlier, 'layer')}: from the log, {self.origin} earlier"] if earlier else []
+        if self.origin != tables.MEASURED:
+            told.append(_NOT_MEASURED)
         return [
             *told,
-            f"{self.target.description}; FMA peak measured in this run: {peak}",
+            f"{self.target.description}; {self.peak}",
             f"{tables.versions()}; log {self.log}",
             self.command,
         ]
@@ -199,7 +221,8 @@ class Summary:
             "versions": dict(installed_versions()),
             "target": self.target.facts(),
             "log": str(self.log),
-            "fma_peak_gflops": {"before": self.peak.before, "after": self.peak.after},
+            "origin": self.origin,
+            **self.peak.data(),
             "layers": [self._layer_data(layer) for layer in self.layers],
             "total": None
             if total is None
@@ -233,6 +256,7 @@ class Summary:
             "peak_share": layer.gflops / self.peak.gflops if layer.gflops else None,
             "error": best.error if best else None,
             "candidate": {"space": best.candidate.space, "knobs": dict(best.candidate.knobs)} if best else None,
+            "resources": layer.resources,
             "trials": result.trials if result else 0,
             "stopped": result.stopped if result else None,
             "failures": dict(result.failures) if result else {},

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from convtune.workloads import Workload
 
 NOTHING = "-"
+MEASURED = "measured"
 
 
 def render(columns: Mapping[str, str], rows: Iterable[Sequence[str | None]]) -> str:
@@ -59,12 +60,12 @@ def number(value: float | None, digits: int = 1) -> str | None:
     return None if value is None else f"{value:.{digits}f}"
 
 
-def time(time_us: float | None) -> str:
-    """A time with its unit."""
+def time(time_us: float | None, origin: str = MEASURED) -> str:
+    """A time with its unit, and where it comes from unless it was measured."""
     if time_us is None:
         return NOTHING
     column = TimeColumn.of([time_us])
-    return f"{column.text(time_us)} {column.unit}"
+    return " ".join([f"{column.text(time_us)} {column.unit}", *([] if origin == MEASURED else [origin])])
 
 
 def speedup(value: float | None) -> str | None:

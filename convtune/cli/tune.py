@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convtune.cli import options, progress, tables
+from convtune.cli import options, peaks, progress, tables
 from convtune.cli.application import DONE, FAILED, INTERRUPTED, Invocation, one_line
-from convtune.cli.notices import warn_of
+from convtune.cli.notices import tell, warn_of
 from convtune.cli.stages import with_stages
-from convtune.errors import BuildError, LogError, MeasureError, ScheduleError, TargetError, VerifyError
+from convtune.errors import BuildError, LogError, MeasureError, ScheduleError, VerifyError
 from convtune.tuner import ENGINES
 
 if TYPE_CHECKING:
     from convtune.cli.summary import Layer
-    from convtune.tuner import Tuner, TuneResult
+    from convtune.tuner import Tuner
+    from convtune.tuning import TuneResult
     from convtune.workloads import Workload
 
 
@@ -68,31 +69,31 @@ def command(
 ) -> int:
     """Find the fastest schedule of every layer, verified before it is timed.
 
+    For a GPU that is not in this machine, kernels are compiled by nvcc and verified by emulation, and their times are
+    estimates of a static model.
+
     Every candidate goes into the log at once: an interrupted run goes on where it stopped, and what is in the log
     with enough trials costs nothing.
     """
-    from convtune import probe, targets
-    from convtune.cli.summary import Peak, Summary
-    from convtune.targets import CpuTarget
+    from convtune import targets
+    from convtune.cli.summary import Summary
     from convtune.tuner import Tuner
     from convtune.workloads import parse
 
     named = parse(workloads, layout)
     layers = distinct(with_stages(named) if stages else named)
     machine = targets.resolve(target, threads)
-    if not isinstance(machine, CpuTarget):
-        raise TargetError(f"target {machine.name!r}: this version tunes for CPUs only")
+    tell(machine)
     with Tuner(machine, log, accuracy=accuracy, seed=seed, engine=engine) as tuner:
         warn_of(tuner.log.problems)
-        before = probe.fma_peak_gflops(machine)
+        peak = peaks.of(machine)
         _check_writable(tuner.log.path)
         try:
             tuned = _tune_all(tuner, layers, trials, None if budget is None else time.monotonic() + budget)
         except KeyboardInterrupt:
             click.echo(_interrupted(tuner, layers, invocation), err=True)
             return INTERRUPTED
-        peak = Peak(before, probe.fma_peak_gflops(machine))
-        summary = Summary(tuned, machine, peak, tuner.log.path, str(invocation))
+        summary = Summary(tuned, machine, peak.again(), tuner.origin, tuner.log.path, str(invocation))
     if as_json:
         tables.print_json(summary.data())
     else:
@@ -133,7 +134,7 @@ def _tune_all(tuner: Tuner, layers: Sequence[Workload], trials: int, deadline: f
 
 def _why(tuner: Tuner, result: TuneResult) -> str:
     """Why none of the candidates will do: their statuses, and the last one's message."""
-    last = tuner.log.records(result.spec, result.target.fingerprint)[-1]
+    last = [r for r in tuner.log.records(result.spec, result.target.fingerprint) if r.origin == tuner.origin][-1]
     inaccurate = "" if result.failures else ", all beyond the accuracy asked for"
     said = f"; the last one: {one_line(last.message)[:300]}" if last.message else ""
     return f"no candidate works ({tables.counts(result.failures) or 'none failed'}{inaccurate}){said}"
@@ -145,7 +146,8 @@ def _line(layer: Layer) -> str:
     if result is None or layer.failure:
         return f"failed: {layer.failure}"
     gained = f", {layer.speedup:.2f}x" if layer.speedup else ""
-    line = f"{tables.time(result.best_us)} (default {tables.time(result.default_us)}{gained})"
+    best, default = (tables.time(time_us, result.origin) for time_us in (result.best_us, result.default_us))
+    line = f"{best} (default {default}{gained})"
     if not result.trials:
         return f"{line}, all from the log"
     line += f" after {tables.plural(result.trials, 'trial')} in {result.elapsed_s:.1f} s; ended by {result.stopped}"

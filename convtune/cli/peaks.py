@@ -1,0 +1,72 @@
+"""The peak that a table's rates are shares of: measured on this machine, or published of a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune.errors import TargetError
+
+if TYPE_CHECKING:
+    from convtune.targets import CpuTarget, Target
+
+
+@dataclass(frozen=True)
+class MeasuredPeak:
+    """A CPU's FMA peak in GFLOP/s, as measured before the first layer and after the last one."""
+
+    target: CpuTarget
+    before: float
+    after: float
+
+    @property
+    def gflops(self) -> float:
+        return max(self.before, self.after)
+
+    def again(self) -> MeasuredPeak:
+        """With the second measurement made now."""
+        from convtune import probe
+
+        return dataclasses.replace(self, after=probe.fma_peak_gflops(self.target))
+
+    def __str__(self) -> str:
+        twice = f"before {self.before:.0f}, after {self.after:.0f}"
+        return f"FMA peak measured in this run: {self.gflops:.0f} GFLOP/s ({twice})"
+
+    def data(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"fma_peak_gflops": {"before": self.before, "after": self.after}}
+
+
+@dataclass(frozen=True)
+class PublishedPeak:
+    """A GPU's float32 peak in GFLOP/s by its data sheet, without Tensor Cores."""
+
+    gflops: float
+
+    def again(self) -> PublishedPeak:
+        return self
+
+    def __str__(self) -> str:
+        return f"float32 peak by its data sheet: {self.gflops:.0f} GFLOP/s"
+
+    def data(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"published_peak_gflops": self.gflops}
+
+
+Peak = MeasuredPeak | PublishedPeak
+
+
+def of(target: Target) -> Peak:
+    """The target's peak; a CPU's is measured now."""
+    from convtune import probe
+    from convtune.targets import CpuTarget, GpuTarget
+
+    if isinstance(target, CpuTarget):
+        before = probe.fma_peak_gflops(target)
+        return MeasuredPeak(target, before, before)
+    if isinstance(target, GpuTarget):
+        return PublishedPeak(target.fp32_gflops)
+    raise TargetError(f"target {target.name!r}: no peak is known of {type(target).__name__}")
