@@ -4,18 +4,14 @@
 
 namespace emulation {
 
+#if defined(__aarch64__) || (defined(__clang__) && defined(__F16C__))
 #if defined(__aarch64__)
-inline float widen(uint16_t bits) {
-  __fp16 value;
-  __builtin_memcpy(&value, &bits, 2);
-  return value;
-}
-inline uint16_t narrow(float value) {
-  __fp16 rounded = (__fp16)value;
-  uint16_t bits;
-  __builtin_memcpy(&bits, &rounded, 2);
-  return bits;
-}
+using Native = __fp16;
+#else
+using Native = _Float16;
+#endif
+inline float widen(uint16_t bits) { return (float)__builtin_bit_cast(Native, bits); }
+inline uint16_t narrow(float value) { return __builtin_bit_cast(uint16_t, (Native)value); }
 #else
 inline uint32_t bits_of(float value) {
   uint32_t bits;
