@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
@@ -36,7 +35,7 @@ def machine(**changes: Any) -> CpuTarget:
         "l3_bytes": 2**25,
         "is_host": False,
     }
-    return CpuTarget(**{field.name: (facts | changes)[field.name] for field in dataclasses.fields(CpuTarget)})
+    return CpuTarget(**(facts | changes))
 
 
 class SyntheticSpace(Space[Any]):

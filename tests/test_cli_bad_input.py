@@ -69,7 +69,10 @@ def test_an_unknown_target_names_near_ones(command: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("cuda", "no such family in this version"),
+        ("arm", "no such family in this version"),
+        ("sm_52", "allowed are sm_75, sm_80"),
+        ("cuda:1", "CUDA_VISIBLE_DEVICES"),
+        ('{"arch": "sm_110"}', "missing sms"),
         ('{"name": "my board"}', "mcpu is missing"),
         ("no/such/machine.json", "machine.json"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shlex
 from collections import Counter
@@ -15,6 +16,8 @@ import convtune.workloads
 from convtune import space, targets, variants
 from convtune.cli.stages import with_stages
 from convtune.spec import ConvSpec
+from convtune.targets import cuda
+from convtune.targets.cuda_driver import Found
 from convtune.workloads import Workload
 
 SEPARABLE = "depthwise_separable,ic=16,oc=128,in=14x14,k=3x3,p=1,layout=NHWC"
@@ -168,8 +171,25 @@ def test_show_lists() -> None:
     rows = {row["name"]: row for row in printed_json("show", "targets")}
     assert rows["native"]["runs_here"]
     assert rows["znver5"]["vector_bits"] == 512
+    assert (rows["sm_86"]["sms"], rows["sm_86"]["runs_here"], rows["sm_86"]["notice"]) == (82, False, None)
     for what, part in (("variants", "depthwise"), ("spaces", "fallback"), ("targets", "sapphirerapids")):
         assert f"\n{part} " in invoke("show", what).stdout
+
+
+def test_cpus_and_gpus_have_tables_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "first_gpu", lambda: Found(None, "there is none"))
+    cpus, gpus, notice = invoke("show", "targets").stdout.split("\n\n")
+    assert cpus.startswith("CPU ") and gpus.startswith("GPU ")
+    assert "\nnvidia/nvidia-t4  " in gpus and "8.1 TFLOP/s" in gpus and "64.0 KiB" in gpus
+    assert notice.strip().endswith("there is none")
+
+
+def test_a_gpu_that_is_not_here_is_told_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "first_gpu", lambda: Found(None, "there is none"))
+    result = invoke("show", TINY, "--target", "cuda", "--json")
+    assert result.stderr.startswith("convtune: target 'cuda' means sm_80") and result.stderr.count("\n") == 1
+    (data,) = json.loads(result.stdout)
+    assert data["target"] == "cuda" and all(space.get(name).name.startswith("gpu_") for name in data["spaces"])
 
 
 def test_show_variants_has_their_formulas() -> None:

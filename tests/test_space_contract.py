@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from strategies import specs
 from synthetic_spaces import machine
 
-from convtune import space
+from convtune import space, targets
+from convtune.errors import TargetError
 from convtune.runtime import packing
 from convtune.space import Estimating, Knobs, Space
 from convtune.spec import ConvSpec
@@ -27,6 +28,8 @@ TARGETS = (
     machine(name="narrow", mcpu="x86-64", vector_bytes=16, l2_bytes=2**18, l3_bytes=0, threads=4),
     machine(name="arm", family="arm", mcpu="neoverse-n1", vector_bytes=16, vector_registers=32, l1d_bytes=65536),
 )
+
+GPUS = (targets.resolve("sm_75"), targets.resolve("sm_90"))
 
 LAYERS = tuple(
     ConvSpec.parse(text + layout)
@@ -68,6 +71,9 @@ LAYERS = tuple(
 )  # fmt: skip
 
 
+LAYERS_AND_MORE = (*LAYERS, ConvSpec.parse("deformable,ic=8,oc=8,in=9x9,k=3x3,p=1"))
+
+
 def pairs(chosen: tuple[ConvSpec, ...]) -> list[Any]:
     return [pytest.param(spec, target, id=f"{spec}-{target.name}") for spec in chosen for target in TARGETS]
 
@@ -75,8 +81,26 @@ def pairs(chosen: tuple[ConvSpec, ...]) -> list[Any]:
 @settings(max_examples=150, deadline=None)
 @given(specs())
 def test_some_space_accepts_any_spec(spec: ConvSpec) -> None:
-    for target in TARGETS:
-        assert space.accepting(spec, target)
+    for target in (*TARGETS, *GPUS):
+        found = space.accepting(spec, target)
+        assert found and (len(found) == 1 or not any(each.last_resort for each in found))
+
+
+@pytest.mark.parametrize("owner", space.known().values(), ids=list(space.known()))
+def test_a_space_is_for_cpus_or_for_gpus(owner: Space[Any]) -> None:
+    accepted = [[owner.accepts(spec, target) for spec in LAYERS_AND_MORE] for target in (*TARGETS, *GPUS)]
+    cpus, gpus = accepted[: len(TARGETS)], accepted[len(TARGETS) :]
+    assert any(map(any, cpus)) != any(map(any, gpus))
+
+
+def test_a_target_that_no_space_is_for_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    fallback = space.get("fallback")
+    monkeypatch.setattr(space, "known", lambda: {"fallback": fallback})
+    assert space.accepting(LAYERS[0], TARGETS[0]) == [fallback]
+    with pytest.raises(
+        TargetError, match=r"target 'sm_75': no schedule space of this version accepts it \(spec: conv,"
+    ):
+        space.accepting(LAYERS[0], GPUS[0])
 
 
 @settings(max_examples=25, deadline=None)
