@@ -39,14 +39,14 @@ _CALLS = {
     "nearbyint": Cost(special=1),
     "trunc": Cost(special=1),
     "fabs": Cost(),
+    "reinterpret": Cost(),
 }
 _UNKNOWN_CALL = Cost(floating=8, special=1)
 
 
 def of_call(name: str) -> Cost:
-    """Of a function; the single-precision name "expf" and the fast "__expf" count as "exp"."""
-    plain = name.removeprefix("__")
-    return _CALLS.get(plain, _CALLS.get(plain.removesuffix("f"), _UNKNOWN_CALL))
+    """Of a function, by its name in double precision."""
+    return _CALLS.get(name, _UNKNOWN_CALL)
 
 
 def of_operator(op: str, kind: str, operands: tuple[Value, ...]) -> Cost:

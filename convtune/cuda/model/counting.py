@@ -10,7 +10,20 @@ import numpy as np
 from .machine import Machine, Vector
 from .regions import Counts, Frame, GlobalUse, Region
 from .samples import Sampler
-from .tree import AsyncCopy, AsyncWait, Barrier, Branch, Define, Evaluate, Kernel, Loop, Statement, Store
+from .tree import (
+    AsyncCopy,
+    AsyncWait,
+    Barrier,
+    Branch,
+    Buffer,
+    Define,
+    Evaluate,
+    Expr,
+    Kernel,
+    Loop,
+    Statement,
+    Store,
+)
 from .values import Value, Values, constant
 
 AUTO_UNROLL = 1000
@@ -37,9 +50,12 @@ class Counted:
         return total
 
 
-def count(kernel: Kernel) -> Counted:
-    """Counts what one block of a kernel executes, on average over its blocks and warps."""
-    walker = Walker(kernel)
+def count(kernel: Kernel, as_written: bool = False) -> Counted:
+    """Counts what one block of a kernel executes, on average over its blocks and warps.
+
+    as_written: its loads and stores as they are in the source, before nvcc drops and joins some.
+    """
+    walker = Walker(kernel, as_written)
     walker.run(kernel.body)
     walker.finish()
     return Counted(walker.closed, walker.uses, walker.values, walker.sampler, walker.variables)
@@ -98,9 +114,12 @@ class Walker(Machine):
         if statement.buffer.scope == "local":
             self._store_register(statement, lanes)
             return
-        for value in lanes:
+        indices = self.lanes(statement.index)
+        for index, value in zip(indices, lanes):
             self.used(value)
-        self.access("store", statement.buffer, self.lanes(statement.index))
+            if statement.buffer.scope == "shared" and statement.value.kind != "float":
+                self.shared.setdefault(statement.buffer.key, {})[index] = value
+        self.access("store", statement.buffer, indices)
 
     def _store_register(self, statement: Store, lanes: Vector) -> None:
         indices = self.lanes(statement.index)
@@ -113,17 +132,19 @@ class Walker(Machine):
                 self.region.counts.local_requests += self.weight
 
     def _asynccopy(self, statement: AsyncCopy) -> None:
+        # Where its condition does not hold it reads nothing and writes zeros.
+        self._copied(statement.target, statement.target_index, statement.bytes, alone=statement.condition is not None)
         outer = self.mask
         if statement.condition is not None:
             self.mask = self.masked(self.scalar(statement.condition), True)
         if self.masks[self.mask].any():
-            source, target = statement.source, statement.target
-            alone = statement.condition is not None
-            for buffer, index in ((source, statement.source_index), (target, statement.target_index)):
-                first = self.scalar(index)
-                count = statement.bytes // buffer.bytes
-                self.access("copy", buffer, [Value(first.node, first.offset + i) for i in range(count)], alone)
+            self._copied(statement.source, statement.source_index, statement.bytes, statement.condition is not None)
         self.mask = outer
+
+    def _copied(self, buffer: Buffer, index: Expr, size: int, alone: bool) -> None:
+        first = self.scalar(index)
+        lanes = [Value(first.node, first.offset + lane) for lane in range(size // buffer.bytes)]
+        self.access("copy", buffer, lanes, alone)
 
     def _loop(self, loop: Loop) -> None:
         begin, extent = self.scalar(loop.begin), self.scalar(loop.extent)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from . import costs
 from .regions import Frame, GlobalUse, Group, Region
-from .samples import Sampler
+from .samples import LANES, Sampler
 from .tree import Buffer, Expr, Kernel
 from .values import Value, Values, constant
 
@@ -20,7 +20,10 @@ Vector = list[Value]
 class Machine:
     """Names, registers, the loops and the condition around, the open regions."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, as_written: bool = False) -> None:
+        """as_written: nothing is loaded once for many uses, or joined with its neighbours."""
+        self.as_written = as_written
+        self.serial = 0
         self.values = Values()
         self.sampler = Sampler(kernel.extents)
         self.masks: list[NDArray[np.bool_]] = [self.sampler.active]
@@ -31,6 +34,7 @@ class Machine:
         self.registers: dict[tuple[Any, int], Value] = {}
         self.loaded: dict[int, tuple[str, Region]] = {}  # nodes out of memory
         self.chains: dict[int, tuple[Region, int]] = {}
+        self.shared: dict[int, dict[Value, Value]] = {}  # what was stored where, by buffer
         self.memory: dict[tuple[Region, int, Value], Value] = {}
         self.conditions = 0  # of if_then_else around
         self.frames: tuple[Frame, ...] = ()
@@ -275,9 +279,23 @@ class Machine:
         """The number at an address; the same one within a region, where nothing overwrites it."""
         key = (self.region, buffer.key, index)
         if key not in self.memory:
-            value = self.memory[key] = self.unknown(kind)
+            value = self.memory[key] = self._stored_before(buffer, index, kind)
             self.loaded[value.node] = (buffer.scope, self.region)
         return self.memory[key]
+
+    def _stored_before(self, buffer: Buffer, index: Value, kind: str) -> Value:
+        """What threads have left in shared memory, if it is an index of something else; else anything."""
+        stored = self.shared.get(buffer.key, {})
+        if kind == "float" or not stored:
+            return self.unknown(kind)
+        value = stored.get(index) or next(iter(stored.values()))
+        samples = self.values.sampled(value)
+        if index not in stored:
+            writer = self.values.sampled(next(iter(stored)))[:, None, :]
+            same = np.broadcast_to(writer == self.values.sampled(index)[:, :, None], (self.sampler.size, LANES, LANES))
+            source = np.where(same.any(axis=2), same.argmax(axis=2), np.arange(LANES))
+            samples = np.take_along_axis(np.broadcast_to(samples, source.shape), source, axis=1)
+        return self.values.leaf("shared", len(self.frames), samples)
 
     def access(self, kind: str, buffer: Buffer, indices: Vector, alone: bool = False) -> None:
         """Notes what a load, a store or an asynchronous copy touches."""
@@ -285,5 +303,6 @@ class Machine:
         alone = alone or self.conditions > 0
         in_order = all(value == Value(first.node, first.offset + lane) for lane, value in enumerate(indices))
         for value, width in [(first, len(indices))] if in_order else [(value, 1) for value in indices]:
-            group = Group(kind, buffer, value.node, self.mask, alone)
+            self.serial += self.as_written
+            group = Group(kind, buffer, value.node, self.mask, alone, self.serial)
             self.region.access(group, int(value.offset), width, self.weight)

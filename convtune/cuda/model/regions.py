@@ -71,6 +71,7 @@ class Group(NamedTuple):
     node: int
     mask: int
     alone: bool  # not joined with its neighbours: each has its own condition
+    serial: int  # its number where nothing is joined, else 0
 
 
 class GlobalUse(NamedTuple):
@@ -139,7 +140,7 @@ class Region:
             cost, lines = known[key]
             total += cost
             if scope == "shared":
-                counts.shared_requests += weight * (group.kind != "copy")
+                counts.shared_requests += weight * (group.kind != "copy")  # cp.async is one instruction
                 counts.shared_wavefronts += weight * cost
             elif group.kind == "store":
                 counts.global_stores += weight

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .accesses import SECTOR_BYTES
+from .accesses import SECTOR_BYTES, WIDEST_BYTES
 from .counting import Counted
 from .regions import GlobalUse
 from .samples import Sampler
@@ -38,12 +38,27 @@ def estimate(counted: Counted, blocks: int, wave: int, l1_bytes: float, l2_bytes
     blocks: of the grid. wave: of them at a time. l1_bytes: cache for one block. sizes: bytes of each buffer, by key.
     """
     footprints = _Footprints(counted)
-    loads = [use for use in counted.uses if use.group.kind != "store"]
+    loads = _together([use for use in counted.uses if use.group.kind != "store"])
     stores = [use for use in counted.uses if use.group.kind == "store"]
     warps = counted.sampler.warps
     loaded = sum(footprints.missed(use, loads, l1_bytes) for use in loads) * SECTOR_BYTES * blocks
     stored = sum(use.executions * use.sectors for use in stores) * warps * SECTOR_BYTES * blocks
     return Traffic(loaded, stored, _dram(footprints, loads + stores, blocks, wave, l2_bytes, sizes))
+
+
+def _together(uses: Iterable[GlobalUse]) -> list[GlobalUse]:
+    """Accesses from one address in one loop as one, whatever their conditions: they touch the same memory."""
+    alike: dict[tuple[object, ...], list[GlobalUse]] = defaultdict(list)
+    for use in uses:
+        alike[use.group.buffer, use.group.node, use.group.kind, use.frames].append(use)
+    joined = []
+    for group in alike.values():
+        executions = max(use.executions for use in group)
+        requested = sum(use.executions * use.sectors for use in group)
+        offsets = sorted({offset for use in group for offset in use.offsets})
+        sectors = requested / executions if executions else 0.0
+        joined.append(group[0]._replace(offsets=tuple(offsets), executions=executions, sectors=sectors))
+    return joined
 
 
 class _Footprints:
@@ -108,8 +123,8 @@ class _Footprints:
     def missed(self, use: GlobalUse, loads: Iterable[GlobalUse], l1_bytes: float) -> float:
         """Sectors that a block asks L2 for: each once while all that the block reads meanwhile stays in L1."""
         requested = use.executions * use.sectors * self.counted.sampler.warps
-        if use.group.kind == "copy":
-            return requested  # cp.async of 16 bytes goes past L1
+        if use.group.kind == "copy" and use.elements * use.group.buffer.bytes == WIDEST_BYTES:
+            return requested  # cp.async goes past L1 then
         for level in range(len(use.frames) + 1):
             around = use.frames[:level]
             meanwhile = [other for other in loads if other.frames[:level] == around]

@@ -214,7 +214,7 @@ class _Reader:
         if "storage_sync" in name:
             self.has_barrier = True
             return [Barrier()] if str(call.args[0].value) != "warp" else []
-        if "cp_async_raw" in name or name.endswith("ptx_cp_async"):
+        if name in ("cp_async_raw", "ptx_cp_async"):
             return [self.async_copy(call)]
         if "wait_group" in name:
             return [AsyncWait(int(call.args[0]))]
@@ -299,10 +299,11 @@ def _variables(expr: Expr) -> Iterator[Any]:
 
 
 def _call_name(call: Any) -> str:
-    """Name of what is called; of an external function its own, such as "erff"."""
-    name = str(getattr(call.op, "name", None) or getattr(call.op, "name_hint", "")).removeprefix("tirx.")
-    if name.startswith(("call_extern", "call_pure_extern", "call_llvm")):
-        return str(call.args[0].value)
+    """Name of what is called, without namespaces; of a C function in double precision: "erf" for erff and __erff."""
+    name = str(getattr(call.op, "name", None) or getattr(call.op, "name_hint", "")).rpartition(".")[2]
+    if name in ("call_extern", "call_pure_extern"):
+        function = str(call.args[0].value).removeprefix("__")
+        return function.removesuffix("f") if function not in ("erf", "modf") else function
     return name
 
 
