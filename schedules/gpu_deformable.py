@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.gpu_gathered_gemm import (
     GemmTile,
+    Making,
     fits,
     gathered_gemm,
     gemm_cycles,
@@ -43,7 +44,7 @@ from convtune import variants
 from convtune.expression import Arguments, Geometry, operands
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
-from convtune.targets.gpu import WARP, GpuTarget
+from convtune.targets.gpu import GpuTarget
 from convtune.variants.deformable import CORNERS, Deformable, Sampling, interpolated
 
 if TYPE_CHECKING:
@@ -51,9 +52,10 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 
-SAMPLE_CYCLES = 16.0  # of an SM, for a warp to read the neighbours of a sample each
-BLEND_CYCLES = 6.0  # to blend them
-TABLE_CYCLES = 60.0  # for a warp's entries of the tables
+SAMPLING = {  # of samples that are side by side along the positions, and along the channels
+    False: Making(instructions=20, wavefronts=4 * len(CORNERS), prepared=200),
+    True: Making(instructions=12, wavefronts=1 + len(CORNERS), prepared=200),
+}
 
 
 class GpuDeformable(Estimating[GpuTarget]):
@@ -73,9 +75,7 @@ class GpuDeformable(Estimating[GpuTarget]):
     def estimate(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         tile = _tile(spec, knobs)
-        sample = SAMPLE_CYCLES / tile.vector if spec.channels_last else SAMPLE_CYCLES
-        tables = TABLE_CYCLES * ceil_div(tile.together * tile.positions, WARP)
-        return gemm_cycles(target, spec, tile, _shared_bytes(spec, tile), sample + BLEND_CYCLES, tables)
+        return gemm_cycles(target, spec, spec, tile, _shared_bytes(spec, tile), SAMPLING[spec.channels_last])
 
     def pack(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return (pack_gemm(spec, _tile(spec, knobs)),)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.gpu_work import Work, cycles
 from convtune.schedules.tiling import ceil_div, round_up
 
 from convtune.expression import Arguments, cube, epilogue
@@ -24,10 +25,7 @@ if TYPE_CHECKING:
 WIDE = 4  # float32 in the widest load of a thread
 SCATTER_PAD = 4  # elements after a row of `col` that is stored across its rows, so that not all fall into one bank
 FEWEST_THREADS, MOST_THREADS = WARP, 512
-WAVEFRONT_CYCLES = 1.0  # of a warp's load from shared memory that meets no conflict
-UNHIDDEN = 0.2  # of the shorter of two things done at a time
-BARRIER_CYCLES = 40.0
-LATENCY_CYCLES = 900.0  # of a chunk: loads from global memory, two barriers, what shared memory takes to answer
+CHUNK_INSTRUCTIONS = 20  # of a thread: two barriers and the loops around them
 
 
 @dataclass(frozen=True)
@@ -143,26 +141,43 @@ def shared_bytes(tile: GemmTile) -> int:
     return 4 * tile.depth * (tile.positions + (SCATTER_PAD if tile.channels_last else 0) + tile.channels)
 
 
-def gemm_cycles(
-    target: GpuTarget, spec: ConvSpec, tile: GemmTile, shared_bytes: int, made: float, prepared: float
-) -> float:
-    """Cycles of one call of a convolution, coarsely.
+@dataclass(frozen=True)
+class Making:
+    """What a thread does for an element of `col`; prepared: for an entry of the tables of a chunk of segments."""
 
-    made: of an SM, for a warp's share of `col`, an element a thread. prepared: for each chunk of segments of a tap.
-    """
-    threads, taps = count(tile.threads), count(spec.kernel)
+    instructions: float
+    wavefronts: float
+    prepared: float = 0.0
+
+
+def gemm_cycles(
+    target: GpuTarget, spec: ConvSpec, stage: ConvSpec, tile: GemmTile, shared_bytes: int, making: Making
+) -> float:
+    """Cycles of one call of a convolution whose GEMM is that of `stage`, coarsely."""
+    threads, taps = count(tile.threads), count(stage.kernel)
     segments, chunks = taps * tile.outer[0], taps * count(tile.outer)
     operands = ceil_div(tile.thread_positions, WIDE) + ceil_div(tile.thread_channels, WIDE)
-    multiplied = tile.positions * tile.channels / target.fp32_lanes
-    loaded = ceil_div(threads, WARP) * operands * WAVEFRONT_CYCLES
-    step = max(multiplied, loaded) + UNHIDDEN * min(multiplied, loaded)
-    per_chunk = tile.depth * (step + made * tile.positions / WARP) + BARRIER_CYCLES
-    work = chunks * per_chunk + segments * prepared + 2 * multiplied
-    blocks = spec.batch * ceil_div(count(spec.out_size), tile.positions)
-    blocks *= spec.groups * ceil_div(spec.out_channels // spec.groups, tile.channels)
-    of_sm = ceil_div(blocks, target.sms)
-    resident = min(of_sm, target.resident_blocks(threads, tile.registers, shared_bytes))
-    return ceil_div(of_sm, resident) * max(resident * work, work + chunks * LATENCY_CYCLES)
+    made = ceil_div(tile.depth * tile.positions, threads)
+    copied = ceil_div(tile.depth * tile.channels, WIDE * threads)
+    sums = tile.thread_positions * tile.thread_channels
+    tables = segments * ceil_div(tile.together * tile.positions, threads)
+    per_chunk = tile.depth * (operands + 0.5) + made * making.instructions + 4 * copied + CHUNK_INSTRUCTIONS
+    work = Work(
+        blocks=spec.batch
+        * ceil_div(count(stage.out_size), tile.positions)
+        * stage.groups
+        * ceil_div(stage.out_channels // stage.groups, tile.channels),
+        threads=threads,
+        registers=tile.registers,
+        shared_bytes=shared_bytes,
+        fmas=chunks * tile.depth * sums,
+        instructions=chunks * per_chunk + tables * making.prepared + 4 * sums,
+        wavefronts=chunks * (tile.depth * operands + made * making.wavefronts + 2 * copied * WIDE) + 2 * sums,
+        waits=2 * chunks + (2 * segments if making.prepared else 0),
+        l2_bytes=4 * chunks * tile.depth * (tile.positions + tile.channels),
+        dram_bytes=spec.bytes,
+    )
+    return cycles(work, target)
 
 
 def pack_gemm(spec: ConvSpec, tile: GemmTile) -> tuple[PackStep, ...]:
@@ -296,7 +311,8 @@ def _place_col(sch: Any, spec: ConvSpec, tile: GemmTile, chunk: Any) -> Any:
     sch.compute_at(col, chunk, preserve_unit_loops=True)
     *_, s, v, lane, p = sch.get_loops(col)
     if not spec.channels_last:
-        return share(sch, [s, v, lane, p], tile.threads)
+        alone = tile.positions % count(tile.threads) == 0  # TVM 0.27 could not see through the quotients of the others
+        return share(sch, [p] if alone else [s, v, lane, p], tile.threads)
     sch.reorder(s, p, v, lane)
     sch.storage_align(col, 0, -2, WARP, SCATTER_PAD)
     return share(sch, [s, p, v], tile.threads)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.gpu_gathered_gemm import (
     WIDE,
     GemmTile,
+    Making,
     col_shape,
     fits,
     gathered_gemm,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 LARGEST_BODY = 128  # taps of a vector that are unrolled
-TAP_CYCLES = 1.5  # of an SM, for a warp to read and add a tap each
+TAP_INSTRUCTIONS = 5.0  # to see whether it is inside, load it and its weight
 
 
 class GpuSeparable(Estimating[GpuTarget]):
@@ -68,8 +69,9 @@ class GpuSeparable(Estimating[GpuTarget]):
     def estimate(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         tile, (first, last) = _tile(spec, knobs), spec.stages
-        made = TAP_CYCLES * (1 + 1 / tile.vector) * count(first.kernel)
-        return gemm_cycles(target, last, tile, _shared_bytes(spec, tile), made, 0.0)
+        taps = count(first.kernel)
+        making = Making(taps * TAP_INSTRUCTIONS / tile.vector + 8, taps * (1 + 1 / tile.vector))
+        return gemm_cycles(target, spec, last, tile, _shared_bytes(spec, tile), making)
 
     def pack(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         tile, (first, last) = _tile(spec, knobs), spec.stages
