@@ -18,7 +18,7 @@ from typing import IO
 from convtune.errors import LogError
 from convtune.log import Log, Problem
 from convtune.log_file import Line, is_file, locked, mend_last_line, os_errors, read_lines, replace_file, settled_size
-from convtune.record import METASCHEDULE, Record, read_object, winner
+from convtune.record import METASCHEDULE, Record, read_object, standing, winner
 
 FORMATS = ("json", "csv", "jsonl")
 
@@ -203,14 +203,17 @@ def _dropped(lines: Iterable[Line], keep: int, drop_failures: bool) -> set[int]:
         record = line.record
         if record is None:
             continue
-        if line.text.strip() in seen or (drop_failures and record.status != "ok"):
+        known = line.text.strip() in seen
+        if not known:
+            groups.setdefault((record.spec, record.fingerprint, record.origin), []).append((line.number, record))
+        if known or (drop_failures and record.status != "ok"):
             dropped.add(line.number)
-        elif record.status == "ok":
-            key = (record.spec, record.fingerprint, record.origin)
-            groups.setdefault(key, []).append((line.number, record))
         seen.add(line.text.strip())
     for group in groups.values():
-        dropped |= {number for number, _ in group} - _kept(group, keep)
+        stands = {id(record) for record in standing(record for _, record in group)}
+        ok = [(number, record) for number, record in group if record.status == "ok"]
+        kept = _kept([(number, record) for number, record in ok if id(record) in stands], keep)
+        dropped |= {number for number, _ in ok} - kept
     return dropped
 
 

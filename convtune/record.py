@@ -97,6 +97,10 @@ class Record:
         """Of the target: times of different fingerprints do not compare."""
         return str(self.target["fingerprint"])
 
+    def _is_refuted_by(self, wrong: Record) -> bool:
+        worse = wrong.error is None or self.error is None or wrong.error > self.error
+        return worse and wrong.utc > self.utc
+
     def line(self) -> bytes:
         """The record as one line of JSON, newline included; raises LogError where it is longer than a log allows."""
         fields = {name: getattr(self, name) for name in ("origin", "status", "times_us", *_FREE, "seed", "utc")}
@@ -145,17 +149,32 @@ def trace(candidate: Candidate) -> Any:
 def winner(records: Iterable[Record], *, max_error: float | None, origin: str = "measured") -> Record | None:
     """The record to build from, among those of one spec and one target; None where none will do.
 
-    Only what is ok, of this origin and known to be within `max_error` (None: any error) takes part. Finalists are
-    measured in turn, under the same conditions, so their times compare best: where there are any, the fastest of the
-    newest batch wins. Otherwise the fastest of the search does.
+    Only what is ok, not refuted later, of this origin and known to be within `max_error` (None: any error) takes part.
+    Finalists are measured in turn, under the same conditions, so their times compare best: where there are any, the
+    fastest of the newest batch wins. Otherwise the fastest of the search does.
     """
-    usable = [r for r in records if r.status == "ok" and r.origin == origin and _accurate(r, max_error)]
+    usable = [r for r in standing(records) if r.origin == origin and _accurate(r, max_error)]
     assert len({(r.spec, r.fingerprint) for r in usable}) <= 1, "times of different specs or targets do not compare"
     finals = [r for r in usable if r.round == "final"]
     if finals:
         newest = max(r.batch for r in finals)
         usable = [r for r in finals if r.batch == newest]
     return min(usable, key=lambda r: r.time_us, default=None)
+
+
+def standing(records: Iterable[Record]) -> list[Record]:
+    """The ok records of one spec and target whose candidates no later record calls wrong.
+
+    A kernel may be verified again, and more thoroughly. A wrong one that is no less accurate than before was wrong for
+    a lower limit only, and refutes nothing.
+    """
+    ok, refuted = list[Record](), dict[tuple[str, str], list[Record]]()
+    for record in records:
+        if record.status == "ok":
+            ok.append(record)
+        elif record.status == "wrong":
+            refuted.setdefault((record.origin, record.candidate.key), []).append(record)
+    return [r for r in ok if not any(map(r._is_refuted_by, refuted.get((r.origin, r.candidate.key), ())))]
 
 
 def _accurate(record: Record, max_error: float | None) -> bool:

@@ -51,7 +51,7 @@ def make(time_us: float | None = 10.0, **changes: Any) -> Record:
 
 
 def failure(status: str = "crash", **changes: Any) -> Record:
-    return make(None, status=status, error=None, message=f"{status}: signal 11", **changes)
+    return make(None, **{"status": status, "error": None, "message": f"{status}: signal 11"} | changes)
 
 
 def final(time_us: float, batch: int, **changes: Any) -> Record:

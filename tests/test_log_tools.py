@@ -341,3 +341,12 @@ def test_a_cache_that_is_a_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("CONVTUNE_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConvtuneError, match=f"cache directory {tmp_path / 'file'} cannot be made: File exists"):
         paths.cache_dir()
+
+
+@pytest.mark.parametrize("drop_failures", [False, True])
+def test_prune_brings_back_no_refuted_winner(path: Path, drop_failures: bool) -> None:
+    right, refuted = make(9.0, width=1), make(1.0, width=2, utc=utc(1))
+    write(path, right, refuted, failure("wrong", width=2, utc=utc(2)))
+    log_tools.prune(path, drop_failures=drop_failures)
+    assert winner(Log(path).records(), max_error=None) == right
+    assert refuted not in Log(path).records()

@@ -290,6 +290,21 @@ def test_a_wrong_result_never_wins_however_fast() -> None:
     assert winner([make(0.1, status="wrong", error=0.5), ok := make(9.0)], max_error=None) is ok
 
 
+def test_a_candidate_that_a_later_record_calls_wrong_does_not_win() -> None:
+    right, fast = make(9.0, width=1), make(1.0, width=2, error=1e-7, utc=utc(1))
+    wrong = failure("wrong", width=2, utc=utc(2))
+    assert winner([fast, right, wrong], max_error=None) is right
+    assert winner([wrong, fast, right], max_error=None) is right, "the order of the lines is not that of time"
+    again = make(2.0, width=2, error=1e-7, utc=utc(3))
+    assert winner([fast, right, wrong, again], max_error=None) is again
+
+
+def test_what_is_wrong_for_a_lower_limit_still_wins_for_a_higher_one() -> None:
+    ok = make(1.0, error=3e-6, utc=utc(1))
+    assert winner([ok, failure("wrong", error=3e-6, utc=utc(2))], max_error=2e-5) is ok
+    assert winner([ok, failure("wrong", error=3e-4, utc=utc(2))], max_error=2e-5) is None
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(None, 1.0), (1e-3, 2.0), (2e-5, 3.0), (1e-6, 4.0), (1e-8, None)])
 def test_only_what_is_accurate_enough_wins(limit: float | None, expected: float | None) -> None:
     records = [make(1.0, error=None), make(2.0, error=1e-3), make(3.0, error=2e-5), make(4.0, error=1e-7)]
