@@ -9,37 +9,36 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
 
-def cropped(sch: Any, spec: ConvSpec, locate: Callable[..., Sequence[Any]], vector: int = 1) -> Any:
-    """The schedule's module, with `y` as the spec has it.
+def cropped(
+    main: Any, spec: ConvSpec, locate: Callable[..., Sequence[Any]], inside: Callable[..., Sequence[Any]]
+) -> Any:
+    """The module of a scheduled function, with `y` as the spec has it.
 
-    locate: from an index of the stage `y`, a dimension for each part of a place in tiles, to (n, oc, *position).
-    vector: channels that are stored at once, of which the output has a whole number.
+    locate, inside: from an index of the stage `y`, which has a dimension for each part of a place in tiles, to
+    (n, oc, *position), and to the conditions for this to be in the output.
     """
     from tvm import ir, s_tir, tirx
     from tvm_ffi import structural_map
 
-    def place(*index: Any) -> list[Any]:
-        n, oc, *position = locate(*index)
-        return [n, *position, oc] if spec.channels_last else [n, oc, *position]
-
-    sch.transform_layout("y", ("write", 0), place)
-    main = sch.mod["main"]
     whole = main.params[-1]
-    channel = len(spec.out_shape) - 1 if spec.channels_last else 1
-    ends = list(zip(map(int, whole.shape), spec.out_shape))
-
-    def guarded(realize: Any) -> Any:
-        if realize.block.name_hint != "y":
-            return realize
-        inside = [
-            p // vector < size // vector if axis == channel else p < size
-            for axis, (p, (extent, size)) in enumerate(zip(place(*realize.iter_values), ends))
-            if extent > size
-        ]
-        return s_tir.SBlockRealize(realize.iter_values, tirx.all(realize.predicate, *inside), realize.block)
-
-    if all(extent == size for extent, size in ends):
-        return sch.mod
     exact = tirx.decl_buffer(spec.out_shape, spec.dtype, name="y")
-    main = structural_map(main, (s_tir.SBlockRealize, guarded))
+
+    def placed(realize: Any) -> Any:
+        block = realize.block
+        if block.name_hint != "y":
+            return realize
+        n, oc, *position = locate(*(axis.var for axis in block.iter_vars))
+        place = [n, *position, oc] if spec.channels_last else [n, oc, *position]
+        block = s_tir.SBlock(
+            iter_vars=block.iter_vars,
+            reads=block.reads,
+            writes=[tirx.BufferRegion(exact, [ir.Range.from_min_extent(p, 1) for p in place])],
+            name_hint=block.name_hint,
+            body=tirx.BufferStore(exact, block.body.value, place),
+            annotations=block.annotations,
+        )
+        predicate = tirx.all(realize.predicate, *inside(*realize.iter_values))
+        return s_tir.SBlockRealize(realize.iter_values, predicate, block)
+
+    main = structural_map(main, (s_tir.SBlockRealize, placed))
     return ir.IRModule({"main": structural_map(main, (ir.Var, lambda var: exact if var.same_as(whole) else var))})

@@ -123,7 +123,8 @@ class GpuDepthwise(Estimating[GpuTarget]):
             _stage(sch, spec, plan, first if spec.kernel[0] > 1 and spec.rank == 3 else block)
         for loop in sch.get_loops(sch.decompose_reduction(acc, first))[-3:]:
             sch.unroll(loop)
-        return cropped(sch, spec, lambda *index: _locate(spec, plan, index), plan.vector)
+        locate = lambda *index: _locate(spec, plan, index)  # noqa: E731
+        return cropped(sch.mod["main"], spec, locate, lambda *index: _inside(spec, plan, index))
 
 
 def _packed(spec: ConvSpec, plan: Plan) -> Dims:
@@ -164,6 +165,16 @@ def _locate(spec: ConvSpec, plan: Plan, index: Sequence[Any]) -> tuple[Any, ...]
     n, d, *rest = index
     h, w, oc = plan.place(rest[:3], rest[3:6], rest[6:])
     return (n, oc, *(d, h, w)[3 - spec.rank :])
+
+
+def _inside(spec: ConvSpec, plan: Plan, index: Sequence[Any]) -> list[Any]:
+    """The conditions for an index of `acc` and `y` to be in the output; only those that can fail."""
+    _, oc, *position = _locate(spec, plan, index)
+    high, wide, channels = plan.rounded(spec)
+    sizes = zip(position[-2:], (high, wide)[-len(position) :], spec.out_size[-2:])
+    found = [p < size for p, rounded, size in sizes if rounded > size]
+    # in whole vectors, so that the condition is one for all of a vector
+    return found + ([oc // plan.vector < spec.out_channels // plan.vector] if channels > spec.out_channels else [])
 
 
 def _padded(arguments: Arguments, geometry: Geometry, plan: Plan) -> Callable[..., Any]:
