@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from convtune import __version__, probe, targets
+from convtune.cuda import toolkit
 from convtune.errors import ConvtuneError, TargetError
 from convtune.linker import build_runtime, find_compiler
 from convtune.paths import cache_dir, log_path
-from convtune.targets import CpuTarget
+from convtune.targets import CpuTarget, GpuTarget
+from convtune.targets.cuda import OLDEST
+from convtune.targets.cuda_driver import first_gpu
 
 State = Literal["ok", "absent", "broken"]
 
@@ -73,14 +76,10 @@ OPTIONAL = (
     Part("torch", "torch", "PyTorch tensors as arguments, and comparison with PyTorch", "pip install torch"),
     Part("onnxruntime", "onnxruntime", "comparison with ONNX Runtime", "pip install onnxruntime"),
     Part("ziglang", "ziglang", "a C compiler where there is none, or for other machines", "pip install ziglang"),
-    Part(
-        "nvcc",
-        "nvidia-cuda-nvcc",
-        "compiling CUDA kernels (this version has no CUDA target yet)",
-        "pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-runtime==13.0.*' "
-        "'nvidia-cuda-cccl==13.0.*' 'nvidia-nvvm==13.0.*'",
-        program="nvcc",
-    ),
+)
+_NVCC_WHEELS = (
+    "pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-runtime==13.0.*' "
+    "'nvidia-cuda-cccl==13.0.*' 'nvidia-nvvm==13.0.*'"
 )
 
 
@@ -107,7 +106,7 @@ def examine(measure: bool = True) -> list[Finding]:
         findings.append(_cpu(target))
         if measure:
             findings += _peaks(target)
-    return findings + [_optional(part) for part in OPTIONAL]
+    return [*findings, *(_optional(part) for part in OPTIONAL), _nvcc(), _gpu()]
 
 
 def _python() -> Finding:
@@ -227,6 +226,35 @@ def _peaks(target: CpuTarget) -> list[Finding]:
             {"read_gbs": bandwidth.read_gbs, "triad_gbs": bandwidth.triad_gbs},
         ),
     ]
+
+
+def _nvcc() -> Finding:
+    purpose = "compiling for --target cuda; $CUDA_PATH names another one"
+    try:
+        found = toolkit.find()
+        archs = found.archs()
+    except TargetError as error:
+        return Finding("nvcc", "absent", str(error), purpose, _NVCC_WHEELS)
+    return Finding("nvcc", "ok", f"{found.nvcc}: {found.version}, for {archs[0]} to {archs[-1]}", purpose)
+
+
+def _gpu() -> Finding:
+    purpose = "running and timing CUDA kernels here; without one they are emulated, and their times estimated"
+    remedy = f"install NVIDIA's driver where there is a GPU of sm_{OLDEST} or newer"
+    found = first_gpu()
+    if found.device is None:
+        return Finding("GPU", "absent", found.why_none, purpose, remedy)
+    try:
+        target = targets.resolve("cuda")
+    except TargetError as error:
+        return Finding("GPU", "absent", str(error), purpose, remedy)
+    assert isinstance(target, GpuTarget)
+    version = f"{found.device.driver // 1000}.{found.device.driver % 1000 // 10}"
+    value = (
+        f"{target.model}: {target.arch}, {target.sms} SMs, {target.clock_mhz} MHz, {target.dram_gbs:.0f} GB/s, "
+        f"driver for CUDA {version}"
+    )
+    return Finding("GPU", "ok", value, purpose, "", {"sms": target.sms, "dram_gbs": target.dram_gbs})
 
 
 def _optional(part: Part) -> Finding:

@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 
 from convtune import doctor, probe, targets
+from convtune.cuda import toolkit
 from convtune.doctor import Finding
 from convtune.errors import TargetError
 from convtune.linker import build_runtime, find_compiler
 from convtune.paths import cache_dir
+from convtune.targets import cuda
+from convtune.targets.cuda_driver import Device, Found
 from convtune.targets.host import current
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
@@ -189,3 +192,34 @@ def test_doctor_imports_no_tvm() -> None:
     code = "import sys; from convtune import doctor; print('tvm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
+
+
+def test_nvcc_is_told_and_where_there_is_none_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "nowhere"))
+    absent = doctor._nvcc()
+    assert absent.state == "absent" and "nowhere" in absent.value and "nvidia-cuda-nvcc==13.0" in absent.remedy
+    found = toolkit.Toolkit(Path("/x/nvcc"), "g++", "13.0.88")
+    monkeypatch.setattr(toolkit, "find", lambda: found)
+    monkeypatch.setattr(toolkit.Toolkit, "archs", lambda self: ("sm_75", "sm_80", "sm_121"))
+    assert doctor._nvcc().state == "ok"
+    assert doctor._nvcc().value == "/x/nvcc: 13.0.88, for sm_75 to sm_121"
+
+
+ATTRIBUTES = {
+    "major": 8, "minor": 6, "sms": 46, "clock_khz": 1740000, "memory_clock_khz": 7001000, "memory_bus_bits": 256,
+    "l2_bytes": 4 << 20, "shared_per_sm": 102400, "shared_per_block": 101376, "shared_reserved": 1024,
+    "registers_per_sm": 65536, "threads_per_sm": 1536, "blocks_per_sm": 16,
+}  # fmt: skip
+
+
+def test_a_gpu_is_told_and_why_there_is_none_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def driver_says(found: Found) -> None:
+        for module in (doctor, cuda):
+            monkeypatch.setattr(module, "first_gpu", lambda: found)
+
+    driver_says(Found(Device("A GPU", 12080, ATTRIBUTES)))
+    assert doctor._gpu().value == "A GPU: sm_86, 46 SMs, 1740 MHz, 448 GB/s, driver for CUDA 12.8"
+    driver_says(Found(Device("An old GPU", 12080, {**ATTRIBUTES, "major": 7, "minor": 0})))
+    assert doctor._gpu().state == "absent" and "An old GPU, is of arch sm_70" in doctor._gpu().value
+    driver_says(Found(None, "there is none"))
+    assert (doctor._gpu().state, doctor._gpu().value) == ("absent", "there is none")
