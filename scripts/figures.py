@@ -77,7 +77,7 @@ def everything(trials: int) -> None:
 
 def show(figures: Sequence[Figure]) -> None:
     """Prints the machine, the command, and a row for each figure."""
-    target = targets.resolve("native")
+    target = targets.native()
     context = click.get_current_context()
     options = " ".join(f"--{name} {value}" for name, value in context.params.items() if value is not None)
     click.echo(

@@ -18,7 +18,7 @@ import click
 from finals import finals
 
 from convtune import accuracy, compiler, probe, space, targets, workloads
-from convtune.measure import CpuBench
+from convtune.measure import Bench, CpuBench
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
 from convtune.tuner import BATCH, Tuner, tune
@@ -40,7 +40,7 @@ class Figure:
 
 def peak(log: Path, trials: int, rounds: int) -> list[Figure]:
     """A tuned dense kernel's share of the FMA peak, the two measured in turn."""
-    target = targets.resolve("native")
+    target = targets.native()
     tune(DENSE, target, trials, log)
     kernel = compiler.compile(DENSE, target, log=log)
     peaks, speeds = list[float](), list[float]()
@@ -55,12 +55,12 @@ def peak(log: Path, trials: int, rounds: int) -> list[Figure]:
 
 def candidates(count: int) -> list[Figure]:
     """From knobs to a verified time, one dense candidate after the other, with workers that are warm."""
-    target = targets.resolve("native")
+    target = targets.native()
     limit = accuracy.limit(DENSE, "standard")
     everything = [c for s in space.accepting(DENSE, target) for c in space.enumerate_candidates(s, DENSE, target)]
     default = space.default_candidate(DENSE, target)
     whole_s, build_s = list[float](), list[float]()
-    with Bench(target) as bench:
+    with CpuBench(target) as bench:
         best_us = _warm(bench, default, limit)
         for candidate in random.Random(0).sample(everything, count):
             start = time.perf_counter()
@@ -79,7 +79,7 @@ def candidates(count: int) -> list[Figure]:
     ]
 
 
-def _batches(bench: CpuBench, candidates: Sequence[space.Candidate], count: int) -> list[float]:
+def _batches(bench: Bench, candidates: Sequence[space.Candidate], count: int) -> list[float]:
     """Seconds a candidate, of batches that keep every worker busy."""
     seconds = list[float]()
     for seed in range(1, 1 + max(3, count // BATCH)):
@@ -92,7 +92,7 @@ def _batches(bench: CpuBench, candidates: Sequence[space.Candidate], count: int)
     return seconds
 
 
-def _warm(bench: CpuBench, default: Candidate, limit: float) -> float:
+def _warm(bench: Bench, default: Candidate, limit: float) -> float:
     """Has every worker do its work once; the default's time in microseconds."""
     built = bench.build(DENSE, [default] * len(os.sched_getaffinity(0)))
     return statistics.median(bench.measure(DENSE, built[0], limit).times_us)
@@ -110,7 +110,7 @@ def network(log: Path, trials: int) -> list[Figure]:
 
 def defaults(log: Path, trials: int) -> list[Figure]:
     """The default's speed over the tuned kernel's, from finals that measured the two in turn; each layer once."""
-    with Tuner(targets.resolve("native"), log) as tuner:
+    with Tuner(targets.native(), log) as tuner:
         networks = {name: _shares(tuner, name, trials) for name in NETWORKS}
     every = {spec: share for shares in networks.values() for spec, share in shares.items()}
     known = {spec: share for spec, share in every.items() if share is not None}
