@@ -1,13 +1,16 @@
-"""What the GPU schedules share: binding loops to blocks and threads."""
+"""What the GPU schedules share: kernels of a thread per element, copies that a block's threads make together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.targets.gpu import GpuTarget
+from convtune.targets.gpu import STATIC_SHARED_BYTES, WARP, GpuTarget
 
 if TYPE_CHECKING:
     from convtune.targets import Target
+
+MOST_THREADS = 256  # of a block that shares nothing
 
 
 def gpu(target: Target) -> GpuTarget:
@@ -16,8 +19,47 @@ def gpu(target: Target) -> GpuTarget:
     return target
 
 
-def bind_elements(sch: Any, loops: list[Any], threads: int) -> None:
-    """Binds the loops of a stage to blocks of `threads`, one element a thread, the last loop's side by side."""
-    block, thread = sch.split(sch.fuse(*loops), [None, threads])
+def thread_each(sch: Any, target: GpuTarget, result: str, sums: str, elements: int) -> None:
+    """Makes a kernel of a stage and the sums it reads: an element a thread, neighbours in memory side by side."""
+    loops = sch.get_loops(sch.get_sblock(result))
+    acc = sch.get_sblock(sums)
+    # before the loops are fused: TVM 0.27 sees no reduction where one thread's indices are divisions
+    sch.compute_at(acc, loops[-1], preserve_unit_loops=True)
+    sch.set_scope(acc, 0, "local")
+    block, thread = sch.split(sch.fuse(*loops), [None, threads_for(target, elements)])
     sch.bind(block, "blockIdx.x")
     sch.bind(thread, "threadIdx.x")
+    sch.decompose_reduction(acc, sch.get_loops(acc)[2 + len(loops)])
+
+
+def threads_for(target: GpuTarget, elements: int) -> int:
+    """Threads of a block, an element each: as many as leave no SM without a block, in whole warps."""
+    threads = MOST_THREADS
+    while threads > WARP and elements < target.sms * threads:
+        threads //= 2
+    return threads
+
+
+def shared_scope(size_bytes: int) -> str:
+    """The scope of what a block's threads share, of that size in all."""
+    return "shared" if size_bytes <= STATIC_SHARED_BYTES else "shared.dyn"
+
+
+def share(sch: Any, block: Any, at: Any, loops: int, threads: tuple[int, int], vector: int) -> None:
+    """Computes a copy at a loop, its innermost `loops` loops shared out to a block's threads (y, x).
+
+    Neighbouring threads copy side by side. vector: elements that a thread copies at once; it divides their number.
+    """
+    sch.compute_at(block, at, preserve_unit_loops=True)
+    _, y, x, lane = sch.split(sch.fuse(*sch.get_loops(block)[-loops:]), [None, *threads, vector])
+    sch.bind(y, "threadIdx.y")
+    sch.bind(x, "threadIdx.x")
+    if vector > 1:
+        sch.vectorize(lane)
+
+
+def unroll(sch: Any, loops: Sequence[Any]) -> None:
+    """Unrolls all loops but the last, which becomes vectors."""
+    for loop in loops[:-1]:
+        sch.unroll(loop)
+    sch.vectorize(loops[-1])
