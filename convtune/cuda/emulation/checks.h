@@ -69,7 +69,22 @@ void Worker::copy_later(const Copy& copy, const void* site) {
     if (copy.from_bytes) touch(copy.from_memory, copy.from, copy.from_bytes, copy.from_bytes, false, site, false);
     touch(copy.to_memory, copy.to, copy.bytes, copy.bytes, true, (const char*)site + 1, true);
   }
-  fiber().copies.push_back(copy);
+  // Hardware copies at any time between. The latest shows a missing wait, the earliest a missing barrier before.
+  bool now = order_ == Order::kReverse || (order_ == Order::kShuffled && next_random(random_) % 2);
+  if (now && !checked_)
+    finish(copy);
+  else
+    fiber().copies.push_back(copy);
+}
+
+void Worker::finish(const Copy& copy) {
+  memcpy(copy.to, copy.from, copy.from_bytes);
+  memset((char*)copy.to + copy.from_bytes, 0, copy.bytes - copy.from_bytes);
+  if (!checked_) return;
+  size_t offset = (char*)copy.to - copy.to_memory->begin;
+  unsigned unit = copy.to_memory->element_bytes;
+  Access now = {epochs.now, (uint32_t)current_, fiber().warp_epoch, 0};
+  for (size_t k = offset / unit; k <= (offset + copy.bytes - 1) / unit; k++) copy.to_memory->cells[k].write = now;
 }
 
 void Worker::wait_for_copies(unsigned groups_left) {
@@ -79,17 +94,7 @@ void Worker::wait_for_copies(unsigned groups_left) {
     finished = groups > groups_left ? groups - groups_left : 0;
     count = finished ? mine.groups[finished - 1] : 0;
   }
-  for (size_t i = 0; i < count; i++) {
-    const Copy& copy = mine.copies[i];
-    memcpy(copy.to, copy.from, copy.from_bytes);
-    memset((char*)copy.to + copy.from_bytes, 0, copy.bytes - copy.from_bytes);
-    if (!checked_) continue;
-    size_t offset = (char*)copy.to - copy.to_memory->begin;
-    Access now = {epochs.now, (uint32_t)current_, mine.warp_epoch, 0};
-    unsigned unit = copy.to_memory->element_bytes;
-    for (size_t k = offset / unit; k <= (offset + copy.bytes - 1) / unit; k++)
-      copy.to_memory->cells[k].write = now;
-  }
+  for (size_t i = 0; i < count; i++) finish(mine.copies[i]);
   mine.copies.erase(mine.copies.begin(), mine.copies.begin() + count);
   mine.groups.erase(mine.groups.begin(), mine.groups.begin() + finished);
   for (size_t& end : mine.groups) end -= count;

@@ -23,7 +23,11 @@ __all__ = ["ALIGNMENT", "ORDERS", "Counts", "Emulation", "Report", "build", "fin
 ALIGNMENT = 64
 """Bytes: where a program may assume that an array starts."""
 ORDERS = ("forward", "reverse", "shuffled")
-"""In which the threads of a block, and the blocks of a launch, run."""
+"""In which the threads of a block, and the blocks of a launch, run.
+
+What cp.async copies is there when it has been waited for; in reverse order at once, and in a shuffled one either way.
+With checked accesses always as late as may be.
+"""
 
 _PROBLEM_BYTES = 512
 _PREFIX = {False: "emulated-", True: "checked-"}

@@ -127,6 +127,8 @@ void Worker::start(uint3 block) {
 
 void Worker::run(uint3 block, Order order, uint64_t seed) {
   current_worker = this;
+  order_ = order;
+  random_ = seed;
   start(block);
   std::vector<int> sequence(threads_);
   arrange(sequence, order, seed);

@@ -97,6 +97,7 @@ class Worker {
   bool release_warps();
   void describe_deadlock();
   void count_touches();
+  void finish(const Copy& copy);
   void report(Hazard hazard, const Memory& memory, size_t element, const Access& other, bool write);
   bool failed() const { return problem[0] != 0; }
 
@@ -112,6 +113,8 @@ class Worker {
   size_t shared_bytes_;
   void* scheduler_ = nullptr;
   int current_ = 0;
+  Order order_ = Order::kForward;
+  uint64_t random_ = 0;
   Counter counter_;
 };
 
