@@ -320,6 +320,19 @@ def test_tvm_gets_the_arch(name: str) -> None:
     assert theirs.attrs["max_shared_memory_per_block"] == target.shared_per_block
 
 
+def test_the_documented_tables_are_these() -> None:
+    text = (Path(__file__).parent.parent / "docs/targets.md").read_text()
+    for name in cuda.GPUS:
+        t = gpu(name)
+        size = f"{t.sms} | {t.clock_mhz} | {t.dram_gbs:g} | {t.l2_bytes / 2**20:g}"
+        peaks = f"{t.fp32_gflops / 1e3:.1f} | {t.tensor_gflops / 1e3:.1f}"
+        assert f"\n| `{name}` | {t.arch} | {size} | {peaks} |\n" in text, name
+    for arch in cuda.ARCHS.values():
+        limits = f"{arch.shared_kib} | {arch.threads} | {arch.blocks} | {arch.fp32_lanes} | {arch.tensor_lanes}"
+        assert f"\n| `{arch.name}` | {gpu(arch.name).model} | {limits} |\n" in text, arch.name
+    assert all(f"`{tag}`" in text for tag in cuda.OTHER_TAGS)
+
+
 def test_fingerprints_tell_facts_apart() -> None:
     documents = [{"arch": "sm_86"}, {"arch": "sm_86", "sms": 10}, {"arch": "sm_86", "model": "mine"}, {"arch": "sm_89"}]
     assert len({gpu(json.dumps(document)).fingerprint for document in documents}) == 4
