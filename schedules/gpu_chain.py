@@ -30,7 +30,7 @@ from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, epilogue, operands, output
 from convtune.space import Estimating, Knobs, KnobValue, PackStep, all_knobs
 from convtune.spec import count
-from convtune.targets.gpu import STATIC_SHARED_BYTES, WARP, GpuTarget
+from convtune.targets.gpu import WARP, GpuTarget
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -80,8 +80,7 @@ class GpuChain(Estimating[GpuTarget]):
         threads = count(block.threads)
         if not WARP <= threads <= MOST_THREADS or max(map(block.sums, block.stages)) > MOST_SUMS:
             return False
-        shared = block.shared_bytes
-        return shared <= STATIC_SHARED_BYTES and target.resident_blocks(threads, block.registers, shared) > 0
+        return target.resident_blocks(threads, block.registers, block.shared_bytes) > 0
 
     def estimate(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -112,7 +111,7 @@ class GpuChain(Estimating[GpuTarget]):
         for number in reversed(range(len(block.stages) - 1)):
             mid, acc = sch.get_sblock(f"mid{number}"), sch.get_sblock(f"acc{number}")
             sch.compute_at(mid, task, preserve_unit_loops=True)
-            sch.set_scope(mid, 0, "shared")
+            sch.set_scope(mid, 0, block.scope)
             cp, cj, cx, ci, pr, across, column = sch.get_loops(mid)[-7:]
             sums = (cj, ci, pr, column)
             x = _bind(sch, block, cp, cx, across, sums)
@@ -279,12 +278,12 @@ def _place_sums(sch: Any, block: Block, stage: Stage[Tile], acc: Any, dimensions
             sch.unroll(tap)
     for loop in sums:
         sch.unroll(loop)
-    filters = sch.cache_read(acc, 1, "shared")
+    filters = sch.cache_read(acc, 1, block.scope)
     sch.compute_at(filters, chunk, preserve_unit_loops=True)
     share(sch, sch.get_loops(filters)[-2 if stage.lanewise else -3 :], block.threads, min(WIDE, block.channels))
     if stage is block.stages[0]:
         pad = sch.get_sblock("pad")
-        sch.set_scope(pad, 0, "shared")
+        sch.set_scope(pad, 0, block.scope)
         sch.compute_at(pad, chunk, preserve_unit_loops=True)
         ic, *place = sch.get_loops(pad)[-4:]
         if block.channels_last:

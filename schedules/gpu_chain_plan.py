@@ -12,6 +12,7 @@ from convtune.schedules.gpu_work import Work
 from convtune.schedules.tiling import Tile, ceil_div
 
 from convtune.spec import count
+from convtune.targets.gpu import STATIC_SHARED_BYTES
 
 if TYPE_CHECKING:
     from convtune.space import Knobs, PackStep
@@ -99,6 +100,11 @@ class Block:
                 channels = self.channels * self.turns(stage)
                 elements += channels * self.rounds_of(stage) * self.across * stage.tile.columns
         return 4 * elements
+
+    @property
+    def scope(self) -> str:
+        """Where TVM is to keep what is shared."""
+        return "shared" if self.shared_bytes <= STATIC_SHARED_BYTES else "shared.dyn"
 
     @property
     def registers(self) -> int:
