@@ -97,8 +97,8 @@ def shifts(program: Program, pattern: str) -> list[Program]:
 
 @pytest.mark.parametrize("options", [MATMULS[0], MATMULS[1]], ids=str)
 def test_each_shifted_index_is_caught(options: dict[str, Any]) -> None:
-    pattern = r"\b(?:[abc]|[ab]_shared)_ptr\[(?=\()|\(\(float\*\)buf_dyn_shmem_ptr\)\[(?=\()|\*\(float4\*\)\(.{0,40}?_ptr\)? \+ "
-    mutants = shifts(matmul(**options), pattern)
+    scalars = r"\b(?:[abc]|[ab]_shared)_ptr\[(?=\()|\(\(float\*\)buf_dyn_shmem_ptr\)\[(?=\()"
+    mutants = shifts(matmul(**options), rf"{scalars}|\*\(float4\*\)\(.{{0,40}}?_ptr\)? \+ ")
     assert len(mutants) >= 7
     for mutant in mutants:
         problem, y = found(mutant, MATMUL_INPUTS, True, "forward")

@@ -46,6 +46,8 @@ void Worker::report(Hazard hazard, const Memory& memory, size_t element, const A
   if (hazard == kAfterWrite || hazard == kAfterRead)
     fail("race on %s%s at element %zu between threads %u and %d %s: %s, and no barrier between", kind, name, element,
          other.thread, current_, where, what);
+  if (other.epoch >= epochs.block)  // some other block did before this one
+    fail("race on %s at element %zu between another block and thread %d %s: %s", name, element, current_, where, what);
   size_t i = first_epochs.size() - 1;
   while (i > 0 && first_epochs[i] > other.epoch) i--;
   uint3 f = blocks[i];

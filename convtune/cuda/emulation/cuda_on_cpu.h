@@ -87,23 +87,23 @@ inline T from_lane(int site, unsigned mask, T value, int source) {
 }
 
 template <class T>
-inline T shuffle(int site, unsigned mask, T value, int source, int width = 32) {
-  return from_lane(site, mask, value, (lane() & ~(width - 1)) | (source & (width - 1)));
+inline typename Plain<T>::type shuffle(int site, unsigned mask, T value, int source, int width = 32) {
+  return from_lane<typename Plain<T>::type>(site, mask, value, (lane() & ~(width - 1)) | (source & (width - 1)));
 }
 template <class T>
-inline T shuffle_up(int site, unsigned mask, T value, unsigned delta, int width = 32) {
+inline typename Plain<T>::type shuffle_up(int site, unsigned mask, T value, unsigned delta, int width = 32) {
   int source = lane() - (int)delta;
-  return from_lane(site, mask, value, source < (lane() & ~(width - 1)) ? lane() : source);
+  return from_lane<typename Plain<T>::type>(site, mask, value, source < (lane() & ~(width - 1)) ? lane() : source);
 }
 template <class T>
-inline T shuffle_down(int site, unsigned mask, T value, unsigned delta, int width = 32) {
+inline typename Plain<T>::type shuffle_down(int site, unsigned mask, T value, unsigned delta, int width = 32) {
   int source = lane() + (int)delta;
-  return from_lane(site, mask, value, source > (lane() | (width - 1)) ? lane() : source);
+  return from_lane<typename Plain<T>::type>(site, mask, value, source > (lane() | (width - 1)) ? lane() : source);
 }
 template <class T>
-inline T shuffle_xor(int site, unsigned mask, T value, int bits, int width = 32) {
+inline typename Plain<T>::type shuffle_xor(int site, unsigned mask, T value, int bits, int width = 32) {
   int source = lane() ^ bits;
-  return from_lane(site, mask, value, source > (lane() | (width - 1)) ? lane() : source);
+  return from_lane<typename Plain<T>::type>(site, mask, value, source > (lane() | (width - 1)) ? lane() : source);
 }
 
 inline unsigned ballot(int site, unsigned mask, int predicate) {

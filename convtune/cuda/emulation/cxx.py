@@ -21,7 +21,7 @@ from convtune.paths import cache_dir
 SOURCES = Path(__file__).parent
 _NATIVE = "-march=native" if platform.machine() == "x86_64" else "-mcpu=native"
 _FLAGS = (
-    "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-pthread", "-w",
+    "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-pthread", "-w", "-Wfatal-errors",
     "-fno-strict-aliasing",  # CUDA C reads arrays of one type as another
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",  # as nvcc does
 )  # fmt: skip

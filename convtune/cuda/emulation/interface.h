@@ -75,6 +75,12 @@ void wait_for_copies(unsigned groups_left);
 [[noreturn]] void give_up(const char* problem);
 void touch(const Memory* memory, const void* address, unsigned bytes, unsigned alignment, bool write);
 
+// The type of a value, whatever it was read through.
+template <class T>
+struct Plain {
+  using type = T;
+};
+
 constexpr unsigned kNoGroups = ~0u;  // for wait_for_copies: those that were never committed, too
 
 }  // namespace emulation

@@ -95,12 +95,10 @@ void Worker::wait(State state, int site, unsigned mask, uint64_t offered) {
   convtune_switch(&mine.stack, scheduler_);
 }
 
-unsigned Worker::active_lanes() const {
-  unsigned lanes = 0;
-  int first = current_ / 32 * 32;
-  for (int i = first; i < first + 32 && i < threads_; i++)
-    if (fibers_[i].state != State::kDone) lanes |= 1u << (i - first);
-  return lanes;
+void Worker::find_active() {
+  memset(active_, 0, sizeof active_);
+  for (int i = 0; i < threads_; i++)
+    if (fibers_[i].state != State::kDone) active_[i / 32] |= 1u << i % 32;
 }
 
 void Worker::start(uint3 block) {
@@ -123,6 +121,7 @@ void Worker::start(uint3 block) {
     fiber.groups.clear();
     fiber.touches.clear();
   }
+  find_active();
 }
 
 void Worker::run(uint3 block, Order order, uint64_t seed) {
@@ -150,6 +149,7 @@ void Worker::run(uint3 block, Order order, uint64_t seed) {
 // Runs every thread that need not wait; whether one is left that has not ended.
 bool Worker::run_ready(const std::vector<int>& sequence) {
   bool left = false;
+  find_active();
   for (int thread : sequence) {
     Fiber& fiber = fibers_[thread];
     if (fiber.state == State::kDone) continue;

@@ -24,6 +24,10 @@ _NAMES = "|".join(sorted(map(re.escape, _SCALARS), key=len, reverse=True))
 _TYPE = rf"(?:{_NAMES}|void)[1-4]?"
 _POINTER = re.compile(rf"(?:\b(?:const|volatile)\s+)*\b({_TYPE})\s*(?:const\s*)?\*(?:\s*__restrict__)?")
 _SHARED = re.compile(rf"__shared__\s+(?:(?:alignas|__align__)\(\d+\)\s+)?({_TYPE})\s+(\w+)\s*((?:\[[^\]]*\]\s*)+);")
+# to the emulator an address in shared memory is the pointer it was
+_SHARED_ADDRESS = re.compile(
+    r"\b(?:unsigned(?: int)?|uint|uint32_t)\s+(\w+\s*=\s*)(?:\(\w+(?: int)?\)\s*)?(?=__cvta_generic_to_shared\b)"
+)
 _FUNCTION = re.compile(r"\b(?:__global__|__device__)\b[^;{}]*?\b(\w+)\s*\(([^()]*)\)\s*\{")
 _WAITS = {
     "__syncthreads": "emulation::barrier",
@@ -62,7 +66,7 @@ def translate(program: Program, checked: bool) -> str:
 
     Raises BuildError where it has what the emulator does not know.
     """
-    source = assembly.translate(program.source.replace("unsigned int dst_addr", "auto dst_addr"))
+    source = assembly.translate(_SHARED_ADDRESS.sub(r"auto \1", program.source))
     source = _number_waits(source)
     synchronises = any(name in source for name in (*_WAITS.values(), *_ASYNC))
     source, arrays = _translate_functions(source, checked)

@@ -44,6 +44,11 @@ struct Element {
 };
 
 template <class T>
+struct Plain<Element<T>> {
+  using type = T;
+};
+
+template <class T>
 struct Pointer {
   T* place;
   const Memory* memory;  // null: the thread's own

@@ -83,7 +83,7 @@ class Worker {
   void wait_for_copies(unsigned groups_left);
   Fiber& fiber() { return fibers_[current_]; }
   int current() const { return current_; }
-  unsigned active_lanes() const;
+  unsigned active_lanes() const { return active_[current_ / 32]; }
   uint64_t warp_values[32][32];  // by warp and lane
 
  private:
@@ -92,6 +92,7 @@ class Worker {
   void lay_out_shared();
   void fill_zones();
   void check_zones();
+  void find_active();
   bool run_ready(const std::vector<int>& sequence);
   bool release();
   bool release_warps();
@@ -113,6 +114,7 @@ class Worker {
   size_t shared_bytes_;
   void* scheduler_ = nullptr;
   int current_ = 0;
+  unsigned active_[32];  // lanes by warp, since all threads were last run in turn
   Order order_ = Order::kForward;
   uint64_t random_ = 0;
   Counter counter_;
