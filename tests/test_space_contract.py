@@ -120,6 +120,13 @@ def test_domains_of_real_layers(spec: ConvSpec, target: Target) -> None:
         check_domain(owner, spec, target)
 
 
+@pytest.mark.parametrize(("turn", "spec"), list(enumerate(LAYERS[::4])), ids=map(str, LAYERS[::4]))
+def test_domains_of_real_layers_on_gpus(turn: int, spec: ConvSpec) -> None:
+    target = GPUS[turn % len(GPUS)]
+    for owner in space.accepting(spec, target):
+        check_domain(owner, spec, target)
+
+
 def check_domain(owner: Space, spec: ConvSpec, target: Target) -> None:
     """The domain is finite, small and orderly; the default lies in it, and estimates are numbers."""
     domain = owner.knobs(spec, target)
