@@ -24,7 +24,8 @@ from convtune.runtime.names import RUNTIME_NAME
 _SOURCES = Path(__file__).parent / "runtime"
 _SUMS = "sha256.json"
 _TIMEOUT_S = 180  # zig compiles its own C library stubs at first use: 15 s on an idle machine
-_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
+FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
+"""For C that goes into a kernel's library or its runtime."""
 # What glue.c defines. TVM's code generator knows more of these pointers, and a null one crashes when called.
 _BOUND_POINTERS = {"__TVMBackendParallelLaunch", "__TVMBackendAllocWorkspace", "__TVMBackendFreeWorkspace"}
 
@@ -111,7 +112,7 @@ def build_runtime(compiler: Compiler, cache_dir: Path) -> Runtime:
     since no kernel will link either.
     """
     sources = [_SOURCES / name for name in ("runtime.c", "glue.c")]
-    key = hashlib.sha256(repr((compiler, _FLAGS)).encode())
+    key = hashlib.sha256(repr((compiler, FLAGS)).encode())
     for source in sources:
         key.update(source.read_bytes())
     home = cache_dir / f"runtime-{compiler.machine}-{key.hexdigest()[:16]}"
@@ -119,7 +120,7 @@ def build_runtime(compiler: Compiler, cache_dir: Path) -> Runtime:
     def compile_into(work: Path) -> None:
         shared = ["-shared", f"-Wl,-soname,{RUNTIME_NAME}", "-Wl,-z,nodelete", "-o", str(work / RUNTIME_NAME)]
         for arguments in ([*shared, str(sources[0])], ["-c", "-o", str(work / "glue.o"), str(sources[1])]):
-            if failure := compiler.run([*_FLAGS, *arguments]):
+            if failure := compiler.run([*FLAGS, *arguments]):
                 raise TargetError(f"cannot compile convtune's runtime: {failure}")
 
     make_once(home, compile_into)
@@ -180,6 +181,7 @@ def link(object_path: Path, library_path: Path, cache_dir: Path, machine: str | 
         "-Wl,-S",
         "-Wl,--as-needed",
         "-lm",
+        "-ldl",
     ]
     try:
         if failure := compiler.run(arguments):

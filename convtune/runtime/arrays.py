@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .errors import KernelError
+from .gpu_arrays import namespace
 from .kernel import ALIGNMENT
 
 _HOST_DEVICES = {1, 3, 11}  # kDLCPU, kDLCUDAHost, kDLROCMHost: all readable by the CPU
@@ -61,11 +61,7 @@ def converter_to(array: Any) -> Callable[[NDArray[Any]], Any]:
     """
     if isinstance(array, np.ndarray):
         return _unchanged
-    if hasattr(array, "__array_namespace__"):
-        home = array.__array_namespace__()
-    else:
-        home = sys.modules.get(type(array).__module__.partition(".")[0])
-    convert = getattr(home, "from_dlpack", None)
+    convert = getattr(namespace(array), "from_dlpack", None)
     if convert is None:
         raise KernelError(f"no from_dlpack for results like {type(array).__name__}: pass numpy.from_dlpack(x) instead")
     return convert  # type: ignore[no-any-return]

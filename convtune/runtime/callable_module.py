@@ -9,7 +9,10 @@ from typing import Any
 
 from .compiled import CompiledConv
 
-_FORWARDED = ("pack", "run", "time", "save", "spec", "error", "weight_error", "resolution", "manifest", "kernel")
+_FORWARDED = (
+    *("pack", "run", "time", "save", "kernel"),
+    *("spec", "error", "verified", "weight_error", "resolution", "manifest"),
+)
 
 
 class CallableModule(ModuleType):

@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from . import constants, cpu, packing
+from . import constants, cpu, gpu_arrays, packing
 from .arrays import aligned_copy, converter_to, empty_aligned, to_numpy
 from .errors import KernelError
+from .gpu_arrays import GpuArray
 from .kernel import Call, Kernel
 from .manifest import PARAMETERS, Argument, Manifest, Resolution
 from .names import MANIFEST_NAME, RUNTIME_NAME
@@ -25,10 +26,14 @@ _SECONDS_PER_TIMING = 0.01
 
 @dataclass(frozen=True)
 class Packed:
-    """Weights and biases as one kernel reads them, by argument index; made by `CompiledConv.pack`."""
+    """Weights and biases as one kernel reads them, by argument index; made by `CompiledConv.pack`.
+
+    uploaded: the same by GPU, once they have been used there.
+    """
 
     library_sha256: str
     arrays: Mapping[int, NDArray[Any]]
+    uploaded: dict[int, Mapping[int, GpuArray]] = dataclasses.field(default_factory=dict)
 
 
 class CompiledConv:
@@ -59,7 +64,10 @@ class CompiledConv:
         self._indices: dict[str, list[int]] = {}
         for index, argument in enumerate(manifest.arguments):
             self._indices.setdefault(argument.name, []).append(index)
-        self._signature = [(a.shape, np.dtype(a.dtype), a.alignment) for a in manifest.arguments]
+        # what a launcher copies to the GPU may lie anywhere
+        self._signature = [
+            (a.shape, np.dtype(a.dtype), 1 if self.kernel.on_gpu else a.alignment) for a in manifest.arguments
+        ]
         (self._y_index,) = self._indices["y"]
         self._transient = [i for i, argument in enumerate(manifest.arguments) if argument.name not in PARAMETERS]
         self._constants = constants.read(self._directory, manifest)
@@ -73,9 +81,15 @@ class CompiledConv:
 
     @property
     def error(self) -> float | None:
-        """max |y - reference| / max |reference| at compile time, with the reference in float64; None where it was
-        compiled for another machine than the one at hand then, and so not verified."""
+        """max |y - reference| / max |reference| at compile time, with the reference in float64; None where it was not
+        verified then."""
         return self.manifest.error
+
+    @property
+    def verified(self) -> str | None:
+        """How `error` was found: on the "device" that the kernel is for, or by "emulation" on a CPU; None where it was
+        compiled for another machine than the one at hand then, and so not verified."""
+        return self.manifest.verified
 
     @property
     def weight_error(self) -> float | None:
@@ -90,6 +104,7 @@ class CompiledConv:
 
     def __repr__(self) -> str:
         error = "unverified" if self.error is None else f"{self.error:.1e}"
+        error += " by emulation" if self.verified == "emulation" else ""
         return f"CompiledConv({self.spec!r}, target={self.manifest.target.name!r}, error={error})"
 
     def __reduce__(self) -> NoReturn:
@@ -146,6 +161,8 @@ class CompiledConv:
         """The convolution of x with packed weights or its own; the result is of x's kind, or `out` where that is given.
 
         Arrays that are C-contiguous and aligned as the kernel assumes are not copied. `out` must not overlap an input.
+        A GPU's kernel takes arrays on a GPU as they are, and may return before it has run; it copies what is not there,
+        and waits where the result is not.
 
         Raises KernelError when a shape or dtype is not the kernel's, and where an argument is missing or superfluous.
         """
@@ -155,24 +172,24 @@ class CompiledConv:
             raise self._error(f"packed is a {type(packed).__name__}; it must come from this kernel's pack()")
         if packed.library_sha256 != self.manifest.library_sha256:
             raise self._error("packed was made by another kernel; pack the weights with this one")
-        arrays = dict(packed.arrays)
+        arrays: dict[int, NDArray[Any] | GpuArray] = {}
         for name, value in (("x", x), ("offset", offset), ("mask", mask), ("residual", residual)):
             self._check_presence(name, value)
             for index in self._indices.get(name, ()):
                 argument = self.manifest.arguments[index]
                 arrays[index] = self._checked(name, value, argument, argument.shape)
-        if out is None:
-            convert = converter_to(x)
-            shape, dtype, _ = self._signature[self._y_index]
-            arrays[self._y_index] = y = empty_aligned(shape, dtype)
-            self._call(arrays)
-            return convert(y)
-        argument = self.manifest.arguments[self._y_index]
-        arrays[self._y_index] = result = self._checked("out", out, argument, argument.shape)
-        if not result.flags.writeable:
+        shape, dtype, _ = self._signature[self._y_index]
+        convert = None
+        if out is None and isinstance(arrays[self._indices["x"][0]], GpuArray):
+            out = gpu_arrays.empty_like(x, shape)
+        elif out is None:
+            convert, out = converter_to(x), empty_aligned(shape, dtype)
+        result = self._checked("out", out, self.manifest.arguments[self._y_index], shape)
+        if isinstance(result, np.ndarray) and not result.flags.writeable:
             raise self._error("out is read-only")
-        self._call(arrays)
-        return out
+        arrays[self._y_index] = result
+        self._call({**self._parameters_for(arrays, packed), **arrays})
+        return convert(out) if convert else out
 
     def time(self, repeat: int = 10) -> NDArray[np.float64]:
         """Seconds per call on random data, `repeat` times, each the mean of calls that take 10 ms together.
@@ -205,7 +222,18 @@ class CompiledConv:
         files = self._directory / self.manifest.library_name, self._directory / RUNTIME_NAME
         return write_package(Path(directory), self.manifest, *files, constants.files(self.manifest, self._constants))
 
-    def _call(self, arrays: Mapping[int, NDArray[Any]]) -> None:
+    def _parameters_for(
+        self, arrays: Mapping[int, NDArray[Any] | GpuArray], packed: Packed
+    ) -> Mapping[int, NDArray[Any] | GpuArray]:
+        """The packed weights where the kernel runs, which is where its other arrays are."""
+        if not self.kernel.on_gpu:
+            return packed.arrays
+        device = next((array.device for array in arrays.values() if isinstance(array, GpuArray)), 0)
+        if device not in packed.uploaded:  # two threads may both come here: one copy is dropped
+            packed.uploaded[device] = {i: self.kernel.upload(array, device) for i, array in packed.arrays.items()}
+        return packed.uploaded[device]
+
+    def _call(self, arrays: Mapping[int, NDArray[Any] | GpuArray]) -> None:
         try:
             call = self._idle.pop()
         except IndexError:
@@ -213,6 +241,7 @@ class CompiledConv:
         scratch = None  # where y goes when the kernel cannot write it in place
         for index, array in arrays.items():
             if not call.bind(index, array):
+                assert isinstance(array, np.ndarray)
                 copy = aligned_copy(array)
                 call.bind(index, copy)
                 if index == self._y_index:
@@ -223,7 +252,9 @@ class CompiledConv:
             raise self._error(f"out overlaps {name}; the kernel would read its own output")
         call()
         if scratch is not None:
-            arrays[self._y_index][...] = scratch
+            y = arrays[self._y_index]
+            assert isinstance(y, np.ndarray)
+            y[...] = scratch
         for index in self._transient:  # the weights stay bound: they are likely to come again
             call.release(index)
         self._idle.append(call)
@@ -235,7 +266,8 @@ class CompiledConv:
             self._check_presence(name, given)
             for label, index, value in self._each(name, given):
                 argument = self.manifest.arguments[index]
-                arrays[index] = self._checked(label, value, argument, argument.user_shape)
+                array = self._checked(label, value, argument, argument.user_shape)
+                arrays[index] = self.kernel.download(array) if isinstance(array, GpuArray) else array
         return arrays
 
     def _arranged(self, arrays: Mapping[int, NDArray[Any]]) -> Packed:
@@ -266,8 +298,9 @@ class CompiledConv:
         if not indices and value is not None:
             raise self._error(f"{name} was given; this kernel takes none")
 
-    def _checked(self, label: str, value: Any, argument: Argument, shape: tuple[int, ...]) -> NDArray[Any]:
-        array = to_numpy(label, value)
+    def _checked(self, label: str, value: Any, argument: Argument, shape: tuple[int, ...]) -> NDArray[Any] | GpuArray:
+        on_gpu = self.kernel.on_gpu and gpu_arrays.is_on_gpu(value)
+        array = gpu_arrays.from_dlpack(label, value) if on_gpu else to_numpy(label, value)
         if array.shape != shape:
             raise self._error(f"{label} has shape {array.shape}; this kernel takes {shape}")
         if array.dtype != argument.dtype:

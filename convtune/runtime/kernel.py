@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import tensor as c
 from .errors import KernelError
+from .gpu_arrays import GpuArray
 
 ALIGNMENT = 64
 """Bytes. TVM's generated code assumes it of every buffer: a vector load from a lesser address may fault."""
 
-_DLPACK_CODES = {"i": 0, "u": 1, "f": 2}  # DLDataTypeCode, by NumPy's dtype.kind
-_CPU = 1  # kDLCPU
-_TENSOR = 7  # kTVMFFIDLTensorPtr
 _MAX_THREADS = 1024  # MAX_THREADS of runtime.c
 _RUNTIME_SYMBOLS = (
     "convtune_fill_workspace",
@@ -27,29 +27,6 @@ _RUNTIME_SYMBOLS = (
     "convtune_release_workspace",
     "convtune_set_num_threads",
 )
-
-
-class _Tensor(ctypes.Structure):
-    """DLTensor of dlpack.h."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.c_void_p),  # null: C-contiguous
-        ("byte_offset", ctypes.c_uint64),
-    ]
-
-
-class _Any(ctypes.Structure):
-    """TVMFFIAny of tvm/ffi/c_api.h."""
-
-    _fields_ = [("type_index", ctypes.c_int32), ("zero", ctypes.c_int32), ("pointer", ctypes.c_void_p)]
 
 
 class Kernel:
@@ -68,6 +45,8 @@ class Kernel:
         self._library.convtune_kernel_error.restype = ctypes.c_char_p
         self._time.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 3, ctypes.c_void_p]
         self._main.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
+        self.on_gpu = hasattr(self._library, "convtune_gpu_allocate")
+        """Whether it is a launcher, which runs kernels on a GPU."""
 
     def __call__(self, arrays: Sequence[NDArray[Any]], alignments: Sequence[int] | None = None) -> None:
         """Runs the kernel once, as `prepare(arrays, alignments)()`. Raises KernelError when it fails."""
@@ -126,6 +105,28 @@ class Kernel:
             raise KernelError(f"byte is {byte}; it must be from 0 to 255")
         self._library.convtune_fill_workspace(-1 if byte is None else byte)
 
+    def upload(self, array: NDArray[Any], device: int) -> GpuArray:
+        """A copy in the memory of a GPU. Raises KernelError where there is no such GPU, or no memory."""
+        address = ctypes.c_uint64()
+        self._check(self._library.convtune_gpu_allocate(device, ctypes.c_size_t(array.nbytes), ctypes.byref(address)))
+        copy = GpuArray(address.value, device, array.shape, array.dtype, None)
+        # a process that ends gives all back at once
+        weakref.finalize(copy, self._library.convtune_gpu_free, device, address).atexit = False
+        source, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        self._check(self._library.convtune_gpu_upload(device, address, source, size))
+        return copy
+
+    def download(self, array: GpuArray) -> NDArray[Any]:
+        """A copy in the CPU's memory. Raises KernelError where the GPU fails."""
+        copy = np.empty(array.shape, array.dtype)
+        target, source = ctypes.c_void_p(copy.ctypes.data), ctypes.c_uint64(array.address)
+        self._check(self._library.convtune_gpu_download(array.device, target, source, ctypes.c_size_t(array.nbytes)))
+        return copy
+
+    def _check(self, status: int) -> None:
+        if status != 0:
+            self._raise_failure(status)
+
     def _raise_failure(self, status: int) -> None:
         message = self._library.convtune_kernel_error().decode(errors="replace")
         self._library.convtune_release_workspace()
@@ -142,34 +143,39 @@ class Call:
         self._kernel = kernel
         self._alignments = [alignment for _, _, alignment in arguments]
         self._shapes = [(ctypes.c_int64 * len(shape))(*shape) for shape, _, _ in arguments]
-        self._arrays: list[NDArray[Any] | None] = [None] * count  # kept alive as long as their addresses are
+        self._arrays: list[NDArray[Any] | GpuArray | None] = [None] * count  # kept alive as long as their addresses are
         self._addresses = [0] * count
-        self._tensors = (_Tensor * count)()
-        self._args = (_Any * count)()
-        self._result = _Any()
+        self._tensors = (c.Tensor * count)()
+        self._args = (c.Any * count)()
+        self._result = c.Any()
         for index, (shape, dtype, _) in enumerate(arguments):
-            if dtype.kind not in _DLPACK_CODES or not dtype.isnative:
+            if dtype.kind not in c.DLPACK_CODES or not dtype.isnative:
                 raise KernelError(f"argument {index} has dtype {dtype}; kernels take native numbers")
             tensor = self._tensors[index]
-            tensor.device_type, tensor.lanes, tensor.ndim = _CPU, 1, len(shape)
-            tensor.code, tensor.bits = _DLPACK_CODES[dtype.kind], 8 * dtype.itemsize
+            tensor.device_type, tensor.lanes, tensor.ndim = c.CPU, 1, len(shape)
+            tensor.code, tensor.bits = c.DLPACK_CODES[dtype.kind], 8 * dtype.itemsize
             tensor.shape = self._shapes[index]
-            self._args[index].type_index = _TENSOR
+            self._args[index].type_index = c.TENSOR
             self._args[index].pointer = ctypes.addressof(tensor)
         self._invocation = (None, ctypes.addressof(self._args), count, ctypes.addressof(self._result))
 
-    def bind(self, index: int, array: NDArray[Any]) -> bool:
+    def bind(self, index: int, array: NDArray[Any] | GpuArray) -> bool:
         """Makes `array`, whose shape and dtype the caller has checked, the argument.
 
         Returns False, and changes nothing, where the kernel cannot use it where it lies.
         """
         if self._arrays[index] is array:
             return True
-        address = array.ctypes.data
-        if address % self._alignments[index] or not array.flags.c_contiguous:
-            return False
+        tensor = self._tensors[index]
+        if isinstance(array, GpuArray):
+            address, tensor.device_type, tensor.device_id = array.address, c.GPU, array.device
+        else:
+            address = array.ctypes.data
+            if address % self._alignments[index] or not array.flags.c_contiguous:
+                return False
+            tensor.device_type, tensor.device_id = c.CPU, 0
         self._arrays[index] = array
-        self._addresses[index] = self._tensors[index].data = address
+        self._addresses[index] = tensor.data = address
         return True
 
     def release(self, index: int) -> None:

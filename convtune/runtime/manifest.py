@@ -16,6 +16,7 @@ from .packing import Step, packed_shape
 SCHEMA = 1
 NAMES = ("x", "weight", "bias", "offset", "mask", "residual", "y")
 DTYPES = ("float32", "float16", "int8", "uint8", "int32")
+VERIFIED = ("device", "emulation")
 PARAMETERS = ("weight", "bias")
 """What can be packed, be constant, and come more than once."""
 
@@ -57,12 +58,24 @@ class Argument:
 
 @dataclass(frozen=True)
 class KernelTarget:
-    """The machine a kernel was compiled for. `required_features` has Linux's names, as in /proc/cpuinfo."""
+    """The machine a kernel was compiled for. `required_features` has Linux's names, as in /proc/cpuinfo.
+
+    A GPU's kernels have the machine of the CPU that launches them, and:
+    archs: of the GPUs that the package has machine code for, such as "sm_80"; none for CPUs.
+    ptx: the oldest arch that the GPU's driver can compile the kernels for; "" where the package has no PTX.
+    """
 
     name: str
     machine: str
     required_features: tuple[str, ...]
     threads: int
+    archs: tuple[str, ...] = ()
+    ptx: str = ""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether kernels run on a GPU."""
+        return bool(self.archs or self.ptx)
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Manifest:
     runtime_sha256: str
     error: float | None
     """max |y - reference| / max |reference|, with the reference in float64, when it was compiled; None where it was
-    compiled for another machine and could not be verified."""
+    not verified."""
     resolution: Resolution
     candidate: Mapping[str, Any]
     """`space` and `knobs`."""
@@ -97,6 +110,9 @@ class Manifest:
     weight_error: float | None = None
     """‖W - W'‖ / ‖W‖ in the Frobenius norm where the weights are factors whose product W' stands for the weight W;
     None where they are the user's own. It is no part of `error`."""
+    verified: str | None = None
+    """How `error` was found: on the "device" that the kernel is for, or by "emulation" on a CPU; None where it was
+    compiled for another machine and could not be verified."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -106,6 +122,10 @@ class Manifest:
                 raise KernelError(f"manifest.json: {names.count(name)} arguments are named {name}; only one may be")
         if missing := [name for name in ("x", "weight", "y") if name not in names]:
             raise KernelError(f"manifest.json: no argument is named {missing[0]}")
+        if self.verified not in (None, *VERIFIED):
+            raise KernelError(
+                f"manifest.json: verified is {self.verified!r}; allowed are {', '.join(VERIFIED)}, or null"
+            )
         if self.constants and set(self.constants) != set(self.parameter_files.values()):
             wanted = ", ".join(self.parameter_files.values())
             raise KernelError(
@@ -161,6 +181,7 @@ class Manifest:
             created=_read(where, record, "created", str),
             constants=_constants(record),
             weight_error=_number_or_none({"weight_error": None, **record}, "weight_error"),
+            verified=_verified(record),
         )
 
 
@@ -178,6 +199,14 @@ def _number_or_none(record: Any, field: str) -> float | None:
     if isinstance(record, dict) and field in record and record[field] is None:
         return None
     return float(_read("manifest.json", record, field, (int, float)))
+
+
+def _verified(record: Any) -> str | None:
+    # earlier versions verified on the machine at hand only
+    if "verified" not in record:
+        return None if record["error"] is None else "device"
+    value: str | None = record["verified"]
+    return value
 
 
 def _constants(record: Any) -> dict[str, str]:
@@ -213,6 +242,8 @@ def _target(record: Any) -> KernelTarget:
         machine=_read(where, record, "machine", str),
         required_features=_list_of(where, record, "required_features", str),
         threads=_read(where, record, "threads", int),
+        archs=_list_of(where, {"archs": [], **record}, "archs", str),
+        ptx=_read(where, {"ptx": "", **record}, "ptx", str),
     )
 
 
