@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 from convtune import accuracy as accuracies
 from convtune import codegen, linker, resolution, targets
 from convtune.errors import BuildError, KernelError, SpecError, TargetError, UnknownNameError, VerifyError
+from convtune.forms import form_of
 from convtune.log import Log, LogStack, ShippedLog
 from convtune.paths import cache_dir, log_path
 from convtune.record import installed_versions, utc_now
 from convtune.resolution import Choice
-from convtune.runtime.manifest import Argument, KernelTarget, Manifest, Resolution
+from convtune.runtime.manifest import Argument, Manifest, Resolution
 from convtune.runtime.names import MANIFEST_NAME, RUNTIME_NAME
 from convtune.runtime.package import write_package
 from convtune.spec import checked
-from convtune.targets import CpuTarget, Target
+from convtune.targets import Target
 
 if TYPE_CHECKING:
     from convtune.measure import Bench, Built
@@ -32,9 +34,12 @@ if TYPE_CHECKING:
     from convtune.space import Candidate
     from convtune.spec import ConvSpec
 
-SOURCES = ("convtune.schedules", "convtune.variants", "convtune.runtime")
+SOURCES = ("convtune.schedules", "convtune.variants", "convtune.runtime", "convtune.cuda")
 """Packages whose code decides what a package holds, besides the modules below."""
-SOURCE_MODULES = ("convtune.expression", "convtune.activations", "convtune.codegen")
+SOURCE_MODULES = ("convtune.expression", "convtune.activations", "convtune.codegen", "convtune.forms")
+
+_VERIFIED = {"measured": "device", "estimated": "emulation"}
+"""How a bench verifies, by the origin of its times."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,13 @@ def compile(  # the contract's name
     weight: Any = None,
     bias: Any = None,
     allow_separable: float | None = None,
+    archs: Sequence[str] = (),
 ) -> CompiledConv:
     """The convolution as a kernel for this machine, verified against the float64 reference.
 
     Args:
-        target: a name as for --target, or a Target; it must be able to run here.
+        target: a name as for --target, or a Target; a CPU must be able to run its kernels here. A GPU need not be here:
+            then the kernel is verified by emulation, and calling it raises KernelError.
         log: a tuning log to take the schedule from; None: the user's log, over the shipped one.
         candidate: the schedule to use, whatever the logs say.
         accuracy: "strict", "standard" or "loose": the largest error allowed.
@@ -74,10 +81,11 @@ def compile(  # the contract's name
         allow_separable: with a dense weight, compile `spatially_separable` with factors of it in its place, where they
             need fewer multiply-accumulates and ‖weight - their product‖ / ‖weight‖ (Frobenius) is at most this. The
             result's `spec`, `resolution` and `weight_error` say what was done.
+        archs: of GPUs, such as "sm_90", to have machine code for besides the target's. Newer ones get PTX.
 
     Raises:
         SpecError: the constants do not fit the spec, or allow_separable comes without weight or with a candidate.
-        UnknownNameError, TargetError: no such target or accuracy, or the target's kernels do not run here.
+        UnknownNameError, TargetError: no such target, accuracy or arch, or the target's kernels do not run here.
         LogError: the log cannot be read.
         BuildError, VerifyError: the named candidate does not build, or its result is wrong.
     """
@@ -88,7 +96,7 @@ def compile(  # the contract's name
         raise SpecError("candidate is given with allow_separable, which may compile another spec; leave one out")
     machine = targets.resolve(target) if isinstance(target, str) else target
     known = known_weights(checked(spec), weight, bias, allow_separable)
-    with Compiler(machine, open_logs(log), accuracy) as compiler:
+    with Compiler(machine, open_logs(log), accuracy, archs) as compiler:
         package = compiler.package(known.spec, candidate)
     conv = CompiledConv(package.directory)
     conv.manifest = package.manifest  # the cache says why it was compiled first, this says why it is used now
@@ -106,14 +114,14 @@ def open_logs(log: str | Path | None) -> LogStack:
 class Compiler:
     """Compiles several specs with one set of workers, which start only where the cache has no answer."""
 
-    def __init__(self, target: Target, logs: LogStack, accuracy: str = "standard") -> None:
+    def __init__(self, target: Target, logs: LogStack, accuracy: str = "standard", archs: Sequence[str] = ()) -> None:
+        """archs: as for `compile`. Raises UnknownNameError and TargetError as that does."""
         if not isinstance(target, Target):
             raise TargetError(f"target is {target!r}; it must be a name such as 'native', or a Target")
-        if not isinstance(target, CpuTarget):
-            raise TargetError(f"target {target.name!r}: this version compiles for CPUs only")
         if accuracy not in accuracies.NAMES:
             raise UnknownNameError("accuracy", accuracy, accuracies.NAMES)
         self.target, self.logs, self.accuracy = target, logs, accuracy
+        self._form = form_of(target, archs)
         self._bench: Bench | None = None
 
     def package(self, spec: ConvSpec, candidate: Candidate | None = None) -> Package:
@@ -135,8 +143,8 @@ class Compiler:
 
     def _key(self, spec: ConvSpec, choice: Choice, limit: float) -> str:
         """Names all that a kernel depends on, so that an equal name is an equal kernel, for whatever reason chosen."""
-        linked_by = linker.find_compiler(self.target.machine)
-        parts = [str(spec), asdict(self.target), choice.candidate.key, limit, asdict(linked_by)]
+        linked_by = linker.find_compiler(self._form.target.machine)
+        parts = [str(spec), asdict(self.target), choice.candidate.key, limit, asdict(linked_by), self._form.key]
         text = json.dumps([*parts, installed_versions(), _source_hash()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -145,40 +153,36 @@ class Compiler:
         (built,) = bench.build(spec, [choice.candidate])
         if built.library is None:
             raise BuildError(f"{choice.candidate} does not build ({built.status}): {built.message} (spec: {spec})")
-        error = None
-        if self.target.is_host:
-            outcome = bench.verify(spec, built, limit)
-            if outcome.status != "ok":
-                found = "" if outcome.error is None else f", error {outcome.error:.2e}, allowed {limit:.2e}"
-                raise VerifyError(f"{choice.candidate} is {outcome.status}{found}: {outcome.message} (spec: {spec})")
-            error = outcome.error
-        manifest = self._manifest(spec, choice.candidate, built, error, why)
-        runtime = linker.build_runtime(linker.find_compiler(self.target.machine), cache_dir()).library
-        write_package(home, manifest, built.library.path, runtime)
+        kernel = self._form.kernel(built.library)
+        # what runs here is what the package will hold; an emulation is another library
+        made = replace(built, library=replace(built.library, path=kernel)) if bench.origin == "measured" else built
+        error = self._verify(bench, spec, made, limit) if bench.runs else None
+        runtime = linker.build_runtime(linker.find_compiler(self._form.target.machine), cache_dir()).library
+        manifest = Manifest(
+            spec=str(spec),
+            arguments=arguments(spec, built.library.pack, self._form.alignment),
+            target=self._form.target,
+            library_sha256=_sha256(kernel),
+            runtime_sha256=_sha256(runtime),
+            error=error,
+            resolution=why,
+            candidate={"space": choice.candidate.space, "knobs": dict(choice.candidate.knobs)},
+            versions=dict(installed_versions()),
+            created=utc_now(),
+            verified=None if error is None else _VERIFIED[bench.origin],
+        )
+        write_package(home, manifest, kernel, runtime)
         bench.discard(built)
         return Package(home, manifest)
 
-    def _manifest(
-        self, spec: ConvSpec, candidate: Candidate, built: Built, error: float | None, why: Resolution
-    ) -> Manifest:
-        assert built.library is not None
-        target = self.target
-        return Manifest(
-            spec=str(spec),
-            arguments=arguments(spec, built.library.pack),
-            target=KernelTarget(target.name, target.machine, target.required_features, target.threads),
-            library_sha256=hashlib.sha256(built.library.path.read_bytes()).hexdigest(),
-            runtime_sha256=self._runtime_hash(),
-            error=error,
-            resolution=why,
-            candidate={"space": candidate.space, "knobs": dict(candidate.knobs)},
-            versions=dict(installed_versions()),
-            created=utc_now(),
-        )
-
-    def _runtime_hash(self) -> str:
-        runtime = linker.build_runtime(linker.find_compiler(self.target.machine), cache_dir())
-        return hashlib.sha256(runtime.library.read_bytes()).hexdigest()
+    def _verify(self, bench: Bench, spec: ConvSpec, made: Built, limit: float) -> float:
+        """The kernel's error. Raises VerifyError where it is wrong."""
+        outcome = bench.verify(spec, made, limit)
+        if outcome.status != "ok":
+            found = "" if outcome.error is None else f", error {outcome.error:.2e}, allowed {limit:.2e}"
+            raise VerifyError(f"{made.candidate} is {outcome.status}{found}: {outcome.message} (spec: {spec})")
+        assert outcome.error is not None
+        return outcome.error
 
     def _workers(self) -> Bench:
         if self._bench is None:
@@ -205,7 +209,7 @@ def _cached(home: Path) -> Manifest | None:
     try:
         manifest = Manifest.from_json((home / MANIFEST_NAME).read_text(encoding="utf-8"))
         hashes = {manifest.library_name: manifest.library_sha256, RUNTIME_NAME: manifest.runtime_sha256}
-        whole = all(hashlib.sha256((home / name).read_bytes()).hexdigest() == sha for name, sha in hashes.items())
+        whole = all(_sha256(home / name) == sha for name, sha in hashes.items())
     except (OSError, ValueError, RecursionError, KernelError):
         whole = False
     if whole:
@@ -214,8 +218,11 @@ def _cached(home: Path) -> Manifest | None:
     return None
 
 
-def arguments(spec: ConvSpec, pack: Pack) -> tuple[Argument, ...]:
-    """A kernel's arguments as its manifest lists them, in the order of `expression.Arguments`."""
+def arguments(spec: ConvSpec, pack: Pack, alignment: int = codegen.ALIGNMENT) -> tuple[Argument, ...]:
+    """A kernel's arguments as its manifest lists them, in the order of `expression.Arguments`.
+
+    alignment: bytes that it assumes of all but the packed ones.
+    """
     from convtune.runtime.packing import packed_shape
 
     weights = [
@@ -225,10 +232,13 @@ def arguments(spec: ConvSpec, pack: Pack) -> tuple[Argument, ...]:
     biases = [Argument("bias", shape, spec.dtype) for shape in spec.bias_shapes]
     rest = {**spec.input_shapes, **({"residual": spec.out_shape} if spec.residual else {}), "y": spec.out_shape}
     x, *others = [
-        Argument(name, shape, spec.dtype, alignment=codegen.ALIGNMENT)
-        for name, shape in {"x": spec.in_shape, **rest}.items()
+        Argument(name, shape, spec.dtype, alignment=alignment) for name, shape in {"x": spec.in_shape, **rest}.items()
     ]
     return (x, *weights, *biases, *others)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @functools.cache
@@ -237,7 +247,7 @@ def _source_hash() -> str:
     digest = hashlib.sha256()
     for name in SOURCES:
         for path in importlib.import_module(name).__path__:
-            for source in sorted(p for p in Path(path).iterdir() if p.suffix in (".py", ".c")):
+            for source in sorted(p for p in Path(path).iterdir() if p.suffix in (".py", ".c", ".h")):
                 digest.update(source.read_bytes())
     for name in SOURCE_MODULES:
         found = importlib.util.find_spec(name)

@@ -15,15 +15,16 @@ import click
 
 from convtune.cli import options, tables
 from convtune.cli.application import DONE, FAILED, Invocation, one_line
-from convtune.cli.notices import warn_of
+from convtune.cli.notices import tell, warn_of
 from convtune.errors import BuildError, ConvtuneError, KernelError, MeasureError, ScheduleError, VerifyError
 
 if TYPE_CHECKING:
     from convtune.compiler import Compiler, Package
-    from convtune.targets import CpuTarget, Target
+    from convtune.targets import Target
     from convtune.workloads import Workload
 
 _REPEATS = 10
+_EMULATED = "verified by emulation on this CPU; never run on a GPU here"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ class Compiled:
     metavar="DIR",
     help="The package itself where there is one spec, otherwise a directory with one package per layer.",
 )
+@click.option(
+    "--arch",
+    "archs",
+    multiple=True,
+    metavar="ARCH",
+    help="Also a GPU arch to have machine code for, such as sm_90, besides the target's; may be repeated, or a list with "
+    "commas. Newer GPUs than the oldest of them get PTX.",
+)
 @options.layout
 @options.threads
 @options.as_json
@@ -69,6 +78,7 @@ def command(
     log: Path | None,
     accuracy: str,
     output: Path,
+    archs: tuple[str, ...],
     layout: str | None,
     threads: int | None,
     as_json: bool,
@@ -76,8 +86,8 @@ def command(
     """Write every layer's kernel as a Python package that needs NumPy only.
 
     The schedule comes from the log: the winner for this spec and machine, then one for a machine of its family, then
-    the nearest spec's; otherwise it is the default. Each kernel is verified first, where this machine can run it.
-    Nothing is written unless all of them are right.
+    the nearest spec's; otherwise it is the default. Each kernel is verified first, where this machine can run it; a
+    GPU's runs in emulation where there is no such GPU. Nothing is written unless all of them are right.
     """
     from convtune import targets
     from convtune.compiler import Compiler, open_logs
@@ -85,7 +95,8 @@ def command(
 
     outputs = place(parse(workloads, layout), output)
     machine = targets.resolve(target, threads)
-    with Compiler(machine, open_logs(log), accuracy) as compiler:
+    tell(machine)
+    with Compiler(machine, open_logs(log), accuracy, _listed(archs)) as compiler:
         compiled = [_compile(compiler, entry, f"[{i}/{len(outputs)}]") for i, entry in enumerate(outputs, start=1)]
         warn_of(compiler.logs.problems)
     failed = any(entry.failure for entry in compiled)
@@ -97,6 +108,10 @@ def command(
     else:
         click.echo(_text(compiled, machine))
     return FAILED if failed else DONE
+
+
+def _listed(archs: Sequence[str]) -> list[str]:
+    return [arch for text in archs for arch in text.split(",")]
 
 
 def place(workloads: Sequence[Workload], directory: Path) -> list[Output]:
@@ -148,16 +163,16 @@ def _compile(compiler: Compiler, output: Output, label: str) -> Compiled:
         click.echo(f"{label} {output.workload.name}: failed: {failure}", err=True)
         return Compiled(output, failure=failure)
     click.echo(f"{label} {output.workload.name}: {package.manifest.resolution.kind}", err=True)
-    return Compiled(output, package, _time_us(package, compiler.target) if compiler.target.is_host else None)
+    return Compiled(output, package, _time_us(package) if compiler.target.is_host else None)
 
 
-def _time_us(package: Package, target: CpuTarget) -> float:
+def _time_us(package: Package) -> float:
     import statistics
 
     from convtune.runtime import CompiledConv
 
     conv = CompiledConv(package.directory)
-    conv.kernel.num_threads = target.threads
+    conv.kernel.num_threads = package.manifest.target.threads
     return statistics.median(map(float, conv.time(_REPEATS))) * 1e6
 
 
@@ -196,7 +211,10 @@ def _text(compiled: Sequence[Compiled], target: Target) -> str:
         if manifest.error is None:
             lines.append(f"  error       {_unverified(target)}")
         else:
-            lines.append(f"  error       {manifest.error:.1e}")
+            how = f", {_EMULATED}" if manifest.verified == "emulation" else ""
+            lines.append(f"  error       {manifest.error:.1e}{how}")
+        if manifest.target.on_gpu:
+            lines.append(f"  code        for {', '.join(manifest.target.archs)}; PTX of {manifest.target.ptx}")
         lines += (
             [f"  time        {tables.time(entry.time_us)}, median of {_REPEATS} just measured"]
             if entry.time_us is not None
@@ -214,9 +232,13 @@ def _data(compiled: Sequence[Compiled], target: Target, accuracy: str, invocatio
         "target": target.facts(),
         "accuracy": accuracy,
         "written": not any(entry.failure for entry in compiled),
-        "not_verified": None if target.is_host else _unverified(target),
+        "not_verified": _unverified(target) if any(_lacks_error(entry) for entry in compiled) else None,
         "packages": [_package_data(entry) for entry in compiled],
     }
+
+
+def _lacks_error(entry: Compiled) -> bool:
+    return entry.package is not None and entry.package.error is None
 
 
 def _package_data(entry: Compiled) -> dict[str, Any]:
@@ -229,5 +251,7 @@ def _package_data(entry: Compiled) -> dict[str, Any]:
         "candidate": dict(manifest.candidate) if manifest else None,
         "resolution": {"kind": manifest.resolution.kind, "reason": manifest.resolution.reason} if manifest else None,
         "error": manifest.error if manifest else None,
+        "verified": manifest.verified if manifest else None,
+        "archs": list(manifest.target.archs) if manifest else None,
         "time_us": entry.time_us,
     }

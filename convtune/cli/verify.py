@@ -114,7 +114,7 @@ class Verifier:
             package = compiler.package(workload.spec)
         except (BuildError, MeasureError, ScheduleError, VerifyError) as problem:
             return Verdict(workload.name, str(workload.spec), "error", message=one_line(str(problem)))
-        return self.package(workload.name, package.directory, compiler.target.threads)
+        return self.package(workload.name, package.directory, package.manifest.target.threads)
 
     def package(self, name: str, directory: Path, threads: int | None) -> Verdict:
         """The verdict on a saved kernel. threads: None means as many as it was compiled for."""

@@ -19,6 +19,10 @@ def open_bench(target: Target) -> Bench:
     """The bench for a target; raises TargetError where there is none, or a tool that it needs is missing."""
     if isinstance(target, CpuTarget):
         return CpuBench(target)
+    if isinstance(target, GpuTarget) and target.is_host:
+        from convtune.measure.gpu_bench import GpuBench
+
+        return GpuBench(target)
     if isinstance(target, GpuTarget):
         from convtune.measure.estimating import EstimatingBench
 
