@@ -122,3 +122,32 @@ def matmul_tiled(
         sch.annotate(ko, "software_pipeline_async_stages", [0])
     sch.decompose_reduction(c, ko)
     return sch.mod
+
+
+def one_each(spec: Any, how: str) -> Any:
+    """Any variant, an element of each stage's result a thread: "side by side" in memory, "apart", or in "one block"."""
+    from tvm.s_tir import Schedule
+
+    from convtune.expression import Geometry, plain
+
+    sch = Schedule(plain(spec))
+    last = len(spec.stages) - 1
+    for number, stage in enumerate(spec.stages):
+        suffix = "" if number == last else str(number)
+        if not Geometry.of(stage).inside(stage):
+            sch.compute_inline(sch.get_sblock(f"pad{suffix}"))
+        loops = sch.get_loops(sch.get_sblock(f"mid{suffix}" if suffix else "y"))
+        sums = sch.get_sblock(f"acc{suffix}")
+        sch.compute_at(sums, loops[-1], preserve_unit_loops=True)
+        sch.set_scope(sums, 0, "local")
+        fused = sch.fuse(*loops)
+        one = how == "one block"
+        if how == "apart":
+            thread, block = sch.split(fused, [160, None])  # no whole number of channels
+        else:
+            block, *outer, thread = sch.split(fused, [1, None, 256] if one else [None, 256])
+            sch.reorder(thread, *outer)
+        sch.bind(block, "blockIdx.x")
+        sch.bind(thread, "threadIdx.x")
+        sch.decompose_reduction(sums, sch.get_loops(sums)[2 + one + len(loops)])
+    return sch.mod

@@ -129,7 +129,7 @@ def test_a_waste_of_sms_by_the_last_wave_is_seen(a100: GpuTarget) -> None:
 def test_spills_cost_time(a100: GpuTarget) -> None:
     module = gpu_kernels.matmul_tiled((1024, 1024, 1024), (16, 16), (4, 4), 16)
     clean, spilled = (estimated(module, a100, 128, 8192, spills) for spills in (0, 256))
-    assert spilled.time_us > 1.3 * clean.time_us
+    assert spilled.time_us > 1.2 * clean.time_us
     assert spilled.counts.local_requests > clean.counts.local_requests == 0
 
 

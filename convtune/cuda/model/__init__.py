@@ -94,7 +94,7 @@ def _launch(
     l2 = here.l2_loaded + here.l2_stored
     seconds = {
         (first if full or tail is None else tail).bound: clocks / hertz,
-        "l2 ": l2 / (published.l2_bytes_per_clock * hertz),
+        "l2 ": l2 / (published.l2_bytes * target.sms * hertz),
         "dram": here.dram / (target.dram_gbs * 1e9 * published.dram_share),
     }
     return KernelEstimate(
@@ -112,15 +112,16 @@ def _launch(
 
 
 def _with_spills(counted: Counted, used: Resources) -> Counted:
-    """ptxas says how many bytes are spilled, not where; spills are taken to be where the kernel spends its time.
+    """ptxas says how many bytes are spilled, not where: taken to be around the loop that takes most of the time.
 
     Arrays that are indexed by what is not a constant are in local memory only if ptxas says so: it may have unrolled.
     """
     busiest = max(counted.regions, key=lambda region: region.executions * region.counts.instructions)
+    trips = busiest.frames[-1].trips if busiest.frames else 1.0
     regions = []
     for region in counted.regions:
         requests = region.counts.local_requests if used.stack_bytes else 0.0
         if region is busiest:
-            requests += (used.spill_loads_bytes + used.spill_stores_bytes) / 4
+            requests += (used.spill_loads_bytes + used.spill_stores_bytes) / 4 / trips
         regions.append(replace(region, counts=replace(region.counts, local_requests=requests)))
     return replace(counted, regions=regions)

@@ -29,7 +29,6 @@ class Rates:
     special: float
     shared: float
     l1: float
-    fill: float
 
     @classmethod
     def of(cls, target: GpuTarget) -> Rates:
@@ -41,22 +40,23 @@ class Rates:
             integer=WARP / found.integer_lanes,
             special=WARP / found.special_lanes,
             shared=128 / found.l1_bytes,
-            l1=1.0,
-            fill=32 / found.fill_bytes,
+            l1=found.request_clocks,
         )
 
     def clocks(self, counts: Counts) -> dict[str, float]:
         """Clocks that each part of an SM is busy with what was counted."""
         requests = counts.global_loads + counts.global_stores + counts.local_requests
         data = (counts.sectors_loaded + counts.sectors_stored) / 4 + counts.local_requests
+        shared = counts.shared_wavefronts * self.shared
+        cached = max(requests * self.l1, counts.lines, data * self.shared)
         return {
             "fma": counts.floating * self.fma,
             "issue": counts.instructions * self.issue,
             "integer": counts.integer * self.integer,
             "special": counts.special * self.special,
-            # L1 and shared memory are one memory: 128 bytes a clock of either.
-            "shared": counts.shared_wavefronts * self.shared,
-            "l1": max(requests, counts.lines, data) * max(self.shared, self.l1),
+            # one memory, which answers one or the other; named by whoever asks for more
+            "shared": shared + cached if shared > cached else 0.0,
+            "l1": shared + cached if shared <= cached else 0.0,
         }
 
 
@@ -103,17 +103,24 @@ class Clock:
         return sum(region.executions * self._stretch(region) for region in self.counted.regions)
 
     def _stretch(self, region: Region) -> float:
-        schedulers = min(self.warps, SCHEDULERS)
-        busy = {name: value * self.warps for name, value in self.rates.clocks(region.counts).items()}
-        busy["issue"] *= SCHEDULERS / schedulers
-        busy["fma"] *= SCHEDULERS / schedulers
-        chain = region.chain * FLOAT_LATENCY
-        waiting = 0.0
+        """Of all warps of a block. Where no barrier holds them together, one computes while another waits."""
+        one = self.rates.clocks(region.counts)
+        together = {name: clocks * self.warps for name, clocks in one.items()}
+        for name in ("issue", "fma"):  # a scheduler has a quarter of the lanes, and a warp has one scheduler
+            one[name] *= SCHEDULERS
+            together[name] *= SCHEDULERS / min(self.warps, SCHEDULERS)
+        busy, chain = max(together.values()), region.chain * FLOAT_LATENCY
+        waiting = self._waiting(region)
+        if region.frames and not region.frames[-1].has_barrier:
+            return max(busy, max(*one.values(), chain) + waiting)
+        return max(busy, chain) + waiting
+
+    def _waiting(self, region: Region) -> float:
+        clocks = 0.0
         if "global" in region.exposed or region.waits == 0:
-            waiting += self.latency
+            clocks += self.latency
         if "shared" in region.exposed:
-            waiting += self.facts.shared_latency
+            clocks += self.facts.shared_latency
         if region.frames:
-            waiting /= region.frames[-1].unroll
-        waiting += region.counts.barriers * BARRIER_CLOCKS
-        return max(max(busy.values()), chain) + waiting
+            clocks /= region.frames[-1].unroll
+        return clocks + region.counts.barriers * BARRIER_CLOCKS

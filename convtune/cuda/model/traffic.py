@@ -16,7 +16,7 @@ from .regions import GlobalUse
 from .samples import Sampler
 from .tree import Buffer
 
-LARGEST_SET = 1 << 17
+LARGEST_SET = 1 << 15
 """Addresses of one footprint that are looked at one by one; of a larger one the next loop is taken as disjoint."""
 BLOCKS_SEEN = 1 << 14
 
@@ -68,7 +68,7 @@ class _Footprints:
         self.counted = counted
         self.values = counted.values
         self.threads = self._thread_leaves(counted.sampler)
-        self.known: dict[tuple[GlobalUse, int], float] = {}
+        self.known: dict[tuple[GlobalUse, int, int | None], float] = {}
 
     def _thread_leaves(self, sampler: Sampler) -> dict[int, NDArray[Any]]:
         linear = np.arange(sampler.threads)
@@ -79,24 +79,24 @@ class _Footprints:
                 leaves[variable.node] = sampler.split(linear, sampler.block, position)
         return leaves
 
-    def of(self, use: GlobalUse, level: int) -> float:
-        """Sectors of a block while the loops inside of `level` run; 0 is the whole block."""
-        key = (use, level)
+    def of(self, use: GlobalUse, level: int, steps: int | None = None) -> float:
+        """Sectors of a block while the loops inside of `level` run, the outermost of them for so many steps."""
+        key = (use, level, steps)
         if key not in self.known:
-            self.known[key] = self._distinct(use, level)
+            self.known[key] = self._distinct(use, level, steps)
         return self.known[key]
 
-    def _distinct(self, use: GlobalUse, level: int) -> float:
+    def _distinct(self, use: GlobalUse, level: int, steps: int | None) -> float:
         size, node = use.group.buffer.bytes, use.group.node
         middle = self._middle()
-        here = {**self.threads, **middle}
-        starts = np.unique(self._at(node, here).reshape(-1)[:, None] + np.asarray(use.offsets))
-        times = 1.0
         still = {leaf: array[:1] for leaf, array in self.threads.items()}
         origin = self._at(node, {**still, **middle}).reshape(-1)[0]
+        starts = self._at(node, {**self.threads, **middle}).reshape(-1)
+        starts = np.unique(starts[:, None] + np.asarray(use.offsets))
+        times = 1.0
         for frame in reversed(use.frames[level:]):
-            steps = np.arange(frame.extent) + 0
-            walked = {**still, **middle, frame.variable.node: steps}
+            extent = frame.extent if steps is None or frame is not use.frames[level] else steps
+            walked = {**still, **middle, frame.variable.node: np.arange(extent)}
             shifts = np.unique(self._at(node, walked).reshape(-1) - origin)
             if len(shifts) * len(starts) > LARGEST_SET:
                 times *= len(shifts)
@@ -128,10 +128,18 @@ class _Footprints:
         for level in range(len(use.frames) + 1):
             around = use.frames[:level]
             meanwhile = [other for other in loads if other.frames[:level] == around]
-            if sum(self.of(other, level) for other in meanwhile) * SECTOR_BYTES <= l1_bytes:
-                times = around[-1].executions if around else 1.0
-                return min(requested, times * self.of(use, level))
+            held = sum(self.of(other, level) for other in meanwhile) * SECTOR_BYTES
+            if held <= l1_bytes:
+                return min(requested, self._in_steps(use, level, int(l1_bytes / max(held, 1.0))))
         return requested
+
+    def _in_steps(self, use: GlobalUse, level: int, steps: int) -> float:
+        """Sectors asked for where so many iterations of the loop at `level`, though not all, stay in L1."""
+        if level == 0:
+            return self.of(use, 0)
+        loop = use.frames[level - 1]
+        steps = max(1, min(steps, loop.extent))
+        return loop.executions / steps * self.of(use, level - 1, steps)
 
     def tiles(self, use: GlobalUse, blocks: int, wave: int) -> tuple[float, float]:
         """How many blocks' footprints differ, in the whole grid and in its first wave."""

@@ -132,10 +132,12 @@ def read(function: Any) -> Kernel:
 
     Raises ScheduleError for a statement or an expression that the model does not know.
     """
-    return _Reader(function).kernel()
+    return Reader(function).kernel()
 
 
-class _Reader:
+class Reader:
+    """Reads one function."""
+
     def __init__(self, function: Any) -> None:
         self.function = function
         self.threads: dict[Any, str] = {}
