@@ -183,7 +183,8 @@ def _work(tile: BlockTile, pipeline: str) -> Work:
     rows, columns, depth = tile.thread_positions, tile.thread_channels, chunks * tile.chunk
     loads = rows / (tile.gathered if spec.channels_last else tile.position_split[2]) + columns / tile.channel_split[2]
     of_x, of_weight = (chunks * n / threads for n in (tile.tile_elements, tile.weight_elements))
-    contiguous = tile.depth * tile.groups if spec.channels_last else SECTOR / spec.stride[-1]
+    together = tile.depth * tile.groups * (tile.taps[-1] if spec.in_channels == tile.depth * tile.groups else 1)
+    contiguous = together if spec.channels_last else SECTOR / spec.stride[-1]
     fmas = rows * columns * depth
     hidden = min(1.0, (STAGES[pipeline] - 1) * fmas / chunks * DEPENDENT_CYCLES / LATENCY_CYCLES)
     return Work(
@@ -248,7 +249,7 @@ def _place_shared(sch: Any, tile: BlockTile, acc: Any, chunk: Any, pipeline: str
     scope = shared_scope(_shared_bytes(tile, pipeline))
     x, filters = sch.get_sblock("tile"), sch.cache_read(acc, 1, scope)
     sch.set_scope(x, 0, scope)
-    share(sch, filters, chunk, 8, tile.threads, WIDE)
+    share(sch, filters, chunk, 8, tile.threads, WIDE, vectors_of=3)
     share(sch, x, chunk, 8, tile.threads, tile.gathered)
     if tile.spec.channels_last:
         sch.storage_align(x, 0, ROW_AXIS, 2 * tile.gathered, tile.gathered)

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convtune.targets.gpu import STATIC_SHARED_BYTES, WARP, GpuTarget
 
-if TYPE_CHECKING:
-    from convtune.targets import Target
-
 MOST_THREADS = 256  # of a block that shares nothing
-
-
-def gpu(target: Target) -> GpuTarget:
-    """The target of a space that accepts GPUs only."""
-    assert isinstance(target, GpuTarget), f"{target.name} is no GPU; accepts() says so"
-    return target
 
 
 def thread_each(sch: Any, target: GpuTarget, result: str, sums: str, elements: int) -> None:
@@ -45,13 +36,21 @@ def shared_scope(size_bytes: int) -> str:
     return "shared" if size_bytes <= STATIC_SHARED_BYTES else "shared.dyn"
 
 
-def share(sch: Any, block: Any, at: Any, loops: int, threads: tuple[int, int], vector: int) -> None:
+def share(
+    sch: Any, block: Any, at: Any, loops: int, threads: tuple[int, int], vector: int, vectors_of: int = 1
+) -> None:
     """Computes a copy at a loop, its innermost `loops` loops shared out to a block's threads (y, x).
 
-    Neighbouring threads copy side by side. vector: elements that a thread copies at once; it divides their number.
+    Neighbouring threads copy side by side. vector: elements that a thread copies at once; it divides the innermost
+    loop, or the product of the innermost `vectors_of` loops.
     """
     sch.compute_at(block, at, preserve_unit_loops=True)
-    _, y, x, lane = sch.split(sch.fuse(*sch.get_loops(block)[-loops:]), [None, *threads, vector])
+    *outer, last = sch.get_loops(block)[-loops:]
+    if vectors_of > 1:
+        outer, last = outer[: 1 - vectors_of], sch.fuse(*outer[1 - vectors_of :], last)
+    # the vector comes first: TVM 0.27 does not see that what is divided by 12 is the same for all 4 of a vector
+    part, lane = sch.split(last, [None, vector])
+    _, y, x = sch.split(sch.fuse(*outer, part), [None, *threads])
     sch.bind(y, "threadIdx.y")
     sch.bind(x, "threadIdx.x")
     if vector > 1:
