@@ -1,6 +1,10 @@
 """How large a kernel's error may be: the limits behind accuracy="strict", "standard" and "loose".
 
-The error of a kernel is max |y - reference| / max |reference|, with the reference in float64.
+The error of a kernel is max |y - reference| / max |reference|, with the reference in float64, from the same operands.
+
+Of float16, sums and all between them and the output are float32, so what is left is the output's own rounding, at most
+2^-11 of each element. `strict` allows that besides the sums' errors. `standard` allows as much again, for what a kernel
+rounds to float16 on its way because Tensor Cores take nothing wider, such as the samples of a deformable convolution.
 """
 
 from __future__ import annotations
@@ -14,10 +18,11 @@ from convtune.spec import count
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
-STANDARD = 2e-5
-LOOSE = 1e-3
+STANDARD = {"float32": 2e-5, "float16": 2.0**-10}
+LOOSE = {"float32": 1e-3, "float16": 1e-2}
 NAMES = ("strict", "standard", "loose")
 _UNIT_ROUNDOFF = 2.0**-24
+_OUTPUT_ROUNDING = {"float32": 0.0, "float16": 2.0**-11}  # of float32 it is one of the sums' roundings
 
 
 def limit(spec: ConvSpec, accuracy: str) -> float:
@@ -28,7 +33,8 @@ def limit(spec: ConvSpec, accuracy: str) -> float:
     """
     if accuracy == "strict":
         summands = max(1, spec.macs // count(spec.out_shape))
-        return min(STANDARD, max(1e-6, 4 * _UNIT_ROUNDOFF * math.sqrt(summands)))
+        of_sums = min(STANDARD["float32"], max(1e-6, 4 * _UNIT_ROUNDOFF * math.sqrt(summands)))
+        return of_sums + _OUTPUT_ROUNDING[spec.dtype]
     if accuracy not in NAMES:
         raise UnknownNameError("accuracy", accuracy, NAMES)
-    return STANDARD if accuracy == "standard" else LOOSE
+    return (STANDARD if accuracy == "standard" else LOOSE)[spec.dtype]

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 Expr = Any
 Dims = tuple[int, ...]
 
+SUMS = "float32"
+"""The dtype of sums, and of all between them and the output, whatever the spec's."""
+
+
+def widened(value: Expr) -> Expr:
+    """A value read from an argument, as sums take it."""
+    from tvm import tirx
+
+    return value if str(value.ty) == SUMS else tirx.Cast(SUMS, value)
+
 
 def cube(dims: Sequence[Any], fill: Any = 1) -> tuple[Any, Any, Any]:
     """Dimensions right-aligned to three: (7, 9) is (1, 7, 9)."""
@@ -117,13 +127,18 @@ def zero_padded(
     spec: ConvSpec, geometry: Geometry, read: Callable[..., Expr], n: Expr, ic: Expr, position: Sequence[Expr]
 ) -> Expr:
     """read(n, ic, position) at a position of the padded input of `spec`, zero outside of the input."""
-    from tvm import te, tirx
-
     place = [p - before for p, before in zip(position, geometry.before)]
     edges = zip(place, geometry.before, cube(spec.in_size), geometry.padded)
     inside = [condition for edge in edges for condition in _bounds(*edge)]
-    value = read(n, ic, place)
-    return te.if_then_else(tirx.all(*inside), value, tirx.const(0.0, spec.dtype)) if inside else value
+    return or_zero(inside, read(n, ic, place))
+
+
+def or_zero(conditions: Sequence[Expr], value: Expr) -> Expr:
+    """The value where all conditions hold, else zero; nothing is read there."""
+    from tvm import te, tirx
+
+    zero = tirx.const(0.0, str(value.ty))
+    return te.if_then_else(tirx.all(*conditions), value, zero) if conditions else value
 
 
 def _bounds(position: Expr, before: int, size: int, reach: int) -> list[Expr]:
@@ -134,19 +149,21 @@ def _bounds(position: Expr, before: int, size: int, reach: int) -> list[Expr]:
 def operands(geometry: Geometry, x: Any, weight: Any, arguments: Arguments | None = None) -> Operands:
     """A variant's operands: x(n, ic, position) and weight(oc, ic, taps) in terms of three-dimensional accessors.
 
+    What these read is widened, as are the inputs.
+
     arguments: where the inputs besides these are, if the variant has any.
     """
 
     def read(n: Expr, ic: Expr, *position: Expr) -> Expr:
         place = cube(position, 0)
-        return x(n, ic, [p + before for p, before in zip(place, geometry.before)])
+        return widened(x(n, ic, [p + before for p, before in zip(place, geometry.before)]))
 
     def reader(name: str) -> Callable[..., Expr] | None:
         if arguments is None or name not in arguments.inputs:
             return None
-        return lambda n, channel, *out: arguments.read_input(name, n, channel, cube(out, 0))
+        return lambda n, channel, *out: widened(arguments.read_input(name, n, channel, cube(out, 0)))
 
-    of_weight = lambda oc, ic, *taps: weight(oc, ic, cube(taps, 0))  # noqa: E731
+    of_weight = lambda oc, ic, *taps: widened(weight(oc, ic, cube(taps, 0)))  # noqa: E731
     return Operands(read, of_weight, offset=reader("offset"), mask=reader("mask"))
 
 
@@ -155,16 +172,23 @@ def epilogue(
 ) -> Expr:
     """activation(value + bias + residual) at one element of a stage's output; `out` has the spec's rank.
 
+    Of the last stage it has the spec's dtype, between stages that of sums.
+
     bias: to read instead of the argument.
     """
+    from tvm import tirx
+
     spec = arguments.spec.stages[stage]
     bias = arguments.biases[stage] if bias is None else bias
     if bias is not None:
-        value = value + bias[oc]
+        value = value + widened(bias(oc))
     if spec.residual:
         assert arguments.residual is not None
-        value = value + arguments.residual[(n, *out, oc) if spec.channels_last else (n, oc, *out)]
-    return value if spec.activation is None else activations.get(spec.activation).expression(value)
+        value = value + widened(arguments.residual(*((n, *out, oc) if spec.channels_last else (n, oc, *out))))
+    if spec.activation is not None:
+        value = activations.get(spec.activation).expression(value)
+    last = stage in (-1, len(arguments.spec.stages) - 1)
+    return tirx.Cast(spec.dtype, value) if last and spec.dtype != SUMS else value
 
 
 def output(arguments: Arguments, groups: int, value: Any) -> Any:

@@ -113,4 +113,4 @@ def _offered(spec: ConvSpec, target: Target, candidate: Candidate) -> bool:
     if candidate.space == METASCHEDULE:
         return True
     owner = space.known().get(candidate.space)
-    return owner is not None and owner.accepts(spec, target) and space.contains(owner, spec, target, candidate.knobs)
+    return owner is not None and owner.takes(spec, target) and space.contains(owner, spec, target, candidate.knobs)

@@ -27,17 +27,23 @@ Machine = TypeVar("Machine", bound="Target")
 class Space(ABC, Generic[Machine]):
     """A hand-written family of schedules with named knobs of finite domain. An instance is stateless.
 
-    Machine: the kind of target it is for. The other methods are called with a target that `accepts` said yes to.
+    Machine: the kind of target it is for. The other methods are called with a target that `takes` said yes to.
     """
 
     name: str
     summary: str
     last_resort: ClassVar[bool] = False
     """Whether it is for what no other space accepts."""
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    """Of the specs that `accepts` is asked about."""
 
     @abstractmethod
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        """Whether this space can schedule the spec, which is of one of its dtypes, on the target."""
+
+    def takes(self, spec: ConvSpec, target: Target) -> bool:
         """Whether this space can schedule the spec on the target."""
+        return spec.dtype in self.dtypes and self.accepts(spec, target)
 
     @abstractmethod
     def knobs(self, spec: ConvSpec, target: Machine) -> Mapping[str, tuple[KnobValue, ...]]:
@@ -123,9 +129,11 @@ def accepting(spec: ConvSpec, target: Target) -> list[Space[Any]]:
     Raises:
         TargetError: no space accepts it on this target.
     """
-    spaces = [space for space in known().values() if space.accepts(spec, target)]
+    spaces = [space for space in known().values() if space.takes(spec, target)]
     if not spaces:
-        raise TargetError(f"target {target.name!r}: no schedule space of this version accepts it (spec: {spec})")
+        dtypes = sorted({d for space in known().values() if space.accepts(spec, target) for d in space.dtypes})
+        refused = f"{spec.dtype}; allowed: {', '.join(dtypes)}" if dtypes else "it"
+        raise TargetError(f"target {target.name!r}: no schedule space of this version accepts {refused} (spec: {spec})")
     return [s for s in spaces if not s.last_resort] or spaces
 
 

@@ -17,7 +17,7 @@ Dims = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
 
 LAYOUTS: Mapping[int, tuple[str, str]] = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
-DTYPES: Mapping[str, int] = {"float32": 4}
+DTYPES: Mapping[str, int] = {"float32": 4, "float16": 2}
 ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "sigmoid", "tanh")
 LARGEST_DIMENSION = 2**31 - 1  # kernels index with 32-bit integers
 
@@ -38,7 +38,7 @@ class ConvSpec:
         batch: n.
         groups: None means in_channels for depthwise, else 1.
         layout: of input and output; None means channels first.
-        dtype: of input, weights and output.
+        dtype: "float32" or "float16", of all tensors; sums, and all between them and the output, are float32.
         bias, activation, residual: y = activation(conv + bias + residual).
         output_padding: `transposed` only. offset_groups, modulated: `deformable` only.
         channel_multiplier: `depthwise_separable` only: filters of each input channel.

@@ -190,7 +190,7 @@ def _gathered(arguments: Arguments, outputs: int) -> Any:
         of = [[table(n, group, kh, kw, q, output) for q in range(len(CORNERS))] for table in (index, weights)]
         places = [(at // width, at % width) for at in of[0]]
         beyond = outside(n, group, kh, kw, 0, output) != 0
-        value = interpolated(spec, lambda q: given.x(n, ic, *places[q]), of[1], beyond)
+        value = interpolated(lambda q: given.x(n, ic, *places[q]), of[1], beyond)
         if given.mask is None:
             return value
         return given.mask(n, variant.tap_channel(spec, group, (kh, kw)), *_position(spec, output)) * value

@@ -130,7 +130,6 @@ def _expression(spec: ConvSpec, tile: GemmTile) -> Any:
         channel = g * depth + segment * tile.run + first + lane
         places = [index(*at, q, s, p) for q in range(len(CORNERS))]
         value = interpolated(
-            spec,
             lambda q: arguments.read_x(n, channel, (0, places[q] // width, places[q] % width)),
             [weights(*at, q, s, p) for q in range(len(CORNERS))],
             outside=tirx.const(False, "bool"),

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convtune.compiler import arguments
-from convtune.measure.guards import OUTSIDE, UNWRITTEN, Guarded
+from convtune.measure import guards
+from convtune.measure.guards import Guarded
 from convtune.measure.pieces import PIECE
 from convtune.measure.verify import Verdict, largest_error, verify, verify_part
 from convtune.spec import ConvSpec
@@ -22,6 +23,7 @@ Arrays = Sequence[np.ndarray]
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((3, 7)).astype(np.float32)
 RIGHT = 2.0 * X.astype(np.float64)
+UNWRITTEN, OUTSIDE = guards.UNWRITTEN[4], guards.OUTSIDE[4]  # of float32
 
 
 class Scripted:

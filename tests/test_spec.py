@@ -183,7 +183,7 @@ def test_however_written_equal_specs_are_equal() -> None:
         ({"padding": 0.5}, "padding=0.5 is not an integer"),
         ({"layout": "NCW"}, "layout='NCW' is not allowed; it must be one of NCHW, NHWC"),
         ({"layout": 3}, "layout=3 is not allowed"),
-        ({"dtype": "float16"}, "dtype='float16' is not allowed; it must be one of float32"),
+        ({"dtype": "int8"}, "dtype='int8' is not allowed; it must be one of float32, float16"),
         ({"activation": "swish"}, r"activation='swish' is not allowed; it must be one of None \(in text: none\), relu"),
         ({"bias": 1}, "bias=1 is not allowed; it must be one of False, True"),
         ({"residual": None}, "residual=None is not allowed"),

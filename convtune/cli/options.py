@@ -65,7 +65,8 @@ accuracy = click.option(
     default="standard",
     show_default=True,
     help="The largest error, max |y - reference| / max |reference|: strict is that of direct summation, standard "
-    f"{accuracies.STANDARD:g}, loose {accuracies.LOOSE:g}.",
+    f"{accuracies.STANDARD['float32']:g}, loose {accuracies.LOOSE['float32']:g}; of float16, "
+    f"{accuracies.STANDARD['float16']:.2g} and {accuracies.LOOSE['float16']:g}.",
 )
 layout = click.option(
     "--layout",

@@ -22,7 +22,7 @@ from convtune.runtime.kernel import Kernel
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # of the spec's dtype
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Case:
         self.spec = spec
         self._operands = _aligned(random_operands(spec, seed))
         self.reference = self._stored_reference(directory, f"{spec} {seed}")
-        self.y = empty_aligned(spec.out_shape, np.float32)
+        self.y = empty_aligned(spec.out_shape, spec.dtype)
 
     def _stored_reference(self, directory: Path, name: str) -> NDArray[np.float64]:
         path = directory / f"reference-{hashlib.sha256(name.encode()).hexdigest()[:16]}.npy"
@@ -88,7 +88,8 @@ class Case:
     def inputs(self, pack: Pack) -> dict[str, Array]:
         """The kernel's inputs by name, in the order it takes them, weights packed."""
         of = self._operands
-        weights = _numbered("weight", [packing.apply(steps, weight) for steps, weight in zip(pack, of.weights)])
+        packed = [packing.apply(steps, weight, self.spec.dtype) for steps, weight in zip(pack, of.weights)]
+        weights = _numbered("weight", packed)
         residual = {} if of.residual is None else {"residual": of.residual}
         return {"x": of.x, **weights, **_numbered("bias", of.biases), **of.inputs, **residual}
 

@@ -23,7 +23,7 @@ from convtune.runtime.kernel import ALIGNMENT
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # of the spec's dtype
 
 SOME_MACS = 30e6
 """Multiply-accumulates of the blocks that stand for all of them: some tenths of a second."""

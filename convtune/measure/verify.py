@@ -15,10 +15,12 @@ from convtune.measure.guards import OUTSIDE, UNWRITTEN, Guarded
 from convtune.measure.pieces import Found, find, largest
 from convtune.runtime.kernel import ALIGNMENT
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # of float32 or float16
 
-_NAN_BYTE, _SCRATCH = 0xFF, 0xFFFFFFFF  # a quiet NaN, as OUTSIDE is
-_HUGE_BYTE = 0x7F  # 3.4e38 as float32: a maximum, which ReLU is, may swallow a NaN but not this
+_NAN_BYTE = 0xFF
+_SCRATCH: Mapping[int, int] = {4: 0xFFFFFFFF, 2: 0xFFFF}  # a quiet NaN, as OUTSIDE is, by the bytes of an element
+# 3.4e38 as float32, 6.1e4 as float16 (1.3e36 as float32): a maximum, which ReLU is, may swallow a NaN but not this
+_HUGE_BYTE: Mapping[int, int] = {4: 0x7F, 2: 0x7B}
 
 
 class Runnable(Protocol):
@@ -54,9 +56,9 @@ def verify(
     """Runs the kernel twice on guarded copies of its inputs.
 
     At first the arrays start behind a fence, aligned no more than they must be, and scratch memory is full of NaNs;
-    then they end at a fence, and it is full of 3.4e38. The kernel must write all of y and nothing else, come within
-    `limit` of the reference (max |y - reference| / max |reference|), and give the same bits again, as one whose
-    threads race might not.
+    then they end at a fence, and it is full of huge numbers. y has the dtype of the inputs. The kernel must write all
+    of y and nothing else, come within `limit` of the reference (max |y - reference| / max |reference|), and give the
+    same bits again, as one whose threads race might not.
 
     alignment: bytes at which arrays may start, besides weights and biases, which packing aligns.
     """
@@ -79,8 +81,8 @@ def verify_part(
     y = run.array
     if run.unwritten().count == y.size:
         return Verdict("wrote nothing of its output")
-    # as if it were right where it did not write; the reference's float32 is within any limit of the reference
-    y[...] = np.where(y.view(np.uint32) == UNWRITTEN, reference, y)
+    # as if it were right where it did not write; the rounded reference is within any limit of the reference
+    y[...] = np.where(_words(y) == UNWRITTEN[y.itemsize], reference, y)
     error = largest_error(y, reference)
     if not error <= limit:
         return Verdict(_difference(y, reference, error, limit), error if math.isfinite(error) else None)
@@ -97,7 +99,7 @@ def _verify(
     error = largest_error(y, reference)
     if not error <= limit:
         return Verdict(_difference(y, reference, error, limit), error if math.isfinite(error) else None)
-    again = _whole(_run(kernel, inputs, reference.shape, _HUGE_BYTE, True, alignment))
+    again = _whole(_run(kernel, inputs, reference.shape, _HUGE_BYTE[y.itemsize], True, alignment))
     if isinstance(again, Verdict):
         return again
     if change := difference_in_bits("y", y, again):
@@ -112,7 +114,7 @@ def largest_error(y: Array, reference: NDArray[np.float64]) -> float:
 
 def difference_in_bits(name: str, expected: Array, array: Array) -> str:
     """The first element whose bits differ, in words; "" where none does."""
-    found = find(np.not_equal, expected.view(np.uint32), array.view(np.uint32))
+    found = find(np.not_equal, _words(expected), _words(array))
     return f"{_elements(name, array, found)} {_instead(array, expected, found)}" if found.count else ""
 
 
@@ -127,7 +129,7 @@ def _run(
     """One run; y, or a verdict if it did to memory what it must not."""
     alignments = {name: ALIGNMENT if _is_packed(name) else alignment for name in (*inputs, "y")}
     arrays = {name: Guarded.copy_of(array, alignments[name], at_end) for name, array in inputs.items()}
-    arrays["y"] = Guarded(shape, alignments["y"], at_end)
+    arrays["y"] = Guarded(shape, alignments["y"], at_end, _dtype(inputs))
     kernel.fill_scratch(scratch_byte)
     kernel([guarded.array for guarded in arrays.values()], list(alignments.values()))
     for name, guarded in arrays.items():
@@ -164,12 +166,21 @@ def _scale(reference: NDArray[np.float64]) -> float:
 
 
 def _cause(y: Array) -> str:
-    words = y.view(np.uint32)
-    if find(lambda words: words == OUTSIDE, words).count:
+    words, element = _words(y), y.itemsize
+    if find(lambda words: words == OUTSIDE[element], words).count:
         return "read outside an array"
-    if find(lambda words: words == _SCRATCH, words).count:
+    if find(lambda words: words == _SCRATCH[element], words).count:
         return "read scratch memory that it had not written"
     return "wrong result"
+
+
+def _words(array: Array) -> NDArray[Any]:
+    """The bits of its elements, as unsigned integers."""
+    return array.view(f"u{array.itemsize}")
+
+
+def _dtype(inputs: Mapping[str, Array]) -> np.dtype[Any]:
+    return next(iter(inputs.values())).dtype
 
 
 def _elements(name: str, array: Array, found: Found) -> str:

@@ -132,7 +132,7 @@ class Proposer:
         """What other specs and machines taught, the nearest first, as much as trains quickly."""
         groups: dict[tuple[ConvSpec, str], list[Trial]] = {}
         for trial in self._others:
-            if self._domains[trial.candidate.space].space.accepts(trial.spec, self._target):
+            if self._domains[trial.candidate.space].space.takes(trial.spec, self._target):
                 groups.setdefault((trial.spec, str(trial.facts["fingerprint"])), []).append(trial)
 
         def far(place: tuple[ConvSpec, str]) -> tuple[bool, float, str, str]:

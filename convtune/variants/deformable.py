@@ -89,7 +89,7 @@ class Deformable(Convolution):
             group = self.offset_group(spec, channel)
             sampling = self.sampling(spec, operands, n, group, out, taps)
             sample = interpolated(
-                spec, lambda q: operands.x(n, channel, *sampling.corners[q]), sampling.weights, sampling.outside
+                lambda q: operands.x(n, channel, *sampling.corners[q]), sampling.weights, sampling.outside
             )
             if operands.mask is not None:
                 sample = operands.mask(n, self.tap_channel(spec, group, taps), *out) * sample
@@ -124,14 +124,14 @@ class Deformable(Convolution):
         )
 
 
-def interpolated(spec: ConvSpec, x: Callable[[int], Expr], weights: Sequence[Expr], outside: Expr) -> Expr:
+def interpolated(x: Callable[[int], Expr], weights: Sequence[Expr], outside: Expr) -> Expr:
     """The value at a sampled point, x(q) being the input at its neighbour q."""
     from tvm import tirx
 
     total = x(0) * weights[0]
     for q in range(1, len(CORNERS)):
         total = total + x(q) * weights[q]
-    return tirx.Select(outside, tirx.const(0.0, spec.dtype), total)
+    return tirx.Select(outside, tirx.const(0.0, str(total.ty)), total)
 
 
 def _neighbours(
@@ -144,7 +144,7 @@ def _neighbours(
     """
     from tvm import tirx
 
-    dtype, size = spec.dtype, spec.in_size[axis]
+    dtype, size = str(offset.ty), spec.in_size[axis]
     base = out * spec.stride[axis] - spec.padding[axis][0] + tap * spec.dilation[axis]
 
     def at(position: int) -> Expr:  # the offset that leads there

@@ -143,7 +143,7 @@ class Transposed(Primitive):
             position = [distance // s for distance, s in zip(distances, spec.stride)]
             product = operands.x(n, channel, *position) * operands.weight(oc, ic, *taps)
             meets = [distance % s == 0 for distance, s in zip(distances, spec.stride) if s > 1]
-            return te.if_then_else(tirx.all(*meets), product, tirx.const(0.0, spec.dtype)) if meets else product
+            return te.if_then_else(tirx.all(*meets), product, tirx.const(0.0, str(product.ty))) if meets else product
 
         names = ("kd", "kh", "kw")[3 - spec.rank :]
         return Term((("ic", group_in), *zip(names, spec.kernel)), at)

@@ -15,6 +15,7 @@ from convtune.workloads.workload import Workload, located
 Shape = tuple[int | str, ...]  # a string where a dimension has a name, or nothing, instead of a number
 Fields = dict[str, Any]  # of ConvSpec
 
+DTYPE = "float32"
 _INPUTS = ("X", "W", "offset", "B", "mask")  # of DeformConv; the first two are those of the others, too
 
 
@@ -145,6 +146,8 @@ def _dtype(element_type: int) -> str:
 
 def _common(node: Node) -> Fields:
     """What the three operators have in common."""
+    if node.dtype != DTYPE:
+        raise SpecError(f"dtype={node.dtype!r} is not allowed; it must be {DTYPE}")
     x, weight = node.shape(0), node.shape(1)
     _check_weight(node, x, weight)
     ones = [1] * (len(x) - 2)
