@@ -178,7 +178,7 @@ def _inside(spec: ConvSpec, plan: Plan, index: Sequence[Any]) -> list[Any]:
 
 
 def _padded(arguments: Arguments, geometry: Geometry, plan: Plan) -> Callable[..., Any]:
-    """The stage `pad`: (n, d, h, w, ic), or (n, ic, d, h, w) channels first; zero around x and beyond its channels."""
+    """The stage `pad`: (n, d, h, w, ic, lane), or (n, ic, d, h, w, 0) channels first; zero beyond x on all sides."""
     from tvm import te, tirx
 
     spec, width = arguments.spec, plan.width(arguments.spec)
@@ -192,11 +192,12 @@ def _padded(arguments: Arguments, geometry: Geometry, plan: Plan) -> Callable[..
         return te.if_then_else(ic // width < spec.in_channels // width, value, tirx.const(0.0, spec.dtype))
 
     if spec.channels_last:
-        shape = (spec.batch, *geometry.padded, channels)
-        pad = te.compute(shape, lambda n, d, h, w, c: read(n, c, (d, h, w)), name="pad")
-        return lambda n, ic, position: pad(n, *position, ic)
-    pad = te.compute((spec.batch, channels, *geometry.padded), lambda n, c, *i: read(n, c, i), name="pad")
-    return lambda n, ic, position: pad(n, ic, *position)
+        shape = (spec.batch, *geometry.padded, channels // width, width)
+        pad = te.compute(shape, lambda n, d, h, w, v, lane: read(n, v * width + lane, (d, h, w)), name="pad")
+        return lambda n, ic, position: pad(n, *position, ic // width, ic % width)
+    shape = (spec.batch, channels, *geometry.padded, 1)
+    pad = te.compute(shape, lambda n, c, d, h, w, _: read(n, c, (d, h, w)), name="pad")
+    return lambda n, ic, position: pad(n, ic, *position, 0)
 
 
 def _bind(sch: Any, spec: ConvSpec, plan: Plan) -> tuple[Any, Any]:
@@ -229,11 +230,14 @@ def _place_window(sch: Any, plan: Plan, window: Any) -> Any:
         sch.unroll(loop)
     at = kw if plan.adjacent else column
     weights = sch.cache_read(sch.get_sblock("acc"), "weight", "local") if plan.vector > 1 else None
-    for block in (window, weights) if weights is not None else (window,):
+    for block, dims in ((window, 6), (weights, 5)):
+        if block is None:
+            continue
         sch.compute_at(block, at, preserve_unit_loops=True)
-        loops = sch.get_loops(block)[-5:]
-        for loop in loops:
-            sch.unroll(loop) if plan.vector == 1 or loop is not loops[-1] else sch.vectorize(loop)
+        *outer, lane = sch.get_loops(block)[-dims:]
+        for loop in outer:
+            sch.unroll(loop)
+        sch.vectorize(lane)
     return kd
 
 
@@ -241,11 +245,11 @@ def _stage(sch: Any, spec: ConvSpec, plan: Plan, at: Any) -> None:
     """Copies the inputs of a block to shared memory, all its threads side by side."""
     pad = sch.get_sblock("pad")
     sch.compute_at(pad, at, preserve_unit_loops=True)
-    copied, vector = sch.split(sch.fuse(*sch.get_loops(pad)[-5:]), [None, plan.width(spec)])
-    *_, z, y, x = sch.split(copied, [None, *_axes(spec, plan)])
+    *copied, lane = sch.get_loops(pad)[-6:]
+    _, z, y, x = sch.split(sch.fuse(*copied), [None, *_axes(spec, plan)])
     for loop, axis in ((x, "x"), (y, "y"), (z, "z")):
         sch.bind(loop, f"threadIdx.{axis}")
-    sch.vectorize(vector)
+    sch.vectorize(lane)
 
 
 def _axes(spec: ConvSpec, plan: Plan) -> Dims:

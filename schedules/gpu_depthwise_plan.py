@@ -74,9 +74,9 @@ class Plan:
         return tuple(blocks * block for blocks, block in zip(self.blocks(spec), self.block))
 
     def width(self, spec: ConvSpec) -> int:
-        """Input channels that are copied at once."""
-        whole = self.vector > 1 or self.shared
-        return gcd(gcd(spec.in_channels, self.inputs), 4) if spec.channels_last and whole else 1
+        """Input channels that are copied at once: as many as a thread has, or more where it has but one."""
+        alone = self.vector == 1 and self.shared and spec.channels_last
+        return gcd(gcd(spec.in_channels, self.inputs), 4) if alone else self.vector
 
     @property
     def vector(self) -> int:

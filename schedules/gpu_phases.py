@@ -48,8 +48,7 @@ if TYPE_CHECKING:
 
 Dims = tuple[int, ...]
 
-LARGEST_BODY = 1024  # FMAs in an unrolled body: nvcc's time grows with it
-MOST_SUMS = 128
+MOST_SUMS = 64  # of a thread; with twice as many nvcc spills some
 
 
 class GpuPhases(Estimating[GpuTarget]):
@@ -320,11 +319,7 @@ def _order_sums(sch: Any, plan: Plan) -> list[Any]:
     *_, ar, hr, wr, cr, jd, jho, jwo, ico, ic, jh, jw = sch.get_loops(sch.get_sblock("acc"))
     reduction = [jd, jho, jwo, ico, ic, jh, jw]
     sch.reorder(*reduction, ar, hr, wr, cr)
-    unrolled = [ar, hr, wr, cr]
-    for loop, taps in ((jw, plan.taps[1]), (jh, count(plan.taps))):
-        if plan.sums * taps <= LARGEST_BODY:
-            unrolled.append(loop)
-    for loop in unrolled:
+    for loop in (ar, hr, wr, cr, *(jw, jh)[: plan.unrolled]):
         sch.unroll(loop)
     return reduction
 

@@ -23,6 +23,8 @@ Dims = tuple[int, ...]
 
 MOST_TAPS = 16  # whose weights lie in shared memory at a time
 MOST_THREADS = 512
+LARGEST_BODY = 1024  # FMAs in an unrolled body: nvcc's time grows with it
+MOST_OPERANDS = 128  # sums and weights of an unrolled body: nvcc loads most of the weights first
 WIDE = 4  # float32 in the widest load of a thread
 STEP_INSTRUCTIONS = 4  # of a turn of the loop over input channels
 COPY_INSTRUCTIONS = 12  # for an element to shared memory: conditions, where it comes from and goes to
@@ -56,6 +58,18 @@ class Plan:
     def block(self) -> Dims:
         """Outputs of a block."""
         return tuple(threads * outputs for threads, outputs in zip(self.threads, self.outputs))
+
+    @property
+    def unrolled(self) -> int:
+        """How many of the loops jw and jh are unrolled, from the inside: as many as keep the body small."""
+        taps = (1, self.taps[1], count(self.taps))
+        weights = self.outputs[2] * self.outputs[3]
+        fitting = [
+            loops
+            for loops, n in enumerate(taps)
+            if self.sums * n <= LARGEST_BODY and self.sums + n * weights <= MOST_OPERANDS
+        ]
+        return max(fitting, default=0)
 
     def blocks(self, spec: ConvSpec) -> Dims:
         """Blocks along rows, columns, phases of w, and the channels of a group."""
@@ -176,7 +190,8 @@ def shared_bytes(spec: ConvSpec, plan: Plan) -> int:
 
 def registers_of(plan: Plan) -> int:
     rows, columns, phases, channels = plan.outputs
-    return plan.sums + rows * columns + phases * channels + OTHER_REGISTERS
+    taps = (1, plan.taps[1], count(plan.taps))[plan.unrolled]
+    return plan.sums + rows * columns + taps * phases * channels + OTHER_REGISTERS
 
 
 def input_width(spec: ConvSpec, plan: Plan) -> int:
