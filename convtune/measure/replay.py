@@ -15,12 +15,14 @@ KINDS = (
     *("SampleCategorical", "SampleComputeLocation", "SamplePerfectTile"),
     *("Fuse", "Split", "Reorder", "Parallel", "Vectorize", "Annotate", "Unannotate"),
     *("ComputeAt", "ComputeInline", "ReverseComputeAt", "ReverseComputeInline"),
-    *("CacheWrite", "DecomposeReduction", "RFactor"),
+    *("CacheRead", "CacheWrite", "DecomposeReduction", "RFactor", "Bind"),
 )
 KEYS = (
     *("meta_schedule.parallel", "meta_schedule.vectorize", "meta_schedule.unroll_explicit"),
     *("meta_schedule.tiling_structure", "meta_schedule.random_compute_producer"),
-    *("pragma_auto_unroll_max_step", "pragma_unroll_explicit"),
+    *("meta_schedule.cooperative_fetch", "meta_schedule.thread_extent_low_inclusive"),
+    *("meta_schedule.thread_extent_high_inclusive", "pragma_auto_unroll_max_step", "pragma_unroll_explicit"),
+    *("software_pipeline_stage", "software_pipeline_order", "software_pipeline_async_stages"),
 )
 """All that our rules make. Traces come from logs, which others may have written: other instructions and annotations
 could bring code of their own into the kernel (pragma_import_llvm) or let it leave its buffers."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.errors import ScheduleError
 from convtune.expression import plain
 from convtune.measure.replay import replay
+from convtune.search.metaschedule_rules import rules_of
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 POPULATION = 64  # 8 candidates a request: MetaSchedule's own ratio, 512 for 64
 GENERATIONS = 4
 WARM_UP = 16  # trials before the cost model ranks; MetaSchedule waits for 100, more than most searches here have
-JOBS_PER_CORE = 16
-VECTOR_ELEMENTS = 64
-UNROLL_STEPS = (0, 16, 64, 256)  # with its 512 the slowest of 24 builds took 2.9 s, with these 0.5
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,9 @@ class Proposer:
     """
 
     def __init__(self, target: Target) -> None:
-        """Raises TargetError where LLVM does not know the target."""
-        self._target = target.to_tvm()
+        """Raises TargetError where TVM does not know the target."""
+        self._rules = rules_of(target)
+        self._target = self._rules.target(target)
         self._schedules: dict[tuple[ConvSpec, str], Any] = {}  # replaying anew each time would dominate long searches
         self._log = logging.getLogger("convtune.metaschedule")
         self._log.setLevel(logging.ERROR)  # the worker's output must end with why it died, not with a progress report
@@ -112,19 +111,13 @@ class Proposer:
         return context.generate_measure_candidates() or ()
 
     def _context(self, module: Any, generations: int, seed: int) -> Any:
-        from tvm.s_tir.meta_schedule import _ffi_api, mutator, space_generator
+        from tvm.s_tir.meta_schedule import _ffi_api, space_generator
         from tvm.s_tir.meta_schedule.logging import get_logging_func
         from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch
 
+        rules = self._rules
         space = space_generator.PostOrderApply(
-            sch_rules=rules(),
-            postprocs=postprocessors(),
-            mutator_probs={
-                mutator.MutateTileSize(): 0.9,
-                mutator.MutateComputeLocation(): 0.05,
-                mutator.MutateUnroll(): 0.03,
-                mutator.MutateParallel(JOBS_PER_CORE): 0.02,
-            },
+            sch_rules=rules.schedule_rules(), postprocs=rules.postprocessors(), mutator_probs=rules.mutators()
         )
         # the sample need not be large: small convolutions do not have 50 different schedules
         strategy = EvolutionarySearch(population_size=POPULATION, init_min_unmeasured=1, genetic_num_iters=generations)
@@ -139,46 +132,3 @@ class Proposer:
 def _data(trace: Any) -> Any:
     """The trace as plain JSON data; TVM's own has its constants among Python's."""
     return json.loads(json.dumps(trace.as_json(), default=lambda constant: constant.value))
-
-
-def rules() -> list[Any]:
-    """MetaSchedule's schedule rules for CPUs, in its order, without tensor intrinsics and with less unrolling."""
-    from tvm.s_tir.meta_schedule import schedule_rule
-
-    inline = schedule_rule.AutoInline(
-        into_producer=False,
-        into_consumer=True,
-        inline_const_tensor=True,
-        disallow_if_then_else=True,
-        require_injective=True,
-        require_ordered=True,
-        disallow_op=["tirx.exp"],
-    )
-    return [
-        schedule_rule.InlineConstantScalars(),
-        inline,
-        schedule_rule.AddRFactor(max_jobs_per_core=JOBS_PER_CORE, max_innermost_factor=64),
-        schedule_rule.MultiLevelTiling(
-            "SSRSRS",
-            max_innermost_factor=64,
-            reuse_write=schedule_rule.ReuseType(req="may", levels=[1, 2], scope="global"),
-        ),
-        schedule_rule.ParallelizeVectorizeUnroll(
-            max_jobs_per_core=JOBS_PER_CORE,
-            max_vectorize_extent=VECTOR_ELEMENTS,
-            unroll_max_steps=list(UNROLL_STEPS),
-            unroll_explicit=True,
-        ),
-        schedule_rule.RandomComputeLocation(),
-    ]
-
-
-def postprocessors() -> list[Any]:
-    """MetaSchedule's postprocessors for CPUs; RewriteLayout has nothing to do, as our weights are packed already."""
-    from tvm.s_tir.meta_schedule import postproc
-
-    return [
-        postproc.DisallowDynamicLoop(),
-        postproc.RewriteParallelVectorizeUnroll(),
-        postproc.RewriteReductionBlock(),
-    ]
