@@ -66,8 +66,10 @@ def translate(program: Program, checked: bool) -> str:
 
     Raises BuildError where it has what the emulator does not know.
     """
-    source = assembly.translate(_SHARED_ADDRESS.sub(r"auto \1", program.source))
-    source = _number_waits(source)
+    if "wmma::" in program.source:
+        raise BuildError("the emulator does not know Tensor Core fragments, wmma")
+    source = _number_waits(program.source)
+    source = assembly.translate(_SHARED_ADDRESS.sub(r"auto \1", source))
     synchronises = any(name in source for name in (*_WAITS.values(), *_ASYNC))
     source, arrays = _translate_functions(source, checked)
     if checked:
@@ -87,11 +89,6 @@ def _number_waits(source: str) -> str:
         line = source.count("\n", 0, match.start()) + 1
         return f"{_WAITS[match[1]]}({line}{')' if match[2] else ', '}"
 
-    lines = []
-    for line in source.split("\n"):
-        # the macros with which TVM serves archs before sm_70 only
-        lines.append("" if line.startswith("#define __shfl") or line.strip().startswith("__shfl") else line)
-    source = "\n".join(lines)
     return _WAIT.sub(number, source)
 
 
