@@ -23,7 +23,7 @@ SPECS = [
     "conv,ic=5,oc=7,in=11x6,k=3x2,s=2x1,p=1:2x0:1,n=2,layout=NHWC,act=silu,bias,residual",
     "depthwise,ic=4,oc=8,in=5x6x7,k=3x3x3,g=4,p=1,layout=NDHWC",
     "transposed,ic=6,oc=9,in=7,k=4,s=2,p=1",
-    "spatially_separable,ic=6,oc=8,in=6x5,k=3x3,p=1,sact=relu,layout=NHWC",
+    "grouped,ic=6,oc=9,in=13,k=3,p=2:-1,g=3",
 ]
 
 
