@@ -13,7 +13,9 @@ from pathlib import Path
 
 from convtune.cuda.emulation import emulator
 from convtune.cuda.program import Launch, Program
+from convtune.cuda.toolkit import Cubin
 from convtune.linker import find_compiler
+from convtune.measure.gpu_builder import GpuBuilder
 
 SOURCE = Path(__file__).with_name("fake_cuda.c")
 
@@ -52,7 +54,7 @@ def emulations(program: Program, directory: Path) -> dict[Launch, Path]:
 def run(script: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A Python script in a process that finds the fake driver. The variables FAKE_CUDA_… are its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FAKE_CUDA_")}
-    path = {"LD_LIBRARY_PATH": str(driver())}
+    path = {"LD_LIBRARY_PATH": str(driver()), "PYTHONPATH": str(SOURCE.parent)}
     return subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         capture_output=True,
@@ -61,3 +63,11 @@ def run(script: str, *arguments: str | Path, **environment: str) -> subprocess.C
         timeout=120,
         check=False,
     )
+
+
+class FakeBuilder(GpuBuilder):
+    """The builder for the fake GPU: nvcc has compiled the program before its emulation is taken."""
+
+    def compile(self, program: Program, directory: Path) -> Cubin:
+        lasting = Path(os.environ["LD_LIBRARY_PATH"]) / "emulations"  # packages outlive the builder's directory
+        return replace(super().compile(program, directory), data=image(program, emulations(program, lasting)))

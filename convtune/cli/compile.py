@@ -63,8 +63,8 @@ class Compiled:
     "archs",
     multiple=True,
     metavar="ARCH",
-    help="Also a GPU arch to have machine code for, such as sm_90, besides the target's; may be repeated, or a list with "
-    "commas. Newer GPUs than the oldest of them get PTX.",
+    help="Of another GPU to have machine code for, such as sm_90, besides the target's own; may be repeated, or a list "
+    "with commas. Others that are newer than one of them get PTX.",
 )
 @options.layout
 @options.threads

@@ -14,7 +14,7 @@ import click
 from convtune import accuracy as accuracies
 from convtune.cli import options, tables
 from convtune.cli.application import DONE, FAILED, Invocation, one_line
-from convtune.cli.notices import warn_of
+from convtune.cli.notices import tell, warn_of
 from convtune.errors import (
     BuildError,
     KernelError,
@@ -29,11 +29,13 @@ from convtune.runtime.names import MANIFEST_NAME
 from convtune.spec import ConvSpec
 
 if TYPE_CHECKING:
-    from convtune.compiler import Compiler
+    from convtune.compiler import Compiler, Package
+    from convtune.measure import Bench
     from convtune.measure.check import Checker
     from convtune.targets import Target
     from convtune.workloads import Workload
 
+_EMULATED = "by emulation on this CPU; never run on a GPU here"
 _COLUMNS = {"kernel": "left", "result": "left", "error": "right", "allowed": "right"}
 
 
@@ -75,7 +77,7 @@ def command(
 
     A DIR is a saved package, or has saved packages in it, as `convtune compile` writes them. Whatever else is given is
     a workload, which is compiled first. The kernel must write its whole output and nothing else, come within the
-    error allowed, and give the same bits when run again.
+    error allowed, and give the same bits when run again. A workload for a GPU that is not here is emulated on the CPU.
     """
     from convtune.compiler import Compiler, open_logs
     from convtune.workloads import parse
@@ -88,6 +90,7 @@ def command(
         verdicts = [verifier.package(str(package), package, threads) for package in packages]
         if texts:
             layers, machine = parse(texts, layout), _runnable(target, threads)
+            tell(machine)
             logs = open_logs(log)
             compiler = stack.enter_context(Compiler(machine, logs, accuracy))
             verdicts += [verifier.workload(layer, compiler) for layer in layers]
@@ -107,6 +110,7 @@ class Verifier:
     def __init__(self, accuracy: str, seed: int, stack: contextlib.ExitStack) -> None:
         self._accuracy, self._seed, self._stack = accuracy, seed, stack
         self._checkers: dict[int, Checker] = {}
+        self._emulator: Bench | None = None
 
     def workload(self, workload: Workload, compiler: Compiler) -> Verdict:
         """The verdict on the kernel that the compiler makes for it."""
@@ -114,7 +118,30 @@ class Verifier:
             package = compiler.package(workload.spec)
         except (BuildError, MeasureError, ScheduleError, VerifyError) as problem:
             return Verdict(workload.name, str(workload.spec), "error", message=one_line(str(problem)))
+        if package.manifest.target.on_gpu and not compiler.target.is_host:
+            return self._emulate(workload, package, compiler.target)
         return self.package(workload.name, package.directory, package.manifest.target.threads)
+
+    def _emulate(self, workload: Workload, package: Package, target: Target) -> Verdict:
+        """The verdict on the candidate of a package, anew, with the operands of our seed."""
+        from convtune.space import Candidate
+
+        spec, candidate = workload.spec, Candidate(**package.manifest.candidate)
+        limit = accuracies.limit(spec, self._accuracy)
+        bench = self._emulating(target)
+        (built,) = bench.build(spec, [candidate])
+        outcome = bench.verify(spec, built, limit)
+        message = _EMULATED if outcome.status == "ok" else one_line(outcome.message)
+        return Verdict(workload.name, str(spec), outcome.status, outcome.error, limit, message)
+
+    def _emulating(self, target: Target) -> Bench:
+        from convtune.measure.estimating import EstimatingBench
+        from convtune.targets import GpuTarget
+
+        if self._emulator is None:
+            assert isinstance(target, GpuTarget)
+            self._emulator = self._stack.enter_context(EstimatingBench(target, seed=self._seed))
+        return self._emulator
 
     def package(self, name: str, directory: Path, threads: int | None) -> Verdict:
         """The verdict on a saved kernel. threads: None means as many as it was compiled for."""
@@ -129,6 +156,9 @@ class Verifier:
         except (SpecError, UnknownNameError) as problem:
             return Verdict(name, manifest.spec, "error", message=one_line(f"{MANIFEST_NAME}: {problem}"))
         limit = accuracies.limit(spec, self._accuracy)
+        if manifest.target.on_gpu and (missing := _why_no_gpu()):
+            past = f"; when it was compiled it was verified by {manifest.verified}" if manifest.verified else ""
+            return Verdict(name, manifest.spec, "error", None, limit, f"it needs a GPU, but {missing}{past}")
         pack = tuple(argument.pack for argument in manifest.arguments if argument.name == "weight")
         checker = self._checker(threads or manifest.target.threads)
         try:
@@ -159,11 +189,18 @@ def packages_in(directory: Path) -> list[Path]:
     return found
 
 
+def _why_no_gpu() -> str:
+    """ "" where there is one."""
+    from convtune.targets.cuda_driver import first_gpu
+
+    return first_gpu().why_none
+
+
 def _runnable(target: str, threads: int | None) -> Target:
     from convtune import targets
 
     machine = targets.resolve(target, threads)
-    if not machine.is_host:
+    if not machine.is_host and not isinstance(machine, targets.GpuTarget):
         raise TargetError(f"target {machine.name!r} cannot be verified here: {machine.why_not_here()}")
     return machine
 
