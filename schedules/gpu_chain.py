@@ -49,7 +49,9 @@ class GpuChain(Estimating[GpuTarget]):
     summary = "a separable or flattened convolution in one kernel, the results between its stages in shared memory"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        if not isinstance(target, GpuTarget) or not isinstance(variants.get(spec.variant), variants.Composite):
+        if not isinstance(target, GpuTarget) or spec.dtype != "float32":
+            return False
+        if not isinstance(variants.get(spec.variant), variants.Composite):
             return False
         first, *later = (stage.variant for stage in spec.stages)
         lanewise = {variant == "depthwise" for variant in later}
@@ -256,6 +258,9 @@ def _between(arguments: Arguments, block: Block, stage: Stage[Tile], number: int
 def _bind(sch: Any, block: Block, turn: Any, along: Any, across: Any, sums: Sequence[Any]) -> Any:
     """Binds the loops of a pass to threads; returns that of x."""
     y, x = (across, along) if block.channels_last else (along, across)
+    assert tuple(int(sch.get(loop).extent) for loop in (y, x)) == block.threads, (
+        "every stage has all threads of a block"
+    )
     sch.reorder(turn, y, x, *sums)
     sch.bind(y, "threadIdx.y")
     sch.bind(x, "threadIdx.x")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.chain_plan import Stage, plan
 from convtune.schedules.gpu_gathered_gemm import WIDE
 from convtune.schedules.gpu_work import Work
-from convtune.schedules.tiling import Tile, ceil_div
+from convtune.schedules.tiling import Tile, ceil_div, round_up
 
 from convtune.spec import count
 from convtune.targets.gpu import STATIC_SHARED_BYTES
@@ -74,9 +74,15 @@ class Block:
         return self.rounds_of(stage) * stage.tile.columns * self.thread_channels
 
     def chunks(self, stage: Stage[Tile]) -> tuple[int, int]:
-        """How many chunks of the input channels of a dense stage there are, and how many channels one has."""
-        chunk = min(self.chunk, self.channels)
-        return ceil_div(stage.spec.in_channels, chunk), chunk
+        """How many chunks of the input channels of a dense stage there are, and how many channels one has.
+
+        They are all channels that the stage before makes, those beyond its last one too: `compute_at` would leave out
+        what nobody reads, and some threads with it.
+        """
+        chunk, channels = min(self.chunk, self.channels), stage.spec.in_channels
+        if stage is not self.stages[0]:
+            channels = round_up(channels, self.channels)
+        return ceil_div(channels, chunk), chunk
 
     def outer(self, stage: Stage[Tile]) -> tuple[int, ...]:
         """(*blocks, channel block, pass): of a stage's sums what is before the channels and positions of a pass."""

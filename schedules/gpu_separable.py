@@ -57,7 +57,7 @@ class GpuSeparable(Estimating[GpuTarget]):
     summary = "a depthwise separable convolution whose depthwise results stay in shared memory"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        return isinstance(target, GpuTarget) and spec.variant == "depthwise_separable"
+        return isinstance(target, GpuTarget) and spec.variant == "depthwise_separable" and spec.dtype == "float32"
 
     def knobs(self, spec: ConvSpec, target: GpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         return tile_knobs(spec.stages[-1])
