@@ -146,24 +146,28 @@ def _bounds(position: Expr, before: int, size: int, reach: int) -> list[Expr]:
     return lower + ([position < size] if reach - before > size else [])
 
 
-def operands(geometry: Geometry, x: Any, weight: Any, arguments: Arguments | None = None) -> Operands:
+def operands(
+    geometry: Geometry,
+    x: Any,
+    weight: Any,
+    arguments: Arguments | None = None,
+    widen: Callable[[Expr], Expr] = widened,
+) -> Operands:
     """A variant's operands: x(n, ic, position) and weight(oc, ic, taps) in terms of three-dimensional accessors.
 
-    What these read is widened, as are the inputs.
-
-    arguments: where the inputs besides these are, if the variant has any.
+    arguments: where the inputs besides these are, if the variant has any. widen: of all that is read.
     """
 
     def read(n: Expr, ic: Expr, *position: Expr) -> Expr:
         place = cube(position, 0)
-        return widened(x(n, ic, [p + before for p, before in zip(place, geometry.before)]))
+        return widen(x(n, ic, [p + before for p, before in zip(place, geometry.before)]))
 
     def reader(name: str) -> Callable[..., Expr] | None:
         if arguments is None or name not in arguments.inputs:
             return None
-        return lambda n, channel, *out: widened(arguments.read_input(name, n, channel, cube(out, 0)))
+        return lambda n, channel, *out: widen(arguments.read_input(name, n, channel, cube(out, 0)))
 
-    of_weight = lambda oc, ic, *taps: widened(weight(oc, ic, cube(taps, 0)))  # noqa: E731
+    of_weight = lambda oc, ic, *taps: widen(weight(oc, ic, cube(taps, 0)))  # noqa: E731
     return Operands(read, of_weight, offset=reader("offset"), mask=reader("mask"))
 
 

@@ -41,7 +41,7 @@ from convtune.schedules.gpu_gathered_gemm import (
 from convtune.schedules.tiling import ceil_div
 
 from convtune import variants
-from convtune.expression import Arguments, Geometry, operands
+from convtune.expression import Arguments, Geometry, operands, or_zero, widened
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
 from convtune.targets.gpu import GpuTarget
@@ -60,10 +60,11 @@ SAMPLING = {  # of samples that are side by side along the positions, and along 
 
 class GpuDeformable(Estimating[GpuTarget]):
     name = "gpu_deformable"
+    dtypes = ("float32", "float16")
     summary = "a tile's samples in shared memory, then a register tile over them"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        return isinstance(target, GpuTarget) and spec.variant == "deformable" and spec.dtype == "float32"
+        return isinstance(target, GpuTarget) and spec.variant == "deformable"
 
     def knobs(self, spec: ConvSpec, target: GpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         return tile_knobs(spec)
@@ -118,7 +119,7 @@ def _shared_bytes(spec: ConvSpec, tile: GemmTile) -> int:
 
 
 def _expression(spec: ConvSpec, tile: GemmTile) -> Any:
-    from tvm import te, tirx
+    from tvm import tirx
 
     arguments = Arguments(spec, [packed_gemm(spec, tile)])
     index, weights, outside, *scale = _tables(arguments, tile)
@@ -130,18 +131,17 @@ def _expression(spec: ConvSpec, tile: GemmTile) -> Any:
         channel = g * depth + segment * tile.run + first + lane
         places = [index(*at, q, s, p) for q in range(len(CORNERS))]
         value = interpolated(
-            lambda q: arguments.read_x(n, channel, (0, places[q] // width, places[q] % width)),
+            lambda q: widened(arguments.read_x(n, channel, (0, places[q] // width, places[q] % width))),
             [weights(*at, q, s, p) for q in range(len(CORNERS))],
             outside=tirx.const(False, "bool"),
         )
-        zero = tirx.const(0.0, spec.dtype)
         # not a Select: TVM 0.27 makes CUDA C of one of vectors that nvcc refuses
-        value = te.if_then_else(outside(*at, 0, s, p) == 0, value, zero)
+        value = or_zero([outside(*at, 0, s, p) == 0], value)
         if scale:
             value = scale[0](*at, 0, s, p) * value
         inside = [first < tile.run] if tile.run % tile.chunk else []
         inside += [segment < tile.segments] if tile.segments % tile.together else []
-        return te.if_then_else(tirx.all(*inside), value, zero) if inside else value
+        return or_zero(inside, value)
 
     return gathered_gemm(arguments, tile, sample)
 

@@ -53,6 +53,7 @@ LEAST_WARPS = 8  # of an SM: with fewer, too little is on its way from memory
 
 class GpuDepthwise(Estimating[GpuTarget]):
     name = "gpu_depthwise"
+    dtypes = ("float32", "float16")
     summary = "a thread makes a tile of outputs from a window in registers; for depthwise and small groups"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.gpu_work import Work, cycles
 from convtune.schedules.tiling import ceil_div, round_up
 
-from convtune.expression import Arguments, cube, epilogue
+from convtune.expression import Arguments, cube, epilogue, widened
 from convtune.spec import count
 from convtune.targets.gpu import STATIC_SHARED_BYTES, WARP, GpuTarget
 
@@ -227,7 +227,7 @@ def gathered_gemm(arguments: Arguments, tile: GemmTile, sample: Callable[..., An
     def summand(n: Any, block: Any, p0: Any, p1: Any, p2: Any, g: Any, cb: Any, c0: Any, c1: Any, c2: Any) -> Any:
         position, channel = (p0 * px + p1) * pi + p2, (c0 * cx + c1) * ci + c2
         k = s * tile.chunk + v * tile.vector + lane
-        filters = weight(g, cb, tap, so, co, k, channel)
+        filters = widened(weight(g, cb, tap, so, co, k, channel))
         return te.sum(col(n, g, block, tap, so, co, s, v, lane, position) * filters, axis=axes)
 
     sums = (stage.batch, blocks, pj, px, pi, stage.groups, weight.shape[1], cj, cx, ci)

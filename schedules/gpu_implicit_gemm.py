@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.tiling import ceil_div, round_up
 
 from convtune import variants
-from convtune.expression import Arguments, Geometry, cube, epilogue, operands, zero_padded
+from convtune.expression import Arguments, Geometry, cube, epilogue, operands, or_zero, widened, zero_padded
 from convtune.spec import count
 
 if TYPE_CHECKING:
@@ -225,7 +225,8 @@ def expression(tile: BlockTile) -> Any:
     def summand(slice_: Any, *index: Any) -> Any:
         (b, *part), (g, gi, cb, *column) = (index[:4], index[4:]) if spec.channels_last else (index[6:], index[:6])
         filters = weight(g, cb, slice_, *chunk, *taps, ic, gi, *column)
-        return te.sum(read_tile(b, g, slice_, chunk, taps, gi, ic, part) * filters, axis=axes)
+        gathered = read_tile(b, g, slice_, chunk, taps, gi, ic, part)
+        return te.sum(widened(gathered) * widened(filters), axis=axes)
 
     rows = (ceil_div(tile.outputs, tile.positions), *tile.position_split)
     columns = (spec.groups // tile.groups, tile.groups, ceil_div(tile.run, tile.channels), *tile.channel_split)
@@ -269,13 +270,13 @@ def _tile(tile: BlockTile, arguments: Arguments) -> Any:
     from tvm import te, tirx
 
     spec, missing = tile.spec, 3 - tile.spec.rank
-    variant, geometry, zero = variants.primitive(spec), Geometry.of(spec), tirx.const(0.0, spec.dtype)
+    variant, geometry, one = variants.primitive(spec), Geometry.of(spec), tirx.const(1.0, spec.dtype)
 
     def read(n: Any, ic: Any, position: Sequence[Any]) -> Any:
         return zero_padded(spec, geometry, arguments.read_x, n, ic, position)
 
-    alone = operands(geometry, read, lambda *_: tirx.const(1.0, spec.dtype))  # the term is then the element of x
-    term = variant.term(spec, alone)
+    alone = operands(geometry, read, lambda *_: one, widen=lambda value: value)
+    term = variant.term(spec, alone)  # which then is the element of x
 
     def gathered(outer: Sequence[Any], taps: Sequence[Any], gi: Any, ic: Any, part: Sequence[Any]) -> Any:
         block, g, slice_, chunk, *outer_taps = outer
@@ -287,7 +288,7 @@ def _tile(tile: BlockTile, arguments: Arguments) -> Any:
         value = term.at(n, oc, position, (channel, *tap[missing:]))
         inside = [output < tile.outputs] if tile.outputs % tile.positions else []
         inside += [channel < tile.run_in] if tile.slices * tile.chunks[0] * tile.depth > tile.run_in else []
-        return te.if_then_else(tirx.all(*inside), value, zero) if inside else value
+        return or_zero(inside, value)
 
     outer = (ceil_div(tile.outputs, tile.positions), spec.groups // tile.groups, tile.slices, *tile.chunks)
     if spec.channels_last:

@@ -37,7 +37,7 @@ from convtune.schedules.gpu_phases_plan import (
 from convtune.schedules.gpu_work import cycles
 from convtune.schedules.transposed_phases import Phases, phases_of
 
-from convtune.expression import Arguments, cube, epilogue, read_padded
+from convtune.expression import Arguments, cube, epilogue, read_padded, widened
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
 from convtune.targets.gpu import STATIC_SHARED_BYTES, WARP, GpuTarget
@@ -53,6 +53,7 @@ MOST_SUMS = 64  # of a thread; with twice as many nvcc spills some
 
 class GpuPhases(Estimating[GpuTarget]):
     name = "gpu_phases"
+    dtypes = ("float32", "float16")
     summary = "one implicit GEMM per residue of the stride, tiles in shared memory; for transposed"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
@@ -155,7 +156,7 @@ def _expression(spec: ConvSpec, plan: Plan) -> Any:
         row, column = ht * plan.outputs[0] + hr + reach[0], wr * across + wt + reach[1] + shift
         x = tile((n, g, ud, ad, ah, hb, wb, ab, *outer), row, column, ic)
         weight = filters(g, cb, ad, ah, ab, *outer, ic, *taps, phase, ct * plan.outputs[3] + cr)
-        return te.sum(x * weight, axis=[*outer, *inner])
+        return te.sum(widened(x) * widened(weight), axis=[*outer, *inner])
 
     def result(*index: Any) -> Any:
         n, oc, *position = _locate(spec, plan, index)

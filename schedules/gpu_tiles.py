@@ -46,6 +46,7 @@ POSITIONS = (32, 64, 128)
 THREAD_TILES = ("4x4", "8x4", "4x8", "8x8")  # positions x channels
 FEW_CHANNELS = 8  # of a group: one thread has them all
 FEWEST_THREADS, MOST_THREADS = 32, 256
+WAITS_OF_CHUNK = 1.5  # for global memory, then at two barriers
 SECTOR = 8  # float32 elements that global memory gives at least
 ADDRESSES = 36  # registers for indices, predicates and loops
 STAGES = {"none": 1, "async2": 2, "async3": 3}
@@ -54,10 +55,11 @@ STAGES = {"none": 1, "async2": 2, "async3": 3}
 
 class GpuTiles(Estimating[GpuTarget]):
     name = "gpu_tiles"
+    dtypes = ("float32", "float16")
     summary = "a block's operands in shared memory, a tile of sums in each thread's registers"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        return isinstance(target, GpuTarget) and spec.variant in VARIANTS and spec.dtype == "float32"
+        return isinstance(target, GpuTarget) and spec.variant in VARIANTS
 
     def knobs(self, spec: ConvSpec, target: GpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         few = spec.groups > 1 and spec.out_channels // spec.groups <= FEW_CHANNELS
@@ -195,7 +197,7 @@ def _work(tile: BlockTile, pipeline: str) -> Work:
         fmas=fmas,
         instructions=loads * depth + 10 * of_x / tile.gathered + of_weight + 20 * chunks,
         wavefronts=depth * (rows + columns) + of_x + of_weight,
-        waits=2 + chunks * (1 - hidden),
+        waits=2 + WAITS_OF_CHUNK * chunks * (1 - hidden),
         l2_bytes=4 * threads * (of_x * max(1.0, SECTOR / contiguous) + of_weight),
         dram_bytes=spec.bytes,
     )
