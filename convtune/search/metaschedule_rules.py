@@ -25,7 +25,12 @@ MOST_BLOCKS = 256
 
 
 class Rules(ABC):
-    """What spans MetaSchedule's space, and what changes its candidates."""
+    """What spans MetaSchedule's space, and what changes its candidates.
+
+    population: of a generation. MetaSchedule's own is 512 for 64 candidates; 8 are asked for here.
+    """
+
+    population: int = 64
 
     @abstractmethod
     def target(self, target: Target) -> Any:
@@ -100,6 +105,8 @@ class CpuRules(Rules):
 
 class GpuRules(Rules):
     """For CUDA: tiles of blocks, virtual threads and threads, operands in shared memory, sums in registers."""
+
+    population = 256  # most samples do not fit a GPU: of 64 often none does
 
     def target(self, target: Target) -> Any:
         """Its shared memory is static, which is limited on every arch."""

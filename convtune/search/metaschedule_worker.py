@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-POPULATION = 64  # 8 candidates a request: MetaSchedule's own ratio, 512 for 64
 GENERATIONS = 4
 WARM_UP = 16  # trials before the cost model ranks; MetaSchedule waits for 100, more than most searches here have
 
@@ -120,7 +119,9 @@ class Proposer:
             sch_rules=rules.schedule_rules(), postprocs=rules.postprocessors(), mutator_probs=rules.mutators()
         )
         # the sample need not be large: small convolutions do not have 50 different schedules
-        strategy = EvolutionarySearch(population_size=POPULATION, init_min_unmeasured=1, genetic_num_iters=generations)
+        strategy = EvolutionarySearch(
+            population_size=rules.population, init_min_unmeasured=1, genetic_num_iters=generations
+        )
         # not by its Python class, which imports the tensor intrinsics: 15 to 25 s, and float32 needs none.
         # One thread: with more, which of them draws which random number is up to the scheduler.
         log = get_logging_func(self._log)
