@@ -21,6 +21,7 @@ from convtune.measure.worker import Reply
 from convtune.record import METASCHEDULE, Record, trace, traced, winner
 from convtune.search import metaschedule, metaschedule_worker
 from convtune.search.metaschedule import MetaScheduleSearch
+from convtune.search.metaschedule_rules import Rules
 from convtune.search.metaschedule_worker import Propose, Proposer
 from convtune.space import Candidate, default_candidate
 from convtune.spec import ConvSpec
@@ -132,7 +133,7 @@ def test_a_worker_proposes_what_this_process_does_and_ends_with_close(monkeypatc
 @pytest.mark.usefixtures("here")
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metaschedule_worker, "WARM_UP", 4)  # the cost model takes part
-    monkeypatch.setattr(metaschedule_worker, "POPULATION", 16)
+    monkeypatch.setattr(Rules, "population", 16)
     whole = MetaScheduleSearch(SPEC, NATIVE, trials=14, seed=1)
     asked: list[Candidate] = []
     while not whole.finished:
