@@ -131,6 +131,8 @@ class Kernel:
         message = self._library.convtune_kernel_error().decode(errors="replace")
         self._library.convtune_release_workspace()
         line = " ".join(message.split())
+        if self.on_gpu:
+            raise KernelError(line)  # a launcher says itself what failed, often not the kernel
         raise KernelError(f"kernel failed with status {status}: {line or 'it gave no message'}")
 
 
