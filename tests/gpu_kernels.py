@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 
@@ -122,6 +123,54 @@ def matmul_tiled(
         sch.annotate(ko, "software_pipeline_async_stages", [0])
     sch.decompose_reduction(c, ko)
     return sch.mod
+
+
+def matmul_tensor_cores(size: int, padded: bool) -> Any:
+    """float16, a tile of 64 x 64 a block, 32 x 32 a warp; rows of the shared tiles padded by 8 elements, or not."""
+    from tvm import te
+    from tvm.s_tir import Schedule
+
+    importlib.import_module("tvm.s_tir.tensor_intrin.cuda")  # registers the intrinsics
+    a, b = (te.placeholder((size, size), "float16", name=name) for name in "ab")
+    r = te.reduce_axis((0, size), name="k")
+    c = te.compute((size, size), lambda i, j: te.sum(a[i, r] * b[r, j], axis=r), name="c")
+    sch = Schedule(te.create_prim_func([a, b, c]))
+    loops = sch.get_loops(sch.get_sblock("c"))
+    (i, it), (j, jt), (k, kt) = (sch.split(loop, [None, 16]) for loop in loops)
+    io, iw, ii = sch.split(i, [None, 2, 2])
+    jo, jw, ji = sch.split(j, [None, 2, 2])
+    ko, ki = sch.split(k, [None, 2])
+    sch.reorder(io, jo, iw, jw, ko, ki, ii, ji, it, jt, kt)
+    product = sch.blockize(it)
+    warp = sch.fuse(iw, jw)
+    for loop, axis in ((io, "blockIdx.y"), (jo, "blockIdx.x"), (warp, "threadIdx.y")):
+        sch.bind(loop, axis)
+    written = sch.cache_write(product, 0, "wmma.accumulator")
+    sch.reverse_compute_at(written, warp)
+    _tensorize(sch, written, "wmma_store_16x16x16_f16_global")
+    for operand, name in enumerate("ab"):
+        staged = sch.cache_read(product, operand, "shared")
+        sch.compute_at(staged, ko)
+        if padded:
+            sch.storage_align(staged, 0, 0, 32, 8)
+        fragment = sch.cache_read(product, operand, f"wmma.matrix_{name}")
+        sch.compute_at(fragment, ki)
+        _tensorize(sch, fragment, f"wmma_load_16x16x16_f16_{name}_shared")
+        _, y, x, lane = sch.split(sch.fuse(*sch.get_loops(staged)[-2:]), [None, 4, 32, 8])
+        sch.bind(y, "threadIdx.y")
+        sch.bind(x, "threadIdx.x")
+        sch.vectorize(lane)
+    first = sch.get_child_blocks(sch.decompose_reduction(product, ko))[0]
+    sch.tensorize(sch.get_loops(first)[-2], "wmma_fill_16x16x16_f16")
+    sch.tensorize(sch.get_loops(sch.get_child_blocks(product)[0])[-3], "wmma_sync_16x16x16_f16f16f16")
+    return sch.mod
+
+
+def _tensorize(sch: Any, block: Any, intrinsic: str) -> None:
+    rows, columns = sch.get_loops(block)[-2:]
+    (_, row), (outer, column) = (sch.split(loop, [None, 16]) for loop in (rows, columns))
+    sch.reorder(outer, row, column)
+    sch.tensorize(row, intrinsic)
 
 
 def one_each(spec: Any, how: str) -> Any:

@@ -133,6 +133,21 @@ def test_spills_cost_time(a100: GpuTarget) -> None:
     assert spilled.counts.local_requests > clean.counts.local_requests == 0
 
 
+def test_tensor_cores_are_counted_and_fed_by_shared_memory(a100: GpuTarget) -> None:
+    """Rows 64 and 128 bytes apart are in 2 and 1 of 8 groups of banks; padded by 16 bytes they are in all."""
+    size = 512
+    plain, padded = (estimated(gpu_kernels.matmul_tensor_cores(size, pad), a100, 78, 9216) for pad in (False, True))
+    for kernel in (plain, padded):
+        assert kernel.counts.tensor * kernel.blocks == size**3 / (16 * 8 * 16)
+        assert kernel.counts.sectors_stored * kernel.blocks == size * size * 2 / 32
+    loads = 4 * size // 16 * 2  # by each of 4 warps, of 16 x 16 elements for either operand, 4 wavefronts at best
+    stores = size // 32 * 2 * 2 * 4
+    assert plain.counts.shared_wavefronts == loads * (4 * 4 + 4 * 8) + stores * 4
+    # eight threads fill two rows of the first operand, which the padding moves onto each other
+    assert padded.counts.shared_wavefronts == loads * 2 * 4 + stores / 2 * (4 + 8)
+    assert padded.time_us < plain.time_us
+
+
 def test_what_does_not_fit_is_refused(a100: GpuTarget) -> None:
     with pytest.raises(ScheduleError, match=r"256 threads with 32 registers and 204800 bytes .* do not fit on"):
         estimated(gpu_kernels.copy(1 << 12), a100, shared=200 << 10)

@@ -20,7 +20,8 @@ from .timing import Clock, combined
 class KernelEstimate:
     """What one launch does and takes.
 
-    bound: the limit that takes longest: "fma", "issue", "integer", "special", "shared", "l1", "l2", "dram", "latency".
+    bound: the limit that takes longest: "fma", "issue", "integer", "special", "tensor", "shared", "l1", "l2", "dram" or
+    "latency".
     waves: of blocks, the last one in part. occupancy: resident warps of those that an SM can hold, 0 to 1.
     counts: of one block, in instructions of warps, 32-byte sectors, wavefronts.
     l2_bytes, dram_bytes: of the launch.

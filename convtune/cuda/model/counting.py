@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .accesses import WIDEST_BYTES
 from .machine import Machine, Vector
-from .regions import Counts, Frame, GlobalUse, Region
-from .samples import Sampler
+from .regions import TENSOR_MULTIPLY_ADDS, Counts, Frame, GlobalUse, Region
+from .samples import LANES, Sampler
 from .tree import (
     AsyncCopy,
     AsyncWait,
@@ -21,6 +22,8 @@ from .tree import (
     Expr,
     Kernel,
     Loop,
+    MatrixMove,
+    MatrixMultiply,
     Statement,
     Store,
 )
@@ -145,6 +148,24 @@ class Walker(Machine):
         first = self.scalar(index)
         lanes = [Value(first.node, first.offset + lane) for lane in range(size // buffer.bytes)]
         self.access("copy", buffer, lanes, alone)
+
+    def _matrixmove(self, statement: MatrixMove) -> None:
+        # Each lane has some 16 bytes of a row, as ldmatrix and wmma have it.
+        buffer = statement.buffer
+        width = min(statement.elements // LANES, WIDEST_BYTES // buffer.bytes)
+        row = self.operate(
+            "Mul", "int", (self.operate("Mod", "int", (self.lane, constant(16))), self.scalar(statement.stride))
+        )
+        column = self.operate("Mul", "int", (self.operate("Div", "int", (self.lane, constant(16))), constant(width)))
+        base = self.operate("Add", "int", (self.scalar(statement.index), self.operate("Add", "int", (row, column))))
+        for start in range(0, statement.elements // LANES, width):
+            first = base.offset + start * LANES // 16
+            self.access(statement.kind, buffer, [Value(base.node, first + lane) for lane in range(width)])
+        if statement.kind == "load":
+            self.region.exposed.add(buffer.scope)
+
+    def _matrixmultiply(self, statement: MatrixMultiply) -> None:
+        self.region.counts.tensor += self.weight * statement.multiply_adds / TENSOR_MULTIPLY_ADDS
 
     def _loop(self, loop: Loop) -> None:
         begin, extent = self.scalar(loop.begin), self.scalar(loop.extent)

@@ -41,6 +41,7 @@ class Machine:
         self.closed: list[Region] = []
         self.uses: list[GlobalUse] = []
         self.open: list[Region] = [Region((), 1.0, 1.0)]
+        self.lane = self.values.leaf("lane", 0, np.arange(LANES)[None, :])
         for variable, name in kernel.threads.items():
             if name not in self.variables:
                 self.variables[name] = self.values.leaf(name, 0, self.sampler.axis(name))

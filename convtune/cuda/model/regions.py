@@ -16,6 +16,10 @@ SERIAL_UNROLL = 4.0
 """What nvcc unrolls loops by where it does not unroll them wholly."""
 
 
+TENSOR_MULTIPLY_ADDS = 16 * 8 * 16
+"""Of one instruction of a warp on the Tensor Cores."""
+
+
 @dataclass
 class Counts:
     """Of one warp: instructions by kind, requests, what the requests cost. Fractions where only some take a branch."""
@@ -24,6 +28,7 @@ class Counts:
     floating: float = 0.0  # float32 instructions, fused multiply-adds among them
     integer: float = 0.0
     special: float = 0.0  # of the special function units
+    tensor: float = 0.0  # products on the Tensor Cores
     global_loads: float = 0.0
     global_stores: float = 0.0
     sectors_loaded: float = 0.0
@@ -38,7 +43,7 @@ class Counts:
     def instructions(self) -> float:
         """All that a scheduler issues."""
         memory = self.global_loads + self.global_stores + self.shared_requests + self.local_requests
-        return self.floating + self.integer + self.special + memory + self.barriers
+        return self.floating + self.integer + self.special + self.tensor + memory + self.barriers
 
     def add(self, other: Counts, times: float) -> None:
         """Adds what is executed so many times."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from convtune.targets.gpu import WARP, GpuTarget
 
 from . import facts
 from .counting import Counted
-from .regions import Counts, Region
+from .regions import TENSOR_MULTIPLY_ADDS, Counts, Region
 from .traffic import Traffic
 
 SCHEDULERS = 4
@@ -27,6 +28,7 @@ class Rates:
     issue: float
     integer: float
     special: float
+    tensor: float
     shared: float
     l1: float
 
@@ -39,6 +41,7 @@ class Rates:
             issue=1 / SCHEDULERS,
             integer=WARP / found.integer_lanes,
             special=WARP / found.special_lanes,
+            tensor=TENSOR_MULTIPLY_ADDS / target.fp16_tensor_lanes if target.fp16_tensor_lanes else math.inf,
             shared=128 / found.l1_bytes,
             l1=found.request_clocks,
         )
@@ -54,6 +57,7 @@ class Rates:
             "issue": counts.instructions * self.issue,
             "integer": counts.integer * self.integer,
             "special": counts.special * self.special,
+            "tensor": counts.tensor * self.tensor if counts.tensor else 0.0,
             # one memory, which answers one or the other; named by whoever asks for more
             "shared": shared + cached if shared > cached else 0.0,
             "l1": shared + cached if shared <= cached else 0.0,
@@ -106,7 +110,7 @@ class Clock:
         """Of all warps of a block. Where no barrier holds them together, one computes while another waits."""
         one = self.rates.clocks(region.counts)
         together = {name: clocks * self.warps for name, clocks in one.items()}
-        for name in ("issue", "fma"):  # a scheduler has a quarter of the lanes, and a warp has one scheduler
+        for name in ("issue", "fma", "tensor"):  # a scheduler has a quarter of the lanes, and a warp has one scheduler
             one[name] *= SCHEDULERS
             together[name] *= SCHEDULERS / min(self.warps, SCHEDULERS)
         busy, chain = max(together.values()), region.chain * FLOAT_LATENCY

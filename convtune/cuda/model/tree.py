@@ -25,7 +25,7 @@ class Expr(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """Memory of a kernel. key: its number. scope: "global", "shared" or "local". bytes: of an element."""
+    """Memory of a kernel. key: its number. scope: "global", "shared", "local", "wmma.…". bytes: of an element."""
 
     key: int
     name: str
@@ -100,13 +100,31 @@ class AsyncWait:
 
 
 @dataclass(frozen=True)
+class MatrixMove:
+    """A warp loads or stores a matrix for the Tensor Cores. kind: "load" or "store". stride: elements between rows."""
+
+    kind: str
+    buffer: Buffer
+    index: Expr
+    stride: Expr
+    elements: int
+
+
+@dataclass(frozen=True)
+class MatrixMultiply:
+    """A warp's product on the Tensor Cores."""
+
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """A call for its effect."""
 
     value: Expr
 
 
-Statement = Loop | Branch | Store | Define | AsyncCopy | Barrier | AsyncWait | Evaluate
+Statement = Loop | Branch | Store | Define | AsyncCopy | Barrier | AsyncWait | MatrixMove | MatrixMultiply | Evaluate
 
 
 @dataclass
@@ -149,6 +167,7 @@ class Reader:
         self.stored: set[int] = set()
         self.choosers: set[Any] = set()  # variables that index local arrays
         self.has_barrier = False
+        self.matrix = (16, 16, 16)  # m, n, k of the Tensor Cores' products
 
     def kernel(self) -> Kernel:
         name = str(self.function.attrs["global_symbol"])
@@ -171,6 +190,9 @@ class Reader:
             axis = str(node.node.thread_tag)
             self.threads[node.node.var] = axis
             self.extents[axis] = int(node.value)
+        if node.attr_key == "fragment_shape":
+            m, n, k = str(node.value.value).split(",")
+            self.matrix = int(m), int(n), int(k)
         body = self.statements(node.body)
         if node.attr_key == "async_wait_inflight_count":
             return [AsyncWait(int(node.value)), *body]
@@ -220,7 +242,27 @@ class Reader:
             return [self.async_copy(call)]
         if "wait_group" in name:
             return [AsyncWait(int(call.args[0]))]
+        if "fragment" in name or "matri" in name or "mma" in name:
+            return self.matrices(name, call)
         return [Evaluate(self.expression(call))]
+
+    def matrices(self, name: str, call: Any) -> list[Statement]:
+        """What warps do together on the Tensor Cores."""
+        m, n, k = self.matrix
+        if name == "tvm_fill_fragment":
+            return []
+        if name == "tvm_mma_sync":
+            return [MatrixMultiply(m * n * k)]
+        if name not in ("tvm_load_matrix_sync", "tvm_store_matrix_sync"):
+            raise ScheduleError(f"the GPU model does not know {name}; of the Tensor Cores it knows the wmma operations")
+        element = call.args[5].args[0]  # of address_of
+        buffer = self.buffer(element.source)
+        index, stride = self.index(buffer, element.indices), self.expression(call.args[6])
+        if name == "tvm_load_matrix_sync":
+            inner = self.buffer(call.args[0].args[0]).scope
+            return [MatrixMove("load", buffer, index, stride, k * (n if inner.endswith("_b") else m))]
+        self.stored.add(buffer.key)
+        return [MatrixMove("store", buffer, index, stride, m * n)]
 
     def async_copy(self, call: Any) -> AsyncCopy:
         arguments = [a for a in call.args if type(a).__name__ != "StringImm"]
@@ -238,7 +280,8 @@ class Reader:
     def buffer(self, node: Any) -> Buffer:
         if node not in self.buffers:
             shape = tuple(int(extent) for extent in node.shape)
-            scope = str(node.scope()).split(".")[0] or "global"
+            scope = str(node.scope()) or "global"
+            scope = "shared" if scope.startswith("shared") else scope
             self.buffers[node] = Buffer(len(self.buffers), str(node.name), scope, _bytes(str(node.dtype)), shape)
         return self.buffers[node]
 
