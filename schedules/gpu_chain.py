@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 KINDS = {"conv", "pointwise", "dilated", "depthwise"}
-MOST_SUMS = 96  # of a thread
-MOST_THREADS = 512
+MOST_SUMS = 64  # of a thread; with 96 ptxas 13.0 needs up to 250 registers, and spills
+MOST_THREADS = 256  # with 512, ptxas 13.0 rather spills than has more than 64 registers
 LARGEST_BODY = 512  # multiply-adds that are unrolled
 
 Read = Callable[..., Any]  # read(n, block, channel block, channel, local position)

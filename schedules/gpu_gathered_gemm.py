@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 WIDE = 4  # float32 in the widest load of a thread
 SCATTER_PAD = 4  # elements after a row of `col` that is stored across its rows, so that not all fall into one bank
-FEWEST_THREADS, MOST_THREADS = WARP, 512
+FEWEST_THREADS, MOST_THREADS = WARP, 256  # with 512, ptxas 13.0 rather spills than has more than 40 or 64 registers
 CHUNK_INSTRUCTIONS = 20  # of a thread: two barriers and the loops around them
 
 

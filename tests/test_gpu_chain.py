@@ -9,13 +9,17 @@ import pytest
 from conformance_cases import corners
 from convtune.schedules.gpu_chain import gpu_chain
 from convtune.schedules.gpu_chain_plan import block_of
+from convtune.schedules.gpu_deformable import gpu_deformable
 from convtune.schedules.gpu_separable import gpu_separable
+from test_gpu_deformable import LAYERS as DEFORMABLE
 from test_gpu_deformable import check, gpu
 from test_space_contract import check_domain, check_schedule
 
 from convtune import space, targets
 from convtune.cuda.emulation import emulator
 from convtune.cuda.program import lower
+from convtune.cuda.toolkit import find
+from convtune.errors import TargetError
 from convtune.space import Space
 from convtune.spec import ConvSpec
 from convtune.targets.gpu import STATIC_SHARED_BYTES
@@ -72,6 +76,20 @@ def test_nothing_between_the_stages_is_in_global_memory(spec: ConvSpec) -> None:
     program = lower(owner.schedule(spec, gpu(), owner.default(spec, gpu())), gpu()).program
     assert program.workspaces == ()
     assert len(program.launches) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", (*LAYERS, *DEFORMABLE[:2]), ids=str)
+def test_what_threads_hold_stays_in_registers(spec: ConvSpec, tmp_path: Path) -> None:
+    try:
+        toolkit = find()
+    except TargetError as error:
+        pytest.skip(str(error))
+    (owner,) = (s for s in (gpu_chain, gpu_separable, gpu_deformable) if s.accepts(spec, gpu()))
+    for knobs in (owner.default(spec, gpu()), *corners(owner, spec, gpu(), seed=3)[-3:]):
+        source = lower(owner.schedule(spec, gpu(), knobs), gpu()).program.source
+        (resources,) = toolkit.compile(source, "sm_80", tmp_path).resources.values()
+        assert (resources.spill_stores_bytes, resources.stack_bytes) == (0, 0), f"{dict(knobs)}: {resources}"
 
 
 def test_more_shared_memory_than_a_kernel_may_declare(tmp_path: Path) -> None:
