@@ -228,6 +228,26 @@ def test_workspaces_are_filled_where_that_is_asked_for(library: Any) -> None:
         library.convtune_fill_workspace(-1)
 
 
+def test_a_small_workspace_in_a_large_block_is_filled_just_a_little_beyond_its_end(library: Any) -> None:
+    """Else each small one of a kernel fills whatever a kernel before has left: minutes, where that was 300 MB."""
+
+    def use() -> None:
+        large = alloc(library, 1 << 20)
+        ctypes.memset(large, 0x11, 1 << 20)
+        free(library, large)
+        library.convtune_fill_workspace(0xFF)
+        small = alloc(library, 100)
+        assert small == large
+        assert ctypes.string_at(small, 200) == b"\xff" * 200
+        assert ctypes.string_at(small + 65536, (1 << 20) - 65536) == b"\x11" * ((1 << 20) - 65536)
+        free(library, small)
+
+    try:
+        in_new_thread(use)
+    finally:
+        library.convtune_fill_workspace(-1)
+
+
 def test_growing_workspaces_do_not_pile_up(library: Any) -> None:
     def resident_kb() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4

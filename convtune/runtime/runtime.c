@@ -242,6 +242,10 @@ typedef struct Block {
     int used;
 } Block;
 
+/* Filled behind what was asked for, so that reading there is found out. Not all of the block: one of 300 MB, left by
+ * a kernel before, took half an hour to be filled for each task of another that wants 10 kB. */
+#define BEYOND 4096u
+
 static _Thread_local Block *blocks;
 static pthread_key_t blocks_key; /* only for its destructor */
 static _Atomic int filling = -1;
@@ -280,7 +284,7 @@ EXPORT void *convtune_alloc_workspace(int device_type, int device_id, uint64_t b
     best->used = 1;
     char *workspace = (char *)best + ALIGNMENT;
     int byte = atomic_load(&filling);
-    if (byte >= 0) memset(workspace, byte, best->capacity);
+    if (byte >= 0) memset(workspace, byte, best->capacity - bytes > BEYOND ? bytes + BEYOND : best->capacity);
     return workspace;
 }
 
