@@ -66,7 +66,7 @@ def test_the_index_has_every_page() -> None:
 
 def test_the_readme_has_every_variant_with_its_spaces() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \|.*\|.*\|(.*)\|.*\|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|.*\|.*\|(.*\|.*)\|.*\|$", text, re.MULTILINE)
     assert {variant for variant, _ in rows} == variants.known().keys()
     named = {variant: set(re.findall(r"`(\w+)`", cell)) for variant, cell in rows}
     assert set().union(*named.values()) == {name for name, each in space.known().items() if not each.last_resort}
