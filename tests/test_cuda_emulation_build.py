@@ -57,7 +57,6 @@ def test_known_assembly(statement: str, call: str) -> None:
 @pytest.mark.parametrize(
     "body, message",
     [
-        ("wmma::fragment<wmma::accumulator, 16, 16, 16, float> c;", "Tensor Core fragments, wmma"),
         ("__shared__ float s[4][5]; y[0] = 1;", "shared array s has extents [4][5]; the emulator takes one number"),
         ("extern __shared__ float s[]; extern __shared__ float t[];", "declares dynamic shared memory twice"),
         ("__shared__ Strange s[4];", "does not know this declaration of shared memory: __shared__ Strange s[4];"),

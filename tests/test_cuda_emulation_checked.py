@@ -94,6 +94,7 @@ def test_deadlocks_end_unchecked_runs_too() -> None:
 RIGHT = {
     "neighbours after a barrier": "s[t] = t; __syncthreads(); y[t] = s[t ^ 33]; __syncthreads(); s[t ^ 1] = 1;",
     "a warp's own words after its barrier": "s[t] = t; __syncwarp(); y[t] = s[t ^ 1]; __syncwarp(); s[t ^ 2] = 1;",
+    "one value by all": "s[0] = 7; __syncthreads(); y[t] = s[0];",
     "a sum of its own": "y[t] = 0; for (int i = 0; i < 3; ++i) { y[t] = y[t] + x[i]; }",
     "one word for all": "if (t < 1) s[0] = 1; __syncthreads(); y[t] = s[0]; __syncthreads(); if (t > 62) s[0] = 1;",
     "global memory after a barrier": "y[t] = t; __syncthreads(); float v = y[t ^ 1]; __syncthreads(); y[t] = v;",

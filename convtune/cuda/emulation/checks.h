@@ -5,7 +5,7 @@
 namespace emulation {
 
 void Worker::touch(const Memory* memory, const void* address, unsigned bytes, unsigned alignment, bool write,
-                   const void* site, bool in_flight) {
+                   const void* value, const void* site) {
   const char *verb = write ? "write" : "read", *kind = memory->shared ? "shared array " : "";
   long long offset = (const char*)address - memory->begin;
   long long element = offset >= 0 ? offset / memory->element_bytes : -((-offset + memory->element_bytes - 1) / memory->element_bytes);
@@ -17,11 +17,14 @@ void Worker::touch(const Memory* memory, const void* address, unsigned bytes, un
     fail("misaligned %s of %u bytes at element %lld of %s%s by thread (%u, %u, %u) of block (%u, %u, %u)", verb, bytes,
          element, kind, memory->name, t.x, t.y, t.z, b.x, b.y, b.z);
   Fiber& mine = fiber();
-  Access now = {epochs.now, (uint32_t)current_, mine.warp_epoch, in_flight ? kInFlight : 0u};
+  Access now = {epochs.now, (uint32_t)current_, mine.warp_epoch, write && !value ? kInFlight : 0u};
+  // Threads that write what is there already do in vain, and no harm: tiles are loaded by more threads than needed.
+  // In global memory it is reported all the same: more than one thread computes an element of the result.
+  bool in_vain = memory->shared && value && !memcmp(address, value, bytes);
   size_t last = (offset + bytes - 1) / memory->element_bytes;
   for (size_t i = offset / memory->element_bytes; i <= last; i++) {
     Cell& cell = memory->cells[i];
-    Hazard hazard = write ? write_cell(cell, now, epochs, memory->shared)
+    Hazard hazard = write ? write_cell(cell, now, epochs, memory->shared, in_vain)
                           : read_cell(cell, now, epochs, memory->shared, memory->initialised);
     if (hazard) {
       bool after_read = hazard == kAfterRead || hazard == kAfterForeignRead;
@@ -68,8 +71,8 @@ void Worker::count_touches() {
 void Worker::copy_later(const Copy& copy, const void* site) {
   if (checked_) {
     // at least one byte apart from each other, so that both stay places of their own
-    if (copy.from_bytes) touch(copy.from_memory, copy.from, copy.from_bytes, copy.from_bytes, false, site, false);
-    touch(copy.to_memory, copy.to, copy.bytes, copy.bytes, true, (const char*)site + 1, true);
+    if (copy.from_bytes) touch(copy.from_memory, copy.from, copy.from_bytes, copy.from_bytes, false, nullptr, site);
+    touch(copy.to_memory, copy.to, copy.bytes, copy.bytes, true, nullptr, (const char*)site + 1);
   }
   // Hardware copies at any time between. The latest shows a missing wait, the earliest a missing barrier before.
   bool now = order_ == Order::kReverse || (order_ == Order::kShuffled && next_random(random_) % 2);
@@ -103,10 +106,10 @@ void Worker::wait_for_copies(unsigned groups_left) {
 }
 
 __attribute__((noinline)) void touch(const Memory* memory, const void* address, unsigned bytes, unsigned alignment,
-                                     bool write) {
+                                     const void* value) {
   Worker& worker = *current_worker;
   if (worker.fiber().touches.size() >= kTouchesAtATime) worker.pause();
-  worker.touch(memory, address, bytes, alignment, write, __builtin_return_address(0), false);
+  worker.touch(memory, address, bytes, alignment, value != nullptr, value, __builtin_return_address(0));
 }
 
 __attribute__((noinline)) void copy_later(const Memory* to_memory, void* to, const Memory* from_memory,

@@ -73,7 +73,8 @@ void copy_later(const Memory* to_memory, void* to, const Memory* from_memory, co
 void commit_copies();
 void wait_for_copies(unsigned groups_left);
 [[noreturn]] void give_up(const char* problem);
-void touch(const Memory* memory, const void* address, unsigned bytes, unsigned alignment, bool write);
+// value: what is to be written; null for a read.
+void touch(const Memory* memory, const void* address, unsigned bytes, unsigned alignment, const void* value);
 
 // The type of a value, whatever it was read through.
 template <class T>

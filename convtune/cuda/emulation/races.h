@@ -69,9 +69,11 @@ inline Hazard read_cell(Cell& cell, Access now, const Epochs& epochs, bool share
   return kNone;
 }
 
-inline Hazard write_cell(Cell& cell, Access now, const Epochs& epochs, bool shared) {
+// in_vain: the same value is there already.
+inline Hazard write_cell(Cell& cell, Access now, const Epochs& epochs, bool shared, bool in_vain) {
   Hazard hazard = after_write(cell.write, now, epochs);
   if (shared && hazard == kAfterForeignWrite) hazard = kNone;
+  if (in_vain && hazard == kAfterWrite) hazard = kNone;
   if (hazard) return hazard;
   const Access& read = cell.read;
   if (!shared && read.epoch >= epochs.launch && (read.epoch < epochs.block || read.flags & kManyBlocks))

@@ -15,13 +15,13 @@ struct Element {
   const Memory* memory;
 
   ALWAYS_INLINE T read() const {
-    if (memory) touch(memory, place, sizeof(T), alignof(T), false);
+    if (memory) touch(memory, place, sizeof(T), alignof(T), nullptr);
     T value;
     __builtin_memcpy((void*)&value, (const void*)place, sizeof(T));
     return value;
   }
   ALWAYS_INLINE void write(const T& value) const {
-    if (memory) touch(memory, place, sizeof(T), alignof(T), true);
+    if (memory) touch(memory, place, sizeof(T), alignof(T), &value);
     __builtin_memcpy((void*)place, (const void*)&value, sizeof(T));
   }
   ALWAYS_INLINE operator T() const { return read(); }
@@ -94,7 +94,8 @@ inline void copy_async(Pointer<unsigned char> to, Pointer<unsigned char> from, u
   copy_later(to.memory, to.place, from.memory, from.place, bytes, from_bytes);
 }
 inline void zero(Pointer<unsigned char> to, unsigned bytes) {
-  touch(to.memory, to.place, bytes, bytes, true);
+  static const char zeros[16] = {};
+  touch(to.memory, to.place, bytes, bytes, zeros);
   __builtin_memset(to.place, 0, bytes);
 }
 

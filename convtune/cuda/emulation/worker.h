@@ -77,7 +77,7 @@ class Worker {
   [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 2, 3)));
   void wait(State state, int site, unsigned mask, uint64_t offered);
   void touch(const Memory* memory, const void* address, unsigned bytes, unsigned alignment, bool write,
-             const void* site, bool in_flight);
+             const void* value, const void* site);
   void pause() { convtune_switch(&fiber().stack, scheduler_); }  // so that its touches are counted and forgotten
   void copy_later(const Copy& copy, const void* site);
   void wait_for_copies(unsigned groups_left);
