@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from convtune.cuda.tensor_cores import with_prelude
 from convtune.errors import KernelError, ScheduleError
 from convtune.targets.gpu import STATIC_SHARED_BYTES, GpuTarget
 
@@ -153,7 +154,7 @@ def lower(module: Any, target: GpuTarget) -> Lowered:
     functions = {name.name_hint: function for name, function in device.functions.items()}
     for launch in entry.launches:
         _check_limits(launch, _static_shared_bytes(functions[launch.kernel]), target)
-    source = _source(device, tvm_target)
+    source = with_prelude(_source(device, tvm_target), target.compute)
     if "cp.async" in source and not target.has_async_copy:
         raise ScheduleError(f"a stage is marked as asynchronous; {target.name} is {target.arch}, which has no cp.async")
     return Lowered(Program(source, entry.parameters, tuple(entry.workspaces), tuple(entry.launches)), functions)

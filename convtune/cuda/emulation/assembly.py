@@ -1,4 +1,4 @@
-"""Inline assembly that the emulator knows: the asynchronous copies that TVM writes. All other is refused."""
+"""Inline assembly that the emulator knows: TVM's asynchronous copies, and Tensor Cores. All other is refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from convtune.errors import BuildError
 _START = re.compile(r"\b(?:asm|__asm__)\s*(?:volatile|__volatile__)?\s*\(")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _COPY = r"cp\.async\.c[ag]\.shared\.global(?:\.L2::\d+B)? \[%0\], \[%1\], %2"
+_SUMS = r"\{%0, %1, %2, %3\}"
+_MULTIPLY = r"mma\.sync\.aligned\.m16n8k{depth}\.row\.col\.f32\.f16\.f16\.f32 {sums}, {left}, {right}, {sums};"
 _ZERO_FILL = r"@!p st\.shared(?:\.v[24])?\.u32 \[%0\], \{%4(?:, %4)*\};"
 # By its text, what C++ takes its place; {0}, {1} … are the operands.
 _KNOWN = (
@@ -21,6 +23,14 @@ _KNOWN = (
     (
         re.compile(rf"\{{ \.reg \.pred p; setp\.eq\.u32 p, %3, 1; @p {_COPY}; {_ZERO_FILL} \}}"),
         "(({3}) == 1 ? emulation::copy_async({0}, {1}, {2}, {2}) : emulation::zero({0}, {2}))",
+    ),
+    (
+        re.compile(_MULTIPLY.format(depth=16, sums=_SUMS, left=r"\{%4, %5, %6, %7\}", right=r"\{%8, %9\}")),
+        "emulation::multiply<16>({0}, {1}, {2}, {3}, {{{{{4}, {5}, {6}, {7}}}, {{{8}, {9}}}}})",
+    ),
+    (
+        re.compile(_MULTIPLY.format(depth=8, sums=_SUMS, left=r"\{%4, %5\}", right=r"\{%6\}")),
+        "emulation::multiply<8>({0}, {1}, {2}, {3}, {{{{{4}, {5}}}, {{{6}}}}})",
     ),
 )
 

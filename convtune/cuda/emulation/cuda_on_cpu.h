@@ -3,6 +3,7 @@
 #include "interface.h"
 
 #include "half.h"
+#include "fragments.h"
 
 #define __global__
 #define __device__

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
+from convtune.cuda import tensor_cores
 from convtune.errors import ScheduleError
 
 
@@ -244,7 +245,16 @@ class Reader:
             return [AsyncWait(int(call.args[0]))]
         if "fragment" in name or "matri" in name or "mma" in name:
             return self.matrices(name, call)
+        if name == tensor_cores.NAME:
+            return self.product(call)
         return [Evaluate(self.expression(call))]
+
+    def product(self, call: Any) -> list[Statement]:
+        """A warp's product of operands in registers; what is loaded twice for two of them nvcc loads once."""
+        sums, *words = call.args[1:]
+        self.stored.add(self.buffer(sums.args[0].source).key)
+        operands = [Evaluate(self.expression(word)) for word in words]
+        return [*operands, MatrixMultiply(tensor_cores.ROWS * tensor_cores.COLUMNS * tensor_cores.DEPTH)]
 
     def matrices(self, name: str, call: Any) -> list[Statement]:
         """What warps do together on the Tensor Cores."""
