@@ -55,7 +55,7 @@ def cases() -> list[Any]:
         for owner in space.known().values():
             if owner.last_resort and turn % 3:  # it has one schedule, and the compiler chooses it last
                 continue
-            if owner.accepts(spec, target):
+            if owner.takes(spec, target):
                 found.append(pytest.param(owner, spec, target, turn, id=f"{owner.name}-{spec}-{target.name}"))
     return found
 

@@ -38,7 +38,7 @@ def cases(every: int = 1) -> list[Any]:
     for turn, spec in list(enumerate(specs()))[::every]:
         for owner in space.known().values():
             gpu = target(ARCHS[turn % len(ARCHS)])
-            if owner.accepts(spec, gpu) and not (owner.last_resort and turn % 4):
+            if owner.takes(spec, gpu) and not (owner.last_resort and turn % 4):
                 found.append(pytest.param(owner, spec, gpu, turn, id=f"{owner.name}-{spec}-{gpu.arch}"))
     return found
 
