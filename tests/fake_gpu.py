@@ -15,7 +15,7 @@ from convtune.cuda.emulation import emulator
 from convtune.cuda.program import Launch, Program
 from convtune.cuda.toolkit import Cubin
 from convtune.linker import find_compiler
-from convtune.measure.gpu_builder import GpuBuilder
+from convtune.measure.cuda_builder import GpuBuilder
 
 SOURCE = Path(__file__).with_name("fake_cuda.c")
 

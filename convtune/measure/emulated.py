@@ -28,6 +28,7 @@ Array = NDArray[Any]  # of the spec's dtype
 SOME_MACS = 30e6
 """Multiply-accumulates of the blocks that stand for all of them: some tenths of a second."""
 TRACED_MACS = 3e6
+"""The same where each access is traced."""
 FEWEST_BLOCKS = 6
 
 
@@ -61,15 +62,13 @@ class EmulatedDevice:
         program = Program.from_json((directory / PROGRAM_NAME).read_text(encoding="utf-8"))
         runs = Runs(Emulation(request.library, program), self._threads)
         inputs = case.inputs(request.pack)
-        if request.whole:
-            verdict = _in_all_orders(runs, inputs, case.reference, request.limit)
-            if not verdict.problem:
-                traced = Emulation(build(program, directory / "traced", checked=True), program)
-                runs = Runs(traced, self._threads, _blocks(program, request.spec, TRACED_MACS))
-                verdict = verify_part(runs, inputs, case.reference, request.limit, ALIGNMENT)
-        else:
-            runs.blocks = _blocks(program, request.spec, SOME_MACS)
+        if not request.whole:
+            runs.blocks = _share(program, request.spec, SOME_MACS) if len(program.launches) == 1 else None
             verdict = verify_part(runs, inputs, case.reference, request.limit, ALIGNMENT)
+        else:
+            verdict = _in_all_orders(runs, inputs, case.reference, request.limit)
+            if verdict.y is not None and not runs.problem:
+                runs.problem = _traced(program, request.spec, directory, [*inputs.values(), verdict.y], self._threads)
         problem = runs.problem or verdict.problem
         return Measurement("wrong" if problem else "ok", problem, verdict.error, suspect=verdict.overran)
 
@@ -105,10 +104,27 @@ def _in_all_orders(runs: Runs, inputs: Mapping[str, Array], reference: NDArray[n
     return verdict
 
 
-def _blocks(program: Program, spec: ConvSpec, macs: float) -> int | None:
-    """How many blocks do so many multiply-accumulates; None for all, as where one launch needs another's result."""
-    if len(program.launches) > 1:
-        return None
-    blocks = prod(program.launches[0].grid)
+def _traced(program: Program, spec: ConvSpec, directory: Path, arrays: Sequence[NDArray[Any]], threads: int) -> str:
+    """What is wrong with the accesses of some blocks of each launch; "" where nothing is. y, the last array, is lost.
+
+    Each launch is a program of its own, to which workspaces are arrays as others, as the launches before leave them.
+    """
+    spaces = [np.zeros(space.count, space.dtype) for space in program.workspaces]
+    parameters = (*program.parameters, *program.workspaces)
+    for number, launch in enumerate(program.launches, start=1):
+        alone = Program(program.source, parameters, (), (launch,))
+        emulation = Emulation(build(alone, directory, checked=True), alone)
+        kept = [array.copy() for array in spaces]  # some blocks' results are not what the next launch reads
+        report = emulation.run([*arrays, *kept], blocks=_share(alone, spec, TRACED_MACS))
+        if report.problem or number == len(program.launches):
+            return report.problem
+        Emulation(build(alone, directory, checked=False), alone).run([*arrays, *spaces], threads=threads)
+    raise AssertionError("a program has launches")
+
+
+def _share(program: Program, spec: ConvSpec, macs: float) -> int | None:
+    """How many blocks of its only launch do so many multiply-accumulates; None for all."""
+    (launch,) = program.launches
+    blocks = prod(launch.grid)
     some = max(FEWEST_BLOCKS, int(blocks * macs / max(spec.macs, 1)))
     return some if some < blocks else None

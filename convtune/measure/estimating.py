@@ -11,7 +11,7 @@ from convtune.cuda import toolkit
 from convtune.cuda.emulation import emulator
 from convtune.measure.bench import Bench, Limits
 from convtune.measure.builder import Library
-from convtune.measure.cuda_builder import CudaBuilder
+from convtune.measure.cuda_builder import EmulationBuilder
 from convtune.measure.device import Measurement
 from convtune.measure.emulated import Emulate, EmulatedDevice
 from convtune.measure.worker import Service
@@ -35,7 +35,7 @@ class EstimatingBench(Bench):
     """
 
     origin: ClassVar[str] = "estimated"
-    builder: ClassVar[Service] = CudaBuilder
+    builder: ClassVar[Service] = EmulationBuilder
     device: ClassVar[Service] = EmulatedDevice
     usual_limits: ClassVar[Limits] = EmulationLimits(build_s=90.0, device_s=60.0)
     samples: ClassVar[bool] = True

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from convtune import linker
 from convtune.cuda import toolkit
-from convtune.errors import MeasureError, TargetError
-from convtune.measure.bench import Bench, Built, Limits, Outcome
+from convtune.errors import TargetError
+from convtune.measure.bench import Built, Limits, Outcome
 from convtune.measure.builder import Library
-from convtune.measure.device import Compare, Device, Measure, Measurement
-from convtune.measure.gpu_builder import GpuBuilder
+from convtune.measure.cuda_builder import GpuBuilder
+from convtune.measure.timing_bench import TimingBench
 from convtune.measure.worker import MEMORY_BYTES, Service
 from convtune.paths import cache_dir
 
@@ -21,16 +21,14 @@ if TYPE_CHECKING:
     from convtune.targets import GpuTarget
 
 
-class GpuBench(Bench):
+class GpuBench(TimingBench):
     """A bench whose kernels run on this machine's GPU, called through their launcher.
 
     They are verified there first, on copies of the arrays between red zones, and timed by the GPU's own events; with
     CONVTUNE_FLUSH_L2=1 its L2 cache is overwritten before each call.
     """
 
-    origin: ClassVar[str] = "measured"
     builder: ClassVar[Service] = GpuBuilder
-    device: ClassVar[Service] = Device
     # nvcc takes longer than LLVM, and NVIDIA's driver takes memory of the CPU besides what a spec needs
     usual_limits: ClassVar[Limits] = Limits(build_s=90.0, memory_bytes=2 * MEMORY_BYTES)
 
@@ -46,15 +44,6 @@ class GpuBench(Bench):
     def runs(self) -> bool:
         return True
 
-    def _timing(self, spec: ConvSpec, library: Library, limit: float, best_us: float | None) -> Measure:
-        return Measure(spec, library.path, library.pack, limit, best_us, timed=True)
-
-    def _verifying(self, spec: ConvSpec, library: Library, limit: float) -> Measure:
-        return Measure(spec, library.path, library.pack, limit, None, timed=False)
-
-    def _times(self, found: Measurement, library: Library) -> tuple[float, ...]:
-        return found.times_us
-
     def _outcome(self, spec: ConvSpec, built: Built, request: Callable[[Library], Any]) -> Outcome:
         outcome = super()._outcome(spec, built, request)
         if "NoGpuError: " in outcome.message:
@@ -63,13 +52,3 @@ class GpuBench(Bench):
             # what a kernel breaks stays broken for its process: the next one would get the same error
             self._device.stop()
         return outcome
-
-    def _in_turn(self, spec: ConvSpec, libraries: Sequence[Library], rounds: int) -> list[tuple[float, ...]]:
-        self._prepare(spec)
-        request = Compare(spec, tuple((library.path, library.pack) for library in libraries), rounds)
-        seconds = self.limits.device(spec) * (1 + len(libraries))
-        reply = self._device.call(request, seconds, self.limits.memory(spec))
-        if reply.status != "ok":
-            raise MeasureError(f"finals of {spec} failed ({reply.status}): {reply.message}")
-        times: list[tuple[float, ...]] = reply.value
-        return times
