@@ -10,7 +10,7 @@ import pytest
 from conformance_cases import corners
 from tolerance import allowed_error
 
-from convtune import space, targets
+from convtune import accuracy, space, targets
 from convtune.cuda import tensor_cores, toolkit
 from convtune.cuda.emulation import emulator
 from convtune.cuda.model import estimate
@@ -131,6 +131,26 @@ def test_the_default_and_corners_of_the_domain(tmp_path: Path) -> None:
     assert space.default_candidate(spec, gpu).space == SPACE
     for knobs in (owner.default(spec, gpu), *list(corners(owner, spec, gpu, seed=2))[:3]):
         check(str(spec), gpu, dict(knobs), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "arch", "changed"),
+    [
+        ("deformable,ic=32,oc=40,in=9x11,k=3x3,p=1,bias,act=relu,n=2,layout=NHWC", "sm_80", {}),
+        ("deformable,ic=40,oc=33,in=7x5,k=3x3,p=1,modulated", "sm_75", {}),
+        ("deformable,ic=64,oc=48,g=2,og=4,in=7x9,k=3x2,s=2,modulated,layout=NHWC,residual", "sm_90", {"positions": 64}),
+        ("deformable,ic=36,oc=32,in=7x5,k=3x3,d=2,p=2,layout=NHWC", "sm_80", {"depth": 32}),
+    ],
+)
+def test_deformable_samples_are_rounded_once_more(text: str, arch: str, changed: Knobs, tmp_path: Path) -> None:
+    spec, gpu = ConvSpec.parse(f"{text},dtype=float16"), target(arch)
+    knobs = {name: value for name, value in {**SMALL, **changed}.items() if name != "pipeline"}
+    module, pack = scheduled(spec, gpu, Candidate("gpu_deformable_tensor_cores", knobs))
+    program = lower(module, gpu).program
+    emulation = emulator.Emulation(emulator.build(program, tmp_path, checked=True), program)
+    case = Cases(tmp_path, seed=1).of(spec)
+    limit = accuracy.limit(spec, "standard")
+    assert verify(emulation, case.inputs(pack), case.reference, limit, ALIGNMENT).problem == ""
 
 
 @pytest.mark.parametrize(

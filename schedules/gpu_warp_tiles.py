@@ -1,0 +1,319 @@
+"""A convolution of float16 on Tensor Cores: tiles of a block and its warps, stages, loops and a coarse model.
+
+Rows of the matrix product are the output positions of all images, columns the output channels of a group. `tile` is
+what a block gathers for one chunk of the depth, `acc` its sums.
+
+A warp is 8 rows of 4 threads: of each product a thread has the sums of two rows and of two columns beside each other.
+Rows of shared memory are 16 bytes longer than they are full, so that the 32 words a warp reads lie in different banks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.gpu_crop import cropped
+from convtune.schedules.gpu_implicit_gemm import unflattened
+from convtune.schedules.gpu_work import Work
+from convtune.schedules.tiling import ceil_div
+
+from convtune import variants
+from convtune.cuda import tensor_cores
+from convtune.cuda.tensor_cores import COLUMNS, DEPTH, ROWS
+from convtune.expression import Arguments, epilogue, widened
+from convtune.spec import DTYPES, count
+from convtune.targets.gpu import WARP, GpuTarget
+
+if TYPE_CHECKING:
+    from convtune.space import Knobs, KnobValue
+    from convtune.spec import ConvSpec, Dims
+    from convtune.targets import Target
+
+FEWEST_CHANNELS = 16  # of a group, in and out: with fewer, most of what Tensor Cores multiply would be zeros
+WARP_TILES = ("32x32", "64x32", "32x64", "64x64")  # positions x channels
+LANES = (8, 4)  # of a warp, along threadIdx.y and threadIdx.x
+WIDE = 8  # float16 in the widest load of a thread
+MOST_WARPS = 8
+ADDRESSES = 48  # registers for indices, predicates, operands and loops
+
+
+@dataclass(frozen=True)
+class WarpTiles:
+    """What a block and each of its warps compute, and how the depth is cut into chunks.
+
+    depth: input channels of a chunk, which has one tap. chunks: extents of the loops over them, the outermost first.
+    gathered: elements of x that a thread copies at once.
+    """
+
+    spec: ConvSpec
+    positions: int
+    channels: int
+    warp_positions: int
+    warp_channels: int
+    depth: int
+    chunks: Dims
+    gathered: int
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the matrix product."""
+        return self.spec.batch * count(self.spec.out_size)
+
+    @property
+    def run(self) -> int:
+        """Output channels of a group."""
+        return self.spec.out_channels // self.spec.groups
+
+    @property
+    def warps(self) -> tuple[int, int]:
+        """Of a block, across positions and channels."""
+        return self.positions // self.warp_positions, self.channels // self.warp_channels
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return WARP * count(self.warps)
+
+    @property
+    def registers(self) -> int:
+        """Of a thread, about: the sums, and the operands of 16 of the depth."""
+        sums = self.warp_positions * self.warp_channels
+        return (sums + (self.warp_positions + self.warp_channels) * DEPTH // 2) // WARP + ADDRESSES
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a chunk of both operands."""
+        return (self.positions + self.channels) * (self.depth + WIDE) * DTYPES["float16"]
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Blocks across positions, groups, and channels of a group."""
+        return ceil_div(self.outputs, self.positions), self.spec.groups, ceil_div(self.run, self.channels)
+
+    @property
+    def packed(self) -> Dims:
+        """The shape of the weight: whole chunks, as a block reads them."""
+        return (*self.grid[1:], *self.chunks, self.channels, self.depth)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether two channels of y are stored at once."""
+        apart = self.spec.groups > 1 and variants.primitive(self.spec).interleaved
+        return self.spec.channels_last and self.run % 2 == 0 and not apart
+
+
+def has_tensor_cores(spec: ConvSpec, target: Target) -> bool:
+    """Whether the target has them, and the groups have enough channels for them."""
+    if not isinstance(target, GpuTarget):
+        return False
+    enough = min(spec.in_channels, spec.out_channels) // spec.groups >= FEWEST_CHANNELS
+    return enough and target.compute >= tensor_cores.LEAST_COMPUTE and target.fp16_tensor_lanes > 0
+
+
+def tile_knobs(spec: ConvSpec) -> dict[str, tuple[KnobValue, ...]]:
+    """The knobs of `sizes`, without those too large for the convolution."""
+    return {
+        "positions": up_to((32, 64, 128, 256), spec.batch * count(spec.out_size)),
+        "channels": up_to((32, 64, 128), spec.out_channels // spec.groups),
+        "warp_tile": WARP_TILES,
+        "depth": up_to((16, 32, 64), spec.in_channels // spec.groups),
+    }
+
+
+def up_to(sizes: Sequence[int], size: int) -> tuple[int, ...]:
+    """The sizes up to the first that holds all."""
+    return tuple(s for i, s in enumerate(sizes) if i == 0 or sizes[i - 1] < size)
+
+
+def sizes(knobs: Knobs) -> tuple[int, int, int, int, int]:
+    """The first fields of WarpTiles after the spec."""
+    warp_positions, warp_channels = (int(part) for part in str(knobs["warp_tile"]).split("x"))
+    positions, channels, depth = (int(knobs[name]) for name in ("positions", "channels", "depth"))
+    return positions, channels, warp_positions, warp_channels, depth
+
+
+def fits(target: GpuTarget, tile: WarpTiles, shared_bytes: int) -> bool:
+    """Whether warps share out the block, and an SM has room for it."""
+    if tile.positions % tile.warp_positions or tile.channels % tile.warp_channels or count(tile.warps) > MOST_WARPS:
+        return False
+    return target.resident_blocks(tile.threads, tile.registers, shared_bytes) > 0
+
+
+def work(target: GpuTarget, tile: WarpTiles, shared_bytes: int, made: float, scattered: float, waits: float) -> Work:
+    """What the blocks have to do.
+
+    made: instructions of a thread for an element of `tile`. scattered: wavefronts of a warp for one of each thread.
+    waits: of a chunk.
+    """
+    chunks, products = count(tile.chunks), tile.warp_positions // ROWS * (tile.warp_channels // COLUMNS)
+    steps = chunks * tile.depth // DEPTH
+    words = steps * (tile.warp_positions // ROWS * 4 + tile.warp_channels // COLUMNS * 2)
+    of_x = chunks * tile.positions * tile.depth // tile.threads
+    of_weight = chunks * tile.channels * tile.depth // tile.threads
+    scale = target.fp32_lanes / target.fp16_tensor_lanes  # the model knows the others' lanes
+    return Work(
+        blocks=count(tile.grid),
+        threads=tile.threads,
+        registers=tile.registers,
+        shared_bytes=shared_bytes,
+        fmas=steps * products * ROWS * COLUMNS * DEPTH / WARP * scale,
+        instructions=words + made * of_x + 4 * of_weight / WIDE + 20 * chunks,
+        wavefronts=words + scattered * of_x + of_weight / 2,
+        waits=2 + chunks * waits,
+        l2_bytes=DTYPES["float16"] * tile.threads * (of_x + of_weight),
+        dram_bytes=tile.spec.bytes,
+    )
+
+
+def expression(tile: WarpTiles, arguments: Arguments, gathered: Callable[..., Any]) -> Any:
+    """The function with the stages `acc` and `y`, which has the shape of `acc`:
+
+    (block, group, block of channels, warp, warp, product, product, half of rows, row, pair of columns, column),
+    the first of two alike of the positions.
+
+    gathered: the stage `tile`, (block, group, *chunk, position of a block, input channel of a chunk).
+    """
+    from tvm import te
+
+    weight, extents = arguments.weights[0], (*tile.chunks, tile.depth // DEPTH, DEPTH)
+    *chunk, product, lane = axes = [te.reduce_axis((0, extent), f"r{i}") for i, extent in enumerate(extents)]
+
+    def summand(*index: Any) -> Any:
+        (block, group, columns), (row, column) = index[:3], _of_block(tile, index)
+        k = product * DEPTH + lane
+        x, filters = gathered(block, group, *chunk, row, k), weight(group, columns, *chunk, column, k)
+        return te.sum(widened(x) * widened(filters), axis=axes)
+
+    products = (tile.warp_positions // ROWS, tile.warp_channels // COLUMNS)
+    acc = te.compute((*tile.grid, *tile.warps, *products, 2, *LANES, 2), summand, name="acc")
+
+    def at(*index: Any) -> Any:
+        n, oc, *position = _located(tile, index)
+        return epilogue(arguments, acc(*index), n, oc, position)
+
+    return arguments.primfunc(te.compute(acc.shape, at, name="y"))
+
+
+def _of_block(tile: WarpTiles, index: Sequence[Any]) -> tuple[Any, Any]:
+    """The position and channel of a block that an index of `acc` is for."""
+    across, along, rows, columns, half, row, pair, column = index[3:]
+    position = across * tile.warp_positions + rows * ROWS + half * LANES[0] + row
+    return position, along * tile.warp_channels + columns * COLUMNS + pair * 2 + column
+
+
+def _of_output(tile: WarpTiles, index: Sequence[Any]) -> tuple[Any, Any]:
+    """The row of the matrix product, and the channel of the group."""
+    position, channel = _of_block(tile, index)
+    return index[0] * tile.positions + position, index[2] * tile.channels + channel
+
+
+def _located(tile: WarpTiles, index: Sequence[Any]) -> tuple[Any, ...]:
+    """(n, oc, *position) of an index of `acc`."""
+    output, within = _of_output(tile, index)
+    n, position = unflattened(tile.spec, output)
+    return n, variants.primitive(tile.spec).channel(tile.spec, index[1], within), *position
+
+
+def _inside(tile: WarpTiles, index: Sequence[Any]) -> list[Any]:
+    """What must hold for the element to exist; only what can fail."""
+    # the first of a pair where this is stored at once, so that the condition is one for both
+    output, within = _of_output(tile, [*index[:-1], 0] if tile.pairs else index)
+    rows = [output < tile.outputs] if tile.outputs % tile.positions else []
+    return rows + ([within < tile.run] if tile.run % tile.channels else [])
+
+
+def place_sums(sch: Any, tile: WarpTiles, scope: str) -> list[Any]:
+    """Binds blocks and warps, and places the sums in registers, the weight in shared memory.
+
+    Returns the loops over chunks. At the last one `tile` is to be computed, with `share`.
+    """
+    y, acc = sch.get_sblock("y"), sch.get_sblock("acc")
+    *blocks, across, along, rows, columns, half, row, pair, column = sch.get_loops(y)
+    sch.reorder(*blocks, across, along, row, pair, rows, columns, half, column)
+    sch.compute_at(acc, pair, preserve_unit_loops=True)
+    sch.set_scope(acc, 0, "local")
+    *outer, product, lane = sch.get_loops(acc)[-6:]
+    sums = sch.get_loops(acc)[-17:-6]
+    sch.reorder(*outer, product, *sums, lane)
+    sch.bind(sch.fuse(*blocks), "blockIdx.x")
+    for loop, axis in ((sch.fuse(across, along), "z"), (row, "y"), (pair, "x")):
+        sch.bind(loop, f"threadIdx.{axis}")
+    share(sch, tile, sch.cache_read(acc, 1, scope), outer[-1], WIDE)
+    for loop in (rows, columns, half, product, *sums[5:7]):
+        sch.unroll(loop)
+    if tile.pairs:
+        sch.vectorize(column)
+    else:
+        sch.unroll(column)
+    for loop in sch.get_loops(sch.decompose_reduction(acc, outer[0]))[-11:]:
+        sch.unroll(loop)
+    sch.blockize(sums[7])
+    return outer
+
+
+def share(sch: Any, tile: WarpTiles, copy: Any, chunk: Any, vector: int) -> None:
+    """Computes an operand at a chunk, shared out to the threads: neighbours along what is side by side in memory."""
+    sch.compute_at(copy, chunk, preserve_unit_loops=True)
+    row, k = sch.get_loops(copy)[-2:]
+    part, lane = sch.split(k, [None, vector])
+    if vector == 1:
+        sch.reorder(part, row)
+    loops = (part, row) if vector == 1 else (row, part)
+    _, z, y, x = sch.split(sch.fuse(*loops), [None, count(tile.warps), *LANES])
+    for loop, axis in ((z, "z"), (y, "y"), (x, "x")):
+        sch.bind(loop, f"threadIdx.{axis}")
+    if vector > 1:
+        sch.vectorize(lane)
+    sch.storage_align(copy, 0, 6, 2 * WIDE, WIDE)
+
+
+def finished(sch: Any, tile: WarpTiles) -> Any:
+    """The module of a schedule, with Tensor Cores and with `y` as the spec has it."""
+    main = _with_tensor_cores(sch.mod["main"])
+    return cropped(main, tile.spec, lambda *i: _located(tile, i), lambda *i: _inside(tile, i))
+
+
+def _with_tensor_cores(main: Any) -> Any:
+    """The function with an instruction in place of each product of 16 x 16 and 16 x 8 that a warp adds to `acc`."""
+    from tvm import s_tir
+    from tvm_ffi import structural_map
+
+    def replaced(block: Any) -> Any:
+        if block.name_hint != "acc_update_o":
+            return block
+        return s_tir.SBlock(
+            iter_vars=block.iter_vars,
+            reads=block.reads,
+            writes=block.writes,
+            name_hint=block.name_hint,
+            body=_product(block),
+            annotations=block.annotations,
+        )
+
+    return structural_map(main, (s_tir.SBlock, replaced))
+
+
+def _product(block: Any) -> Any:
+    """What replaces the loops over a thread's part of a product: its operands, and the instruction."""
+    from tvm import sym, tirx
+
+    def starts(region: Any) -> list[Any]:
+        return [r.min for r in region.region]
+
+    (sums,) = block.writes
+    x, filters = (region for region in block.reads if not region.source.same_as(sums.source))
+    row, pair = starts(sums)[-3:-1]
+    *of_rows, first_row, k = starts(x)
+    *of_columns, first_column, _ = starts(filters)
+
+    def words(region: Any, outer: Sequence[Any], line: Any, half: int) -> Any:
+        index = [*outer, line, tirx.Ramp(k + half * DEPTH // 2 + pair * 2, 1, 2)]
+        return tirx.BufferLoad(region.source, index)
+
+    left = [words(x, of_rows, first_row + LANES[0] * low, half) for half in (0, 1) for low in (0, 1)]
+    # of the columns, the thread brings another than the two that its sums are of
+    column = sym.Analyzer().simplify(first_column - pair * 2 + row)
+    right = [words(filters, of_columns, column, half) for half in (0, 1)]
+    pointer = tirx.call_intrin("handle", "tirx.address_of", tirx.BufferLoad(sums.source, starts(sums)))
+    return tensor_cores.multiply(pointer, left, right)
