@@ -205,7 +205,8 @@ def test_scratch_is_filled_with_another_byte_in_each_run_and_no_longer_afterward
 
 def test_zero_of_the_other_sign_is_another_result() -> None:
     zeros = iter([0.0, -0.0])
-    found = verify(Scripted(lambda arrays: arrays[0].fill(next(zeros))), {}, np.zeros((2, 2)), 1e-6)
+    x = {"x": np.zeros(1, np.float32)}
+    found = verify(Scripted(lambda arrays: arrays[-1].fill(next(zeros))), x, np.zeros((2, 2)), 1e-6)
     assert found.problem.startswith("gives another result when run again: 4 of 4 elements, first y[0, 0]")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,8 +62,12 @@ def verify(
 
     alignment: bytes at which arrays may start, besides weights and biases, which packing aligns.
     """
+
+    def run(scratch_byte: int, at_end: bool) -> Verdict | Array:
+        return _run(kernel, inputs, reference.shape, scratch_byte, at_end, alignment)
+
     try:
-        return _verify(kernel, inputs, reference, limit, alignment)
+        return judge(run, reference, limit)
     finally:
         kernel.fill_scratch(None)
 
@@ -78,8 +82,8 @@ def verify_part(
         kernel.fill_scratch(None)
     if isinstance(run, Verdict):
         return run
-    y = run.array
-    if run.unwritten().count == y.size:
+    y = run
+    if _unwritten(y).count == y.size:
         return Verdict("wrote nothing of its output")
     # as if it were right where it did not write; the rounded reference is within any limit of the reference
     y[...] = np.where(_words(y) == UNWRITTEN[y.itemsize], reference, y)
@@ -89,17 +93,20 @@ def verify_part(
     return Verdict("", error, y)
 
 
-def _verify(
-    kernel: Runnable, inputs: Mapping[str, Array], reference: NDArray[np.float64], limit: float, alignment: int
-) -> Verdict:
+def judge(run: Callable[[int, bool], Verdict | Array], reference: NDArray[np.float64], limit: float) -> Verdict:
+    """What `verify` finds, wherever the kernel runs.
+
+    run: of a byte and a flag, runs it once with scratch memory full of that byte, its arrays ending at a fence where
+    the flag says so, else starting there; y, which it found full of UNWRITTEN, or what it did to other memory.
+    """
     # first, as a wide zone behind names more faults
-    y = _whole(_run(kernel, inputs, reference.shape, _NAN_BYTE, False, alignment))
+    y = _whole(run(_NAN_BYTE, False))
     if isinstance(y, Verdict):
         return y
     error = largest_error(y, reference)
     if not error <= limit:
         return Verdict(_difference(y, reference, error, limit), error if math.isfinite(error) else None)
-    again = _whole(_run(kernel, inputs, reference.shape, _HUGE_BYTE[y.itemsize], True, alignment))
+    again = _whole(run(_HUGE_BYTE[y.itemsize], True))
     if isinstance(again, Verdict):
         return again
     if change := difference_in_bits("y", y, again):
@@ -125,9 +132,9 @@ def _run(
     scratch_byte: int,
     at_end: bool,
     alignment: int,
-) -> Verdict | Guarded:
+) -> Verdict | Array:
     """One run; y, or a verdict if it did to memory what it must not."""
-    alignments = {name: ALIGNMENT if _is_packed(name) else alignment for name in (*inputs, "y")}
+    alignments = alignments_of(inputs, alignment)
     arrays = {name: Guarded.copy_of(array, alignments[name], at_end) for name, array in inputs.items()}
     arrays["y"] = Guarded(shape, alignments["y"], at_end, _dtype(inputs))
     kernel.fill_scratch(scratch_byte)
@@ -138,16 +145,25 @@ def _run(
     for name, array in inputs.items():
         if change := difference_in_bits(name, array, arrays[name].array):
             return Verdict(f"changed its input {name}: {change}", overran=True)
-    return arrays["y"]
+    return arrays["y"].array
 
 
-def _whole(run: Verdict | Guarded) -> Verdict | Array:
+def alignments_of(inputs: Iterable[str], alignment: int = codegen.ALIGNMENT) -> dict[str, int]:
+    """Bytes at which each of a kernel's arrays, y last, may start: packing aligns weights and biases."""
+    return {name: ALIGNMENT if _is_packed(name) else alignment for name in (*inputs, "y")}
+
+
+def _whole(run: Verdict | Array) -> Verdict | Array:
     """All of y that a run computed, or why it is not right."""
     if isinstance(run, Verdict):
         return run
-    if (unwritten := run.unwritten()).count:
-        return Verdict(f"left output unwritten, or read it first: {_elements('y', run.array, unwritten)}")
-    return run.array
+    if (unwritten := _unwritten(run)).count:
+        return Verdict(f"left output unwritten, or read it first: {_elements('y', run, unwritten)}")
+    return run
+
+
+def _unwritten(y: Array) -> Found:
+    return find(lambda words: words == UNWRITTEN[y.itemsize], _words(y))
 
 
 def _is_packed(name: str) -> bool:
