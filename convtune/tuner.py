@@ -15,6 +15,7 @@ from convtune.errors import ConvtuneError, MeasureError, TargetError, UnknownNam
 from convtune.log import Layer, Log, ShippedLog
 from convtune.paths import log_path
 from convtune.record import METASCHEDULE, Record, utc_now, winner
+from convtune.remote import Remote, remote_of
 from convtune.spec import checked
 from convtune.tuning import Progress, Run, TuneResult
 
@@ -49,18 +50,21 @@ def tune(
     accuracy: str = "standard",
     seed: int = 0,
     engine: str = "convtune",
+    rpc: str | None = None,
+    rpc_key: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TuneResult:
     """Searches for the fastest verified schedule of a spec; every candidate becomes a record of the log.
 
     Args:
-        target: a name as for --target, or a Target; it must be able to run here.
+        target: a name as for --target, or a Target; it must be able to run here, or with rpc where the servers are.
         trials: candidates to try, at least 1, those that the log already has included.
         log: the file to append to; None: the user's own.
         budget_s: seconds after which no further candidates are tried.
         accuracy: "strict", "standard" or "loose": the largest error allowed.
         seed: of the search.
         engine: "convtune", or "metaschedule" for TVM's own auto-scheduler.
+        rpc, rpc_key: HOST:PORT of TVM's RPC tracker, and the key of the servers on whose machines kernels run.
         on_progress: called after every candidate.
 
     Raises:
@@ -70,8 +74,9 @@ def tune(
         LogError: the log cannot be read or written.
         MeasureError: the workers do not start.
     """
-    machine = targets.resolve(target) if isinstance(target, str) else target
-    with Tuner(machine, log, accuracy=accuracy, seed=seed, engine=engine) as tuner:
+    remote = remote_of(rpc, rpc_key)
+    machine = targets.resolve(target, elsewhere=remote is not None) if isinstance(target, str) else target
+    with Tuner(machine, log, accuracy=accuracy, seed=seed, engine=engine, remote=remote) as tuner:
         return tuner.tune(spec, trials, budget_s, on_progress)
 
 
@@ -88,18 +93,18 @@ def _check_limits(trials: int, budget_s: float | None) -> None:
         raise ConvtuneError(f"budget_s is {budget_s!r}; it must be None or at least 0 seconds")
 
 
-def _origin(target: Target) -> str:
-    """Where times for a target come from on this machine: they are measured where it is this machine.
+def _origin(target: Target, remote: Remote | None) -> str:
+    """Where times for a target come from: they are measured where it is this machine, or there are remote ones.
 
     Raises TargetError where they can be neither measured nor estimated.
     """
-    if target.is_host:
+    if target.is_host or remote is not None:
         return "measured"
     if "estimated" in target.origins:
         return "estimated"
     raise TargetError(
         f"target {target.name!r} cannot be timed here: {target.why_not_here()}; compile for it instead, or tune on "
-        "such a machine"
+        "such a machine, or over RPC (--rpc)"
     )
 
 
@@ -125,6 +130,7 @@ class Tuner:
         accuracy: str = "standard",
         seed: int = 0,
         engine: str = "convtune",
+        remote: Remote | None = None,
     ) -> None:
         """Raises as `tune` does; a log that cannot be read is found out here."""
         for kind, name, known in (("accuracy", accuracy, accuracies.NAMES), ("engine", engine, ENGINES)):
@@ -135,7 +141,7 @@ class Tuner:
         if not _is_integer(seed):
             raise ConvtuneError(f"seed is {seed!r}; it must be an integer")
         self.target, self.accuracy, self.seed, self.engine = target, accuracy, seed, engine
-        self.origin = _origin(target)
+        self.origin, self.remote = _origin(target, remote), remote
         self.log = Log(log if log is not None else log_path())
         self.log.records()
         self._layers: tuple[Layer, ...] = (self.log, ShippedLog()) if log is None else (self.log,)
@@ -322,7 +328,7 @@ class Tuner:
         if self._bench is None:
             from convtune.measure import open_bench
 
-            self._bench = open_bench(self.target)
+            self._bench = open_bench(self.target, self.remote)
         return self._bench
 
     def close(self) -> None:

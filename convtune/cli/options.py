@@ -59,6 +59,12 @@ threads = click.option(
     metavar="N",
     help="Threads that kernels run on; otherwise $CONVTUNE_NUM_THREADS, or the physical cores.",
 )
+_rpc_address = click.option(
+    "--rpc",
+    metavar="HOST:PORT",
+    help="TVM's RPC tracker: kernels run on the machines of its servers, which the target must name.",
+)
+_rpc_key = click.option("--rpc-key", metavar="KEY", help="Of the tracker's servers, those to use.")
 accuracy = click.option(
     "--accuracy",
     type=click.Choice(accuracies.NAMES),
@@ -77,6 +83,10 @@ stages = click.option(
     "--stages", is_flag=True, help="Each composite workload is followed by its stages, as workloads of their own."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, which docs/cli.md describes.")
+
+
+def rpc(command: F) -> F:
+    return _rpc_address(_rpc_key(command))
 
 
 def log(meaning: str) -> Callable[[F], F]:

@@ -56,14 +56,33 @@ class PublishedPeak:
         return {"published_peak_gflops": self.gflops}
 
 
-Peak = MeasuredPeak | PublishedPeak
+@dataclass(frozen=True)
+class UnknownPeak:
+    """Of a CPU elsewhere."""
+
+    gflops: None = None
+
+    def again(self) -> UnknownPeak:
+        return self
+
+    def __str__(self) -> str:
+        return "its FMA peak is not known here"
+
+    def data(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {}
+
+
+Peak = MeasuredPeak | PublishedPeak | UnknownPeak
 
 
 def of(target: Target) -> Peak:
-    """The target's peak; a CPU's is measured now."""
+    """The target's peak; this CPU's is measured now."""
     from convtune import probe
     from convtune.targets import CpuTarget, GpuTarget
 
+    if isinstance(target, CpuTarget) and not target.is_host:
+        return UnknownPeak()
     if isinstance(target, CpuTarget):
         before = probe.fma_peak_gflops(target)
         return MeasuredPeak(target, before, before)

@@ -173,10 +173,13 @@ class Summary:
             "failed" if layer.failure else times.text(layer.best_us),
             tables.speedup(layer.speedup),
             tables.number(layer.gflops),
-            tables.share(layer.gflops / self.peak.gflops if layer.gflops else None),
+            tables.share(self._peak_share(layer.gflops)),
             tables.error(best.error if best else None),
             *(self._resources(layer) if self._compiled_for_gpu else []),
         ]
+
+    def _peak_share(self, gflops: float | None) -> float | None:
+        return gflops / self.peak.gflops if gflops and self.peak.gflops else None
 
     @property
     def _compiled_for_gpu(self) -> bool:
@@ -196,7 +199,7 @@ class Summary:
             times.text(total.best_us),
             tables.speedup(total.default_us / total.best_us),
             tables.number(total.gflops),
-            tables.share(total.gflops / self.peak.gflops),
+            tables.share(self._peak_share(total.gflops)),
             None,
             *((None,) * len(_RESOURCES) if self._compiled_for_gpu else ()),
         ]
@@ -253,7 +256,7 @@ class Summary:
             "best_us": layer.best_us,
             "speedup": layer.speedup,
             "gflops": layer.gflops,
-            "peak_share": layer.gflops / self.peak.gflops if layer.gflops else None,
+            "peak_share": self._peak_share(layer.gflops),
             "error": best.error if best else None,
             "candidate": {"space": best.candidate.space, "knobs": dict(best.candidate.knobs)} if best else None,
             "resources": layer.resources,

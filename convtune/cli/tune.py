@@ -19,7 +19,7 @@ from convtune.errors import BuildError, LogError, MeasureError, ScheduleError, V
 from convtune.tuner import ENGINES
 
 if TYPE_CHECKING:
-    from convtune.cli.summary import Layer
+    from convtune.cli.summary import Layer, Summary
     from convtune.tuner import Tuner
     from convtune.tuning import TuneResult
     from convtune.workloads import Workload
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 @options.stages
 @options.layout
 @options.threads
+@options.rpc
 @options.as_json
 @click.pass_obj
 def command(
@@ -65,26 +66,30 @@ def command(
     stages: bool,
     layout: str | None,
     threads: int | None,
+    rpc: str | None,
+    rpc_key: str | None,
     as_json: bool,
 ) -> int:
     """Find the fastest schedule of every layer, verified before it is timed.
 
-    For a GPU that is not in this machine, kernels are compiled by nvcc and verified by emulation, and their times are
-    estimates of a static model.
+    For a GPU that is not in this machine, and without --rpc, kernels are compiled by nvcc and verified by emulation,
+    and their times are estimates of a static model.
 
     Every candidate goes into the log at once: an interrupted run goes on where it stopped, and what is in the log
     with enough trials costs nothing.
     """
     from convtune import targets
     from convtune.cli.summary import Summary
+    from convtune.remote import remote_of
     from convtune.tuner import Tuner
     from convtune.workloads import parse
 
+    remote = remote_of(rpc, rpc_key)
     named = parse(workloads, layout)
     layers = distinct(with_stages(named) if stages else named)
-    machine = targets.resolve(target, threads)
+    machine = targets.resolve(target, threads, elsewhere=remote is not None)
     tell(machine)
-    with Tuner(machine, log, accuracy=accuracy, seed=seed, engine=engine) as tuner:
+    with Tuner(machine, log, accuracy=accuracy, seed=seed, engine=engine, remote=remote) as tuner:
         warn_of(tuner.log.problems)
         peak = peaks.of(machine)
         _check_writable(tuner.log.path)
@@ -94,11 +99,15 @@ def command(
             click.echo(_interrupted(tuner, layers, invocation), err=True)
             return INTERRUPTED
         summary = Summary(tuned, machine, peak.again(), tuner.origin, tuner.log.path, str(invocation))
+    _print(summary, as_json)
+    return FAILED if any(layer.failure for layer in tuned) else DONE
+
+
+def _print(summary: Summary, as_json: bool) -> None:
     if as_json:
         tables.print_json(summary.data())
     else:
         click.echo(summary.text())
-    return FAILED if any(layer.failure for layer in tuned) else DONE
 
 
 def distinct(workloads: Sequence[Workload]) -> list[Workload]:

@@ -10,13 +10,19 @@ from convtune.measure.cpu_bench import CpuBench
 from convtune.targets import CpuTarget, GpuTarget
 
 if TYPE_CHECKING:
+    from convtune.remote import Remote
     from convtune.targets import Target
 
 __all__ = ["Bench", "Built", "CpuBench", "Limits", "Outcome", "open_bench"]
 
 
-def open_bench(target: Target) -> Bench:
-    """The bench for a target; raises TargetError where there is none, or a tool that it needs is missing."""
+def open_bench(target: Target, remote: Remote | None = None) -> Bench:
+    """The bench for a target, whose kernels run on the machines of `remote`, if any is given.
+
+    Raises TargetError where there is none, a tool that it needs is missing, or no such machine is to be had.
+    """
+    if remote is not None:
+        return _open_remote(target, remote)
     if isinstance(target, CpuTarget):
         return CpuBench(target)
     if isinstance(target, GpuTarget) and target.is_host:
@@ -27,4 +33,18 @@ def open_bench(target: Target) -> Bench:
         from convtune.measure.estimating import EstimatingBench
 
         return EstimatingBench(target)
-    raise TargetError(f"target {target.name!r}: nothing here builds for {type(target).__name__}")
+    raise _nothing_builds(target)
+
+
+def _open_remote(target: Target, remote: Remote) -> Bench:
+    from convtune.measure.rpc_bench import RpcCpuBench, RpcGpuBench
+
+    if isinstance(target, CpuTarget):
+        return RpcCpuBench(target, remote)
+    if isinstance(target, GpuTarget):
+        return RpcGpuBench(target, remote)
+    raise _nothing_builds(target)
+
+
+def _nothing_builds(target: Target) -> TargetError:
+    return TargetError(f"target {target.name!r}: nothing here builds for {type(target).__name__}")

@@ -11,7 +11,7 @@ from convtune.targets import document
 from convtune.targets.base import Family, Target
 from convtune.targets.cpu import CpuFamily, CpuTarget
 from convtune.targets.gpu import GpuTarget
-from convtune.targets.host import Host, current
+from convtune.targets.host import NOWHERE, Host, current
 
 __all__ = ["CpuTarget", "Family", "GpuTarget", "Target", "families", "known", "native", "resolve"]
 
@@ -20,20 +20,23 @@ PLANNED = ("arm", "arm64", "aarch64")
 """Names that mean a family of which this version has no file."""
 
 
-def resolve(text: str, threads: int | None = None) -> Target:
+def resolve(text: str, threads: int | None = None, elsewhere: bool = False) -> Target:
     """The target that `text` names.
 
     text: "native" (the machine at hand; also "host", and its family's name), a CPU by LLVM's name, "cuda" (the GPU at
     hand, also "gpu"; where there is none another, and the target's `notice` says so), a GPU's arch or TVM's name, or
     JSON with the fields of CpuTarget or GpuTarget, inline or as the path of a .json file. threads: a CPU's cores to
-    use; default: CONVTUNE_NUM_THREADS, else the physical cores that this process may use.
+    use; default: CONVTUNE_NUM_THREADS, else the physical cores that this process may use. elsewhere: another machine
+    is meant, even where the one at hand is of that name or could run its code; it must be named.
 
     Raises:
         UnknownNameError: no such target. TargetError: a family this version lacks, or an impossible machine.
     """
-    host = current()
+    host = NOWHERE if elsewhere else current()
     if document.is_document(text):
         return _from_document(text, host, threads)
+    if elsewhere and (text in NATIVE or any(text in (family.name, *family.aliases) for family in families().values())):
+        raise TargetError(f"target {text!r} means this machine, and another is to run the kernels; name its processor")
     if text in NATIVE:
         return native(threads)
     for family in families().values():

@@ -10,7 +10,7 @@ from convtune.errors import TargetError
 from convtune.targets.base import Family
 from convtune.targets.cuda_driver import Device, first_gpu
 from convtune.targets.gpu import GpuTarget, compute
-from convtune.targets.host import Host
+from convtune.targets.host import NOWHERE, Host
 
 OLDEST = 75
 """The oldest compute capability that nvcc 13.0, which these kernels are made for, compiles for."""
@@ -141,7 +141,7 @@ class Cuda(Family):
 
     def named(self, name: str, host: Host, threads: int | None) -> GpuTarget:
         _refuse_threads(name, threads)
-        device = first_gpu().device
+        device = None if host is NOWHERE else first_gpu().device
         if device is not None and (_arch(device) == name or (name in GPUS and device.name == GPUS[name].model)):
             return _local(name, device)
         return _target(name, name)

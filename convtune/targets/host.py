@@ -54,6 +54,10 @@ class Host:
         return f"this machine lacks {', '.join(lacks)}" if lacks else f"it is {model}, and this machine {self.title}"
 
 
+NOWHERE = Host("", "", 0, 0, "", frozenset(), (), 0, 0, 0, 0)
+"""A machine that runs nothing, for targets that are another one than that at hand."""
+
+
 @functools.cache
 def current() -> Host:
     """The machine at hand, read once."""
