@@ -118,13 +118,20 @@ def _up_to(sizes: Sequence[int], size: int) -> tuple[int, ...]:
 
 def _depths(spec: ConvSpec) -> tuple[int, ...]:
     """Depths that make different chunks."""
-    run_in = spec.in_channels // spec.groups
-    chunks = {(depth, chunk_taps(spec, depth, most)): most for most, depth in _chunk_sizes(run_in)}
+    chunks = {(depth, chunk_taps(spec, depth, most)): most for most, depth in _chunk_sizes(spec)}
     return tuple(sorted(chunks.values()))
 
 
-def _chunk_sizes(run_in: int) -> list[tuple[int, int]]:
-    return [(most, even_chunk(run_in, most)) for most in (32, 16, 8) if most > 8 or run_in < 16]
+def _chunk_sizes(spec: ConvSpec) -> list[tuple[int, int]]:
+    run_in = spec.in_channels // spec.groups
+    return [(most, _chunk_depth(spec, most)) for most in (32, 16, 8) if most > 8 or run_in < 16]
+
+
+def _chunk_depth(spec: ConvSpec, most: int) -> int:
+    depth = even_chunk(spec.in_channels // spec.groups, most)
+    # what is one product deep, one row of threads writes for all rows, each thread at the index where it reads: TVM
+    # 0.27 takes that for the same thread, and puts no barrier in between
+    return depth if count(spec.kernel) > 1 else max(depth, 2)
 
 
 def _few(run: int) -> int:
@@ -134,14 +141,14 @@ def _few(run: int) -> int:
 
 @functools.lru_cache(maxsize=1 << 14)  # asked for several times for each of thousands of candidates
 def _block_tile(spec: ConvSpec, positions: int, channels: int, thread_tile: str, depth: int, slices: int) -> BlockTile:
-    run, run_in = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    run = spec.out_channels // spec.groups
     thread_positions, thread_channels = (int(part) for part in thread_tile.split("x"))
     groups = 1
     if spec.groups > 1 and run <= FEW_CHANNELS:
         most = max(channels // thread_channels, 1)
         groups = max(n for n in range(1, most + 1) if spec.groups % n == 0)
         channels = thread_channels
-    ic = even_chunk(run_in, depth)
+    ic = _chunk_depth(spec, depth)
     taps = chunk_taps(spec, ic, depth)
     return BlockTile(spec, positions, channels, groups, thread_positions, thread_channels, ic, taps, slices)
 
