@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from convtune.cuda.extrema import keep_nan
 from convtune.cuda.tensor_cores import with_prelude
 from convtune.errors import KernelError, ScheduleError
 from convtune.targets.gpu import STATIC_SHARED_BYTES, GpuTarget
@@ -151,6 +152,7 @@ def lower(module: Any, target: GpuTarget) -> Lowered:
     kernels = dict(lowered.functions.items())
     entry = _Entry(kernels.pop(next(name for name, f in kernels.items() if "tirx.is_entry_func" in f.attrs)))
     device = finalize_device()(tvm.IRModule(kernels))
+    device = tvm.IRModule({name: keep_nan(function) for name, function in device.functions.items()})
     functions = {name.name_hint: function for name, function in device.functions.items()}
     for launch in entry.launches:
         _check_limits(launch, _static_shared_bytes(functions[launch.kernel]), target)
