@@ -19,6 +19,7 @@ those beyond it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,9 @@ from convtune.schedules.gpu_tiling import shared_scope
 from convtune.schedules.gpu_warp_tiles import (
     FEWEST_CHANNELS,
     LANES,
+    Making,
     WarpTiles,
+    estimate,
     expression,
     finished,
     fits,
@@ -37,9 +40,7 @@ from convtune.schedules.gpu_warp_tiles import (
     sizes,
     tile_knobs,
     up_to,
-    work,
 )
-from convtune.schedules.gpu_work import cycles
 from convtune.schedules.tiling import ceil_div
 
 from convtune import variants
@@ -54,10 +55,11 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 VECTOR = 4  # channels of a sample that a thread makes at once
-# Instructions of a thread for an element of a sample, and wavefronts of a warp: side by side along positions, channels.
-MADE = {False: (16.0, 16.0), True: (11.0, 2.5)}
+SAMPLING = {  # of samples that are side by side along the positions, and along the channels
+    False: Making(instructions=16, wavefronts=16, reads=len(CORNERS), waits=1.5),
+    True: Making(instructions=11, wavefronts=2.5, reads=len(CORNERS), waits=1.5),
+}
 PREPARED = 200.0  # instructions for a position's entries of the tables
-WAITS = 1.5  # of a chunk: for offsets, and for x
 
 
 class GpuDeformableTensorCores(Estimating[GpuTarget]):
@@ -77,9 +79,10 @@ class GpuDeformableTensorCores(Estimating[GpuTarget]):
 
     def estimate(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
-        tile, (made, wavefronts) = _tile(spec, knobs), MADE[spec.channels_last]
-        made += PREPARED / (tile.depth * tile.chunks[-1])
-        return cycles(work(target, tile, _shared_bytes(tile), made, wavefronts, WAITS), target)
+        tile, making = _tile(spec, knobs), SAMPLING[spec.channels_last]
+        prepared = PREPARED / (tile.depth * tile.chunks[-1])
+        making = replace(making, instructions=making.instructions + prepared)
+        return estimate(target, tile, _shared_bytes(tile), making)
 
     def pack(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return (_pack(_tile(spec, knobs)),)
@@ -97,7 +100,7 @@ class GpuDeformableTensorCores(Estimating[GpuTarget]):
         share(sch, tile, x, chunk, tile.gathered)
         for table in tables:
             _share_table(sch, tile, sch.get_sblock(table.op.name), segment, scope)
-        return finished(sch, tile)
+        return finished(sch, tile, target)
 
 
 def _segment(spec: ConvSpec) -> int:
@@ -107,11 +110,11 @@ def _segment(spec: ConvSpec) -> int:
 
 
 def _tile(spec: ConvSpec, knobs: Knobs) -> WarpTiles:
-    *blocks, depth = sizes(knobs)
-    run = _segment(spec)
+    depth, run = int(knobs["depth"]), _segment(spec)
     vector = gcd(VECTOR, run) if spec.channels_last else 1
     segments = spec.in_channels // spec.groups // run
-    return WarpTiles(spec, *blocks, depth, (*spec.kernel, segments, ceil_div(run, depth)), vector if vector > 2 else 1)
+    chunks = (*spec.kernel, segments, ceil_div(run, depth))
+    return WarpTiles(spec, *sizes(knobs), chunks, gathered=vector if vector > 2 else 1)
 
 
 def _shared_bytes(tile: WarpTiles) -> int:

@@ -1,6 +1,6 @@
 """Dense and grouped convolution of float16 on Tensor Cores, as a matrix product of tiles, any rank and layout.
 
-block = (positions of all images, groups, output channels):
+block = (positions of all images, groups, output channels [, slice of the input channels]):
     acc[position, channel] = 0                                            float32, in registers, a tile a warp
     for chunks of (ic, kd, kh, kw):                                       pipeline: the next ones are on their way
         tile[position, ic] = x (zero outside)                             in shared memory, as float16
@@ -8,6 +8,9 @@ block = (positions of all images, groups, output channels):
         for 16 of ic, for 16 positions and 8 channels of a warp's tile:
             acc[...] += tile[...] * filters[...]                          one instruction of the warp
     y[...] = activation(acc + bias + residual)
+
+With several slices a block stores its sums in global memory, and a second kernel adds them up: for outputs too small to
+keep a GPU busy.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from convtune.schedules.gpu_implicit_gemm import unflattened
 from convtune.schedules.gpu_tiling import shared_scope
 from convtune.schedules.gpu_warp_tiles import (
     WIDE,
+    Making,
     WarpTiles,
+    estimate,
     expression,
     finished,
     fits,
@@ -29,9 +34,7 @@ from convtune.schedules.gpu_warp_tiles import (
     share,
     sizes,
     tile_knobs,
-    work,
 )
-from convtune.schedules.gpu_work import cycles
 from convtune.schedules.tiling import ceil_div
 
 from convtune import variants
@@ -59,21 +62,21 @@ class GpuTensorCores(Estimating[GpuTarget]):
         return spec.variant in VARIANTS and has_tensor_cores(spec, target)
 
     def knobs(self, spec: ConvSpec, target: GpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
-        return {**tile_knobs(spec), "pipeline": tuple(STAGES) if target.has_async_copy else ("none",)}
+        pipelines = tuple(STAGES) if target.has_async_copy else ("none",)
+        return {**tile_knobs(spec), "slices": (1, 2, 4, 8), "pipeline": pipelines}
 
     def allows(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> bool:
         tile, stages = _tile(spec, knobs), STAGES[str(knobs["pipeline"])]
-        return count(tile.chunks) >= stages and fits(target, tile, stages * tile.shared_bytes)
+        if count(tile.chunks) < stages or not _slices_pay(target, tile):
+            return False
+        return fits(target, tile, stages * tile.shared_bytes)
 
     def estimate(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         tile, pipeline = _tile(spec, knobs), str(knobs["pipeline"])
         # a copy that goes across rows meets the same bank four times
-        scattered = 0.5 if spec.channels_last else 4.0
-        waits = WAITS[pipeline]
-        return cycles(
-            work(target, tile, STAGES[pipeline] * tile.shared_bytes, 8 / tile.gathered, scattered, waits), target
-        )
+        making = Making(8 / tile.gathered, 0.5 if spec.channels_last else 4.0, reads=1, waits=WAITS[pipeline])
+        return estimate(target, tile, STAGES[pipeline] * tile.shared_bytes, making)
 
     def pack(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return (_pack(_tile(spec, knobs)),)
@@ -92,20 +95,30 @@ class GpuTensorCores(Estimating[GpuTarget]):
             sch.annotate(chunk, "software_pipeline_stage", [0, 0, stages - 1])
             sch.annotate(chunk, "software_pipeline_order", [0, 1, 2])
             sch.annotate(chunk, "software_pipeline_async_stages", [0])
-        return finished(sch, tile)
+        return finished(sch, tile, target)
+
+
+def _slices_pay(target: GpuTarget, tile: WarpTiles) -> bool:
+    """Whether the slices have a chunk each, and find SMs that would have no block."""
+    if tile.slices == 1:
+        return True
+    blocks, run_in = count(tile.grid), tile.spec.in_channels // tile.spec.groups
+    enough = run_in > (tile.slices - 1) * tile.chunks[0] * tile.depth
+    return enough and blocks * tile.slices <= 4 * target.sms and 2 * blocks < 4 * target.sms
 
 
 def _tile(spec: ConvSpec, knobs: Knobs) -> WarpTiles:
-    *blocks, depth = sizes(knobs)
-    run_in = spec.in_channels // spec.groups
+    depth, slices, run_in = int(knobs["depth"]), int(knobs["slices"]), spec.in_channels // spec.groups
     vector = gcd(WIDE, run_in) if spec.channels_last else 1
     gathered = vector if vector > 2 else 1  # TVM 0.27 retypes an array that is only ever accessed by pairs
-    return WarpTiles(spec, *blocks, depth, (ceil_div(run_in, depth), *cube(spec.kernel)), gathered)
+    chunks = (ceil_div(run_in, depth * slices), *cube(spec.kernel))
+    return WarpTiles(spec, *sizes(knobs), chunks, gathered, slices)
 
 
 def _pack(tile: WarpTiles) -> tuple[PackStep, ...]:
     """PyTorch's (oc, ic, taps) to whole chunks, as a block reads them; zeros where channels end."""
-    (_, groups, blocks), (chunks, *taps) = tile.grid, tile.chunks
+    (_, groups, blocks), (of_slice, *taps) = tile.grid, tile.chunks
+    chunks = tile.slices * of_slice
     run_in = tile.spec.in_channels // groups
     missing_out, missing_in = blocks * tile.channels - tile.run, chunks * tile.depth - run_in
     return (
@@ -113,11 +126,12 @@ def _pack(tile: WarpTiles) -> tuple[PackStep, ...]:
         {"op": "pad", "widths": [[0, 0], [0, missing_out], [0, missing_in], *[[0, 0]] * 3]},
         {"op": "reshape", "shape": [groups, blocks, tile.channels, chunks, tile.depth, *taps]},
         {"op": "transpose", "axes": [0, 1, 3, 5, 6, 7, 2, 4]},
+        {"op": "reshape", "shape": list(tile.packed)},
     )
 
 
 def _gathered(tile: WarpTiles, arguments: Arguments) -> Any:
-    """The stage `tile`: (block, group, chunk, kd, kh, kw, position of a block, input channel of a chunk)."""
+    """The stage `tile`: (block, group, *outer, position of a block, input channel of a chunk)."""
     from tvm import te, tirx
 
     spec, run_in = tile.spec, tile.spec.in_channels // tile.spec.groups
@@ -128,18 +142,20 @@ def _gathered(tile: WarpTiles, arguments: Arguments) -> Any:
 
     term = variant.term(spec, operands(geometry, read, lambda *_: one, widen=lambda value: value))
 
-    def at(block: Any, group: Any, chunk: Any, kd: Any, kh: Any, kw: Any, row: Any, k: Any) -> Any:
+    def at(block: Any, group: Any, *index: Any) -> Any:
+        *slice_, chunk, kd, kh, kw, row, k = index
         output = block * tile.positions + row
         n, position = unflattened(spec, output)
         oc = variant.channel(spec, group, 0)  # any channel of the group reads the same input
-        value = term.at(n, oc, position, (chunk * tile.depth + k, *(kd, kh, kw)[3 - spec.rank :]))
+        channel = (chunk + (slice_[0] * tile.chunks[0] if slice_ else 0)) * tile.depth + k
+        value = term.at(n, oc, position, (channel, *(kd, kh, kw)[3 - spec.rank :]))
         inside = [output < tile.outputs] if tile.outputs % tile.positions else []
-        if run_in % tile.depth:  # in whole vectors, so that the condition is one for all of a vector
-            vector = (chunk * tile.depth + k) // tile.gathered
-            inside.append(vector < run_in // tile.gathered)
+        if tile.slices * tile.chunks[0] * tile.depth > run_in:
+            # in whole vectors, so that the condition is one for all of a vector
+            inside.append(channel // tile.gathered < run_in // tile.gathered)
         return or_zero(inside, value)
 
-    shape = (*tile.grid[:2], *tile.chunks, tile.positions, tile.depth)
+    shape = (*tile.grid[:2], *tile.outer, tile.positions, tile.depth)
     return te.compute(shape, at, name="tile")
 
 

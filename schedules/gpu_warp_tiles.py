@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.gpu_crop import cropped
 from convtune.schedules.gpu_implicit_gemm import unflattened
-from convtune.schedules.gpu_work import Work
+from convtune.schedules.gpu_tiling import thread_each
+from convtune.schedules.gpu_work import LAUNCH_CYCLES, Work, cycles
 from convtune.schedules.tiling import ceil_div
 
 from convtune import variants
@@ -43,7 +44,7 @@ class WarpTiles:
     """What a block and each of its warps compute, and how the depth is cut into chunks.
 
     depth: input channels of a chunk, which has one tap. chunks: extents of the loops over them, the outermost first.
-    gathered: elements of x that a thread copies at once.
+    gathered: elements of x that a thread copies at once. slices: blocks that share a sum, each over some of the chunks.
     """
 
     spec: ConvSpec
@@ -54,6 +55,7 @@ class WarpTiles:
     depth: int
     chunks: Dims
     gathered: int
+    slices: int = 1
 
     @property
     def outputs(self) -> int:
@@ -92,13 +94,20 @@ class WarpTiles:
         return ceil_div(self.outputs, self.positions), self.spec.groups, ceil_div(self.run, self.channels)
 
     @property
+    def outer(self) -> Dims:
+        """The slices, where there are several, and the chunks of each."""
+        return (self.slices, *self.chunks) if self.slices > 1 else self.chunks
+
+    @property
     def packed(self) -> Dims:
         """The shape of the weight: whole chunks, as a block reads them."""
-        return (*self.grid[1:], *self.chunks, self.channels, self.depth)
+        return (*self.grid[1:], *self.outer, self.channels, self.depth)
 
     @property
     def pairs(self) -> bool:
-        """Whether two channels of y are stored at once."""
+        """Whether two channels are stored at once."""
+        if self.slices > 1:
+            return True
         apart = self.spec.groups > 1 and variants.primitive(self.spec).interleaved
         return self.spec.channels_last and self.run % 2 == 0 and not apart
 
@@ -140,12 +149,29 @@ def fits(target: GpuTarget, tile: WarpTiles, shared_bytes: int) -> bool:
     return target.resident_blocks(tile.threads, tile.registers, shared_bytes) > 0
 
 
-def work(target: GpuTarget, tile: WarpTiles, shared_bytes: int, made: float, scattered: float, waits: float) -> Work:
-    """What the blocks have to do.
+@dataclass(frozen=True)
+class Making:
+    """What an element of `tile` takes.
 
-    made: instructions of a thread for an element of `tile`. scattered: wavefronts of a warp for one of each thread.
-    waits: of a chunk.
+    instructions: of a thread. wavefronts: of a warp, for one of each thread. reads: of x. waits: of a chunk.
     """
+
+    instructions: float
+    wavefronts: float
+    reads: float
+    waits: float
+
+
+def estimate(target: GpuTarget, tile: WarpTiles, shared_bytes: int, making: Making) -> float:
+    """Cycles of one call, coarsely."""
+    total = cycles(_work(target, tile, shared_bytes, making), target)
+    if tile.slices == 1:
+        return total
+    added = 4.0 * (tile.slices + 1) * count(tile.spec.out_shape)
+    return total + LAUNCH_CYCLES + 2 * added * target.clock_mhz / (1e3 * target.dram_gbs)
+
+
+def _work(target: GpuTarget, tile: WarpTiles, shared_bytes: int, making: Making) -> Work:
     chunks, products = count(tile.chunks), tile.warp_positions // ROWS * (tile.warp_channels // COLUMNS)
     steps = chunks * tile.depth // DEPTH
     words = steps * (tile.warp_positions // ROWS * 4 + tile.warp_channels // COLUMNS * 2)
@@ -153,15 +179,15 @@ def work(target: GpuTarget, tile: WarpTiles, shared_bytes: int, made: float, sca
     of_weight = chunks * tile.channels * tile.depth // tile.threads
     scale = target.fp32_lanes / target.fp16_tensor_lanes  # the model knows the others' lanes
     return Work(
-        blocks=count(tile.grid),
+        blocks=count(tile.grid) * tile.slices,
         threads=tile.threads,
         registers=tile.registers,
         shared_bytes=shared_bytes,
         fmas=steps * products * ROWS * COLUMNS * DEPTH / WARP * scale,
-        instructions=words + made * of_x + 4 * of_weight / WIDE + 20 * chunks,
-        wavefronts=words + scattered * of_x + of_weight / 2,
-        waits=2 + chunks * waits,
-        l2_bytes=DTYPES["float16"] * tile.threads * (of_x + of_weight),
+        instructions=words + making.instructions * of_x + 4 * of_weight / WIDE + 20 * chunks,
+        wavefronts=words + making.wavefronts * of_x + of_weight / 2,
+        waits=2 + chunks * making.waits,
+        l2_bytes=DTYPES["float16"] * tile.threads * (making.reads * of_x + of_weight),
         dram_bytes=tile.spec.bytes,
     )
 
@@ -170,29 +196,72 @@ def expression(tile: WarpTiles, arguments: Arguments, gathered: Callable[..., An
     """The function with the stages `acc` and `y`, which has the shape of `acc`:
 
     (block, group, block of channels, warp, warp, product, product, half of rows, row, pair of columns, column),
-    the first of two alike of the positions.
+    the first of two alike of the positions; before these the slice, where there are several. Then `acc` is stored as
+    `part`, which is summed up in `total`, and `y` has the spec's shape.
 
-    gathered: the stage `tile`, (block, group, *chunk, position of a block, input channel of a chunk).
+    gathered: the stage `tile`, (block, group, *outer, position of a block, input channel of a chunk).
     """
     from tvm import te
 
     weight, extents = arguments.weights[0], (*tile.chunks, tile.depth // DEPTH, DEPTH)
     *chunk, product, lane = axes = [te.reduce_axis((0, extent), f"r{i}") for i, extent in enumerate(extents)]
 
-    def summand(*index: Any) -> Any:
+    def summand(*whole: Any) -> Any:
+        outer, index = [*whole[:-11], *chunk], whole[-11:]
         (block, group, columns), (row, column) = index[:3], _of_block(tile, index)
         k = product * DEPTH + lane
-        x, filters = gathered(block, group, *chunk, row, k), weight(group, columns, *chunk, column, k)
+        x, filters = gathered(block, group, *outer, row, k), weight(group, columns, *outer, column, k)
         return te.sum(widened(x) * widened(filters), axis=axes)
 
     products = (tile.warp_positions // ROWS, tile.warp_channels // COLUMNS)
-    acc = te.compute((*tile.grid, *tile.warps, *products, 2, *LANES, 2), summand, name="acc")
+    slices = (tile.slices,) if tile.slices > 1 else ()
+    acc = te.compute((*slices, *tile.grid, *tile.warps, *products, 2, *LANES, 2), summand, name="acc")
+    if slices:
+        return arguments.primfunc(_summed(tile, arguments, te.compute(acc.shape, lambda *i: acc(*i), name="part")))
 
     def at(*index: Any) -> Any:
         n, oc, *position = _located(tile, index)
         return epilogue(arguments, acc(*index), n, oc, position)
 
     return arguments.primfunc(te.compute(acc.shape, at, name="y"))
+
+
+def _summed(tile: WarpTiles, arguments: Arguments, part: Any) -> Any:
+    """The stages `total` and `y` over the slices of `part`."""
+    from tvm import te
+
+    spec, variant = tile.spec, variants.primitive(tile.spec)
+    slice_ = te.reduce_axis((0, tile.slices), "slice")
+
+    def place(index: Sequence[Any]) -> tuple[Any, Any, list[Any]]:
+        return (index[0], index[-1], list(index[1:-1])) if spec.channels_last else (index[0], index[1], list(index[2:]))
+
+    def total(*index: Any) -> Any:
+        n, oc, position = place(index)
+        output = n
+        for size, p in zip(spec.out_size, position):
+            output = output * size + p
+        group = variant.group(spec, oc) if spec.groups > 1 else 0
+        within = oc if spec.groups == 1 else oc // spec.groups if variant.interleaved else oc % tile.run
+        return te.sum(part(slice_, *_index(tile, output, group, within)), axis=slice_)
+
+    sums = te.compute(spec.out_shape, total, name="total")
+
+    def at(*index: Any) -> Any:
+        n, oc, position = place(index)
+        return epilogue(arguments, sums(*index), n, oc, position)
+
+    return te.compute(spec.out_shape, at, name="y")
+
+
+def _index(tile: WarpTiles, output: Any, group: Any, within: Any) -> tuple[Any, ...]:
+    """The index of `acc`, without the slice, of a row of the matrix product and a channel of a group."""
+    row, column = output % tile.positions, within % tile.channels
+    of_warp, of_columns = row % tile.warp_positions, column % tile.warp_channels
+    blocks = (output // tile.positions, group, within // tile.channels)
+    products = (row // tile.warp_positions, column // tile.warp_channels, of_warp // ROWS, of_columns // COLUMNS)
+    lanes = (of_warp % ROWS // LANES[0], of_warp % LANES[0], of_columns % COLUMNS // 2, of_columns % 2)
+    return (*blocks, *products, *lanes)
 
 
 def _of_block(tile: WarpTiles, index: Sequence[Any]) -> tuple[Any, Any]:
@@ -228,8 +297,8 @@ def place_sums(sch: Any, tile: WarpTiles, scope: str) -> list[Any]:
 
     Returns the loops over chunks. At the last one `tile` is to be computed, with `share`.
     """
-    y, acc = sch.get_sblock("y"), sch.get_sblock("acc")
-    *blocks, across, along, rows, columns, half, row, pair, column = sch.get_loops(y)
+    stored, acc = sch.get_sblock("y" if tile.slices == 1 else "part"), sch.get_sblock("acc")
+    *blocks, across, along, rows, columns, half, row, pair, column = sch.get_loops(stored)
     sch.reorder(*blocks, across, along, row, pair, rows, columns, half, column)
     sch.compute_at(acc, pair, preserve_unit_loops=True)
     sch.set_scope(acc, 0, "local")
@@ -249,7 +318,7 @@ def place_sums(sch: Any, tile: WarpTiles, scope: str) -> list[Any]:
     for loop in sch.get_loops(sch.decompose_reduction(acc, outer[0]))[-11:]:
         sch.unroll(loop)
     sch.blockize(sums[7])
-    return outer
+    return list(outer)
 
 
 def share(sch: Any, tile: WarpTiles, copy: Any, chunk: Any, vector: int) -> None:
@@ -265,11 +334,16 @@ def share(sch: Any, tile: WarpTiles, copy: Any, chunk: Any, vector: int) -> None
         sch.bind(loop, f"threadIdx.{axis}")
     if vector > 1:
         sch.vectorize(lane)
-    sch.storage_align(copy, 0, 6, 2 * WIDE, WIDE)
+    sch.storage_align(copy, 0, -2, 2 * WIDE, WIDE)
 
 
-def finished(sch: Any, tile: WarpTiles) -> Any:
+def finished(sch: Any, tile: WarpTiles, target: GpuTarget) -> Any:
     """The module of a schedule, with Tensor Cores and with `y` as the spec has it."""
+    from tvm import ir
+
+    if tile.slices > 1:
+        thread_each(sch, target, "y", "total", count(tile.spec.out_shape))
+        return ir.IRModule({"main": _with_tensor_cores(sch.mod["main"])})
     main = _with_tensor_cores(sch.mod["main"])
     return cropped(main, tile.spec, lambda *i: _located(tile, i), lambda *i: _inside(tile, i))
 

@@ -26,7 +26,7 @@ from convtune.spec import ConvSpec
 from convtune.targets import GpuTarget
 
 SPACE = "gpu_tensor_cores"
-SMALL = {"positions": 32, "channels": 32, "warp_tile": "32x32", "depth": 16, "pipeline": "none"}
+SMALL = {"positions": 32, "channels": 32, "warp_tile": "32x32", "depth": 16, "pipeline": "none", "slices": 1}
 
 
 def target(arch: str) -> GpuTarget:
@@ -117,6 +117,8 @@ def check(text: str, gpu: GpuTarget, knobs: Knobs, directory: Path) -> Lowered:
         ("dilated,ic=16,oc=24,in=3x5x7,k=2x3x2,d=2x1x3,p=2", "sm_80", {"pipeline": "async3"}),
         ("grouped,ic=54,oc=102,in=9x7,k=3x3,g=3,p=1,layout=NHWC,residual,bias", "sm_86", {"pipeline": "async2"}),
         ("shuffled_grouped,ic=64,oc=48,in=7x5,k=3x3,g=2,p=1,bias", "sm_80", {}),
+        ("conv,ic=72,oc=40,in=9x7,k=3x3,p=1,bias,n=2,layout=NHWC", "sm_80", {"slices": 4, "pipeline": "async2"}),
+        ("shuffled_grouped,ic=96,oc=66,in=5x7,k=3x3,g=2,p=1,residual", "sm_75", {"slices": 2}),
         ("conv,ic=64,oc=64,in=9x9,k=3x3,p=1,layout=NHWC", "sm_80", {"positions": 64, "warp_tile": "64x32"}),
         ("conv,ic=36,oc=32,in=9x9,k=3x3,p=1,layout=NHWC", "sm_80", {"depth": 32, "pipeline": "async2"}),
     ],
@@ -144,7 +146,7 @@ def test_the_default_and_corners_of_the_domain(tmp_path: Path) -> None:
 )
 def test_deformable_samples_are_rounded_once_more(text: str, arch: str, changed: Knobs, tmp_path: Path) -> None:
     spec, gpu = ConvSpec.parse(f"{text},dtype=float16"), target(arch)
-    knobs = {name: value for name, value in {**SMALL, **changed}.items() if name != "pipeline"}
+    knobs = {name: value for name, value in {**SMALL, **changed}.items() if name not in ("pipeline", "slices")}
     module, pack = scheduled(spec, gpu, Candidate("gpu_deformable_tensor_cores", knobs))
     program = lower(module, gpu).program
     emulation = emulator.Emulation(emulator.build(program, tmp_path, checked=True), program)
