@@ -20,8 +20,8 @@ class MeasuredPeak:
     before: float
     after: float
 
-    @property
-    def gflops(self) -> float:
+    def gflops(self, dtype: str) -> float:
+        """In which kernels of a dtype are counted; float32 alone has any on CPUs."""
         return max(self.before, self.after)
 
     def again(self) -> MeasuredPeak:
@@ -32,7 +32,7 @@ class MeasuredPeak:
 
     def __str__(self) -> str:
         twice = f"before {self.before:.0f}, after {self.after:.0f}"
-        return f"FMA peak measured in this run: {self.gflops:.0f} GFLOP/s ({twice})"
+        return f"FMA peak measured in this run: {max(self.before, self.after):.0f} GFLOP/s ({twice})"
 
     def data(self) -> dict[str, Any]:
         """For `--json`."""
@@ -41,26 +41,33 @@ class MeasuredPeak:
 
 @dataclass(frozen=True)
 class PublishedPeak:
-    """A GPU's float32 peak in GFLOP/s by its data sheet, without Tensor Cores."""
+    """A GPU's peaks in GFLOP/s by its data sheet: of float32, and of the Tensor Cores for float16."""
 
-    gflops: float
+    fp32_gflops: float
+    tensor_gflops: float
+
+    def gflops(self, dtype: str) -> float:
+        """In which kernels of a dtype are counted."""
+        return self.tensor_gflops or self.fp32_gflops if dtype == "float16" else self.fp32_gflops
 
     def again(self) -> PublishedPeak:
         return self
 
     def __str__(self) -> str:
-        return f"float32 peak by its data sheet: {self.gflops:.0f} GFLOP/s"
+        tensor = f", {self.tensor_gflops:.0f} GFLOP/s of float16" if self.tensor_gflops else ""
+        return f"peak by its data sheet: {self.fp32_gflops:.0f} GFLOP/s of float32{tensor}"
 
     def data(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"published_peak_gflops": self.gflops}
+        return {"published_peak_gflops": {"float32": self.fp32_gflops, "float16": self.tensor_gflops or None}}
 
 
 @dataclass(frozen=True)
 class UnknownPeak:
     """Of a CPU elsewhere."""
 
-    gflops: None = None
+    def gflops(self, dtype: str) -> None:
+        return None
 
     def again(self) -> UnknownPeak:
         return self
@@ -87,5 +94,5 @@ def of(target: Target) -> Peak:
         before = probe.fma_peak_gflops(target)
         return MeasuredPeak(target, before, before)
     if isinstance(target, GpuTarget):
-        return PublishedPeak(target.fp32_gflops)
+        return PublishedPeak(target.fp32_gflops, target.tensor_gflops)
     raise TargetError(f"target {target.name!r}: no peak is known of {type(target).__name__}")

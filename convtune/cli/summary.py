@@ -173,13 +173,21 @@ class Summary:
             "failed" if layer.failure else times.text(layer.best_us),
             tables.speedup(layer.speedup),
             tables.number(layer.gflops),
-            tables.share(self._peak_share(layer.gflops)),
+            tables.share(self._peak_share([layer])),
             tables.error(best.error if best else None),
             *(self._resources(layer) if self._compiled_for_gpu else []),
         ]
 
-    def _peak_share(self, gflops: float | None) -> float | None:
-        return gflops / self.peak.gflops if gflops and self.peak.gflops else None
+    def _peak_share(self, layers: Sequence[Layer]) -> float | None:
+        """The time that the layers would take at the peak of their dtype, by that which they take."""
+        ideal_us = taken_us = 0.0
+        for layer in layers:
+            spec, runs = layer.workload.spec, max(layer.workload.count, 1)
+            peak = self.peak.gflops(spec.dtype)
+            if peak and layer.best_us:
+                ideal_us += runs * spec.flops / peak / 1e3
+                taken_us += runs * layer.best_us
+        return ideal_us / taken_us if taken_us else None
 
     @property
     def _compiled_for_gpu(self) -> bool:
@@ -199,7 +207,7 @@ class Summary:
             times.text(total.best_us),
             tables.speedup(total.default_us / total.best_us),
             tables.number(total.gflops),
-            tables.share(self._peak_share(total.gflops)),
+            tables.share(self._peak_share([la for la in self.layers if la.default_us and la.workload.count])),
             None,
             *((None,) * len(_RESOURCES) if self._compiled_for_gpu else ()),
         ]
@@ -256,7 +264,7 @@ class Summary:
             "best_us": layer.best_us,
             "speedup": layer.speedup,
             "gflops": layer.gflops,
-            "peak_share": self._peak_share(layer.gflops),
+            "peak_share": self._peak_share([layer]),
             "error": best.error if best else None,
             "candidate": {"space": best.candidate.space, "knobs": dict(best.candidate.knobs)} if best else None,
             "resources": layer.resources,
