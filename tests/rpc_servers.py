@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(output: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(output: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m` with these arguments, in a group of its own: what TVM's servers start outlives them."""
     with output.open("ab") as file:
         started = subprocess.Popen(
@@ -34,6 +34,7 @@ def process(output: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
             start_new_session=True,
         )
     try:
@@ -88,11 +89,11 @@ def tracker(directory: Path) -> Iterator[Remote]:
 
 
 @contextmanager
-def server(remote: Remote, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """One more server with the key."""
+def server(remote: Remote, directory: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The server with the key, with these variables besides the test's."""
     port = free_port()
     arguments = ("--host", HOST, "--port", str(port), "--port-end", str(port + 1))
     arguments += ("--tracker", remote.address, "--key", remote.key)
-    with process(directory / "server.txt", "tvm.exec.rpc_server", *arguments) as started:
+    with process(directory / "server.txt", "tvm.exec.rpc_server", *arguments, **environment) as started:
         wait_until(lambda: answers(remote), "the server")
         yield started

@@ -91,7 +91,8 @@ class RpcDevice:
 
     def _job(self, request: Measure | Compare) -> Job:
         kernels = len(request.kernels) if isinstance(request, Compare) else 1
-        return Job(self._threads, self._limits.kernel(request.spec) * kernels)
+        limits, spec = self._limits, request.spec
+        return Job(self._threads, kernels * limits.kernel(spec), limits.memory(spec))
 
     def _uploaded(self, session: Session, case: Case) -> dict[str, RemoteArray]:
         """The arrays that all kernels of a spec share, by name; none as yet, for a new spec or session."""

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -78,8 +79,7 @@ static void *shared_memory(size_t bytes) {
 }
 
 static int say(const Tensor *report, const char *text) {
-    size_t size = bytes_of(report);
-    if (size) snprintf(report->data, size, "%s", text);
+    snprintf(report->data, bytes_of(report), "%s", text);
     return 0;
 }
 
@@ -88,6 +88,19 @@ static int say(const Tensor *report, const char *text) {
 static _Noreturn void end(Shared *shared, const char *kind, const char *message) {
     snprintf(shared->report, sizeof shared->report, "%s %s", kind, message);
     _exit(0);
+}
+
+/* Beyond what it has now, as measure/worker_main.py does: a kernel must not take all of a machine's memory. */
+static void limit_memory(double bytes) {
+    unsigned long pages = 0;
+    struct rlimit limit;
+    FILE *file = fopen("/proc/self/statm", "r");
+    int read = file ? fscanf(file, "%*u %*u %*u %*u %*u %lu", &pages) : 0;
+    if (file) fclose(file);
+    if (read != 1 || getrlimit(RLIMIT_DATA, &limit) != 0) return;
+    rlim_t wanted = (rlim_t)(bytes + (double)pages * (double)sysconf(_SC_PAGESIZE));
+    if (wanted < limit.rlim_cur) limit.rlim_cur = wanted;
+    setrlimit(RLIMIT_DATA, &limit);
 }
 
 static Kernel load(Shared *shared, const char *path, int threads, int byte) {
@@ -121,7 +134,7 @@ static void check(Shared *shared, const Kernel *kernel, int status) {
 
 typedef struct {
     pid_t process;
-    int ended;              /* the reading end of a pipe that closes with the child */
+    int ended; /* the reading end of a pipe that closes with the child */
 } Child;
 
 /* As fork: 0 in the child, negative where there is none. */
@@ -172,8 +185,7 @@ typedef struct {
 } Guarded;
 
 static void fill_words(char *from, const char *to, uint32_t word) {
-    for (; from + sizeof word <= to; from += sizeof word) memcpy(from, &word, sizeof word);
-    if (from < to) memcpy(from, &word, (size_t)(to - from));
+    for (; from < to; from += sizeof word) memcpy(from, &word, to - from < 4 ? (size_t)(to - from) : sizeof word);
 }
 
 static int guard(Guarded *g, size_t bytes, size_t alignment, int at_end, uint32_t outside) {
@@ -225,7 +237,7 @@ static void inspect(const Guarded *guarded, const Any *args, int count, uint32_t
 
 /* ---- run -------------------------------------------------------------------------------------------- */
 
-enum { THREADS, SECONDS, BYTE, AT_END, OUTSIDE, UNWRITTEN, ALIGNMENTS }; /* numbers of `run` */
+enum { THREADS, SECONDS, MEMORY, BYTE, AT_END, OUTSIDE, UNWRITTEN, ALIGNMENTS }; /* numbers of `run` */
 
 static _Noreturn void run_child(Shared *shared, const char *path, const double *numbers, const Guarded *guarded,
                                 const Any *args, int count) {
@@ -236,6 +248,7 @@ static _Noreturn void run_child(Shared *shared, const char *path, const double *
         tensors[i].data = guarded[i].array;
         own[i] = (Any){.type_index = TENSOR, .tensor = &tensors[i]};
     }
+    limit_memory(numbers[MEMORY]);
     Kernel kernel = load(shared, path, (int)numbers[THREADS], (int)numbers[BYTE]);
     check(shared, &kernel, kernel.main(NULL, own, count, &result));
     end(shared, "ok", "");
@@ -271,9 +284,9 @@ EXPORT int __tvm_ffi_run(void *handle, const Any *args, int32_t num_args, Any *r
     int count = num_args - 3;
     if (count < 1 || count > MAX_ARGUMENTS) return say(report, "error too many arguments");
     Shared *shared = shared_memory(sizeof *shared);
-    if (!shared || run_guarded(shared, args[0].tensor->data, (double *)args[1].tensor->data, guarded, args + 3, count))
-        say(report, "error MemoryError: no memory for arrays and process of a kernel");
-    else say(report, shared->report);
+    const double *numbers = (const double *)args[1].tensor->data;
+    int failed = !shared || run_guarded(shared, args[0].tensor->data, numbers, guarded, args + 3, count) != 0;
+    say(report, failed ? "error MemoryError: no memory for arrays and process of a kernel" : shared->report);
     for (int i = 0; i < count; ++i)
         if (guarded[i].memory) munmap(guarded[i].memory, guarded[i].memory_bytes);
     if (shared) munmap(shared, sizeof *shared);
@@ -283,7 +296,7 @@ EXPORT int __tvm_ffi_run(void *handle, const Any *args, int32_t num_args, Any *r
 /* ---- time: as measure/timing.py, whose plan comes with the call ----------------------------------------- */
 
 typedef struct { /* numbers of `time` */
-    double threads, seconds, kernels, rounds, best_s;
+    double threads, seconds, memory, kernels, rounds, best_s;
     double repeat_s, fewest, most, settled, budget_s, first, hopeless;
 } Plan;
 
@@ -303,19 +316,15 @@ static int calls_per_repeat(const Timed *t, const Plan *plan) {
         double two[2];
         measure(t, (int)number, 2, two);
         double total = number * (two[0] < two[1] ? two[0] : two[1]);
-        if (total >= plan->repeat_s / 4) {
-            number = (double)(int)(number * plan->repeat_s / total + 0.5);
-            return number < 1 ? 1 : (int)number;
-        }
-        double wanted = (double)(int)(number * plan->repeat_s / 2 / (total > 1e-9 ? total : 1e-9));
-        wanted = wanted < 16 * number ? wanted : 16 * number;
-        number = wanted > 2 * number ? wanted : 2 * number;
+        int enough = (int)(number * plan->repeat_s / (total > 1e-9 ? total : 1e-9) + 0.5);
+        if (total >= plan->repeat_s / 4) return enough < 1 ? 1 : enough;
+        double half = enough / 2 < 16 * number ? enough / 2 : 16 * number;
+        number = half > 2 * number ? half : 2 * number;
     }
 }
 
 static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
+    return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
 }
 
 static int enough(const double *seconds, int count, double elapsed, const Plan *plan) {
@@ -332,6 +341,7 @@ static _Noreturn void time_child(Shared *shared, const char *path, const Plan *p
                                  void *y) {
     Timed timed[MAX_KERNELS];
     int kernels = (int)plan->kernels, rounds = 0;
+    limit_memory(plan->memory);
     for (int k = 0; k < kernels; ++k, path += strlen(path) + 1)
         timed[k] = (Timed){shared, load(shared, path, (int)plan->threads, -1), args + k * count, count, 0};
     for (int k = 0; k < kernels; ++k) timed[k].number = calls_per_repeat(&timed[k], plan);

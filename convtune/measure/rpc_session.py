@@ -25,10 +25,14 @@ RemoteArray = Any
 
 @dataclass(frozen=True)
 class Job:
-    """What all calls have in common. threads: of kernels. seconds: after which they are killed."""
+    """What all calls have in common.
+
+    threads: of kernels. seconds: after which they are killed. memory_bytes: that they may use beyond the session's.
+    """
 
     threads: int
     seconds: float
+    memory_bytes: int
 
 
 class Session:
@@ -90,7 +94,7 @@ class Session:
         alignments, byte, at_end: as `verify.judge` and `guards.Guarded` have them.
         """
         element = np.dtype(str(arrays[-1].dtype)).itemsize
-        numbers = [job.threads, job.seconds, byte, at_end, _word(OUTSIDE, element), _word(UNWRITTEN, element)]
+        numbers = [*astuple(job), byte, at_end, _word(OUTSIDE, element), _word(UNWRITTEN, element)]
         self._run(_text(self, [kernel]), self._floats([*numbers, *alignments]), self._report, *arrays)
         return self._said()
 
@@ -106,7 +110,7 @@ class Session:
 
         rounds: of all in turn; 0: of one until its time is known. best_s: of other kernels; 0: not known.
         """
-        numbers = [job.threads, job.seconds, len(kernels), rounds, best_s, *astuple(PLAN)]
+        numbers = [*astuple(job), len(kernels), rounds, best_s, *astuple(PLAN)]
         seconds = self._floats([0.0] * len(kernels) * max(rounds, PLAN.most))
         flat = itertools.chain.from_iterable(arrays)
         self._time(_text(self, kernels), self._floats(numbers), self._report, seconds, *flat)
