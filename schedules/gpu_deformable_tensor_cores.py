@@ -36,7 +36,6 @@ from convtune.schedules.gpu_warp_tiles import (
     fits,
     has_tensor_cores,
     place_sums,
-    share,
     sizes,
     tile_knobs,
     up_to,
@@ -54,9 +53,9 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-VECTOR = 4  # channels of a sample that a thread makes at once
+VECTOR = {False: 8, True: 4}  # channels of a sample that a thread makes, far apart in x, and side by side
 SAMPLING = {  # of samples that are side by side along the positions, and along the channels
-    False: Making(instructions=16, wavefronts=16, reads=len(CORNERS), waits=1.5),
+    False: Making(instructions=13, wavefronts=9, reads=len(CORNERS), waits=1.5),
     True: Making(instructions=11, wavefronts=2.5, reads=len(CORNERS), waits=1.5),
 }
 PREPARED = 200.0  # instructions for a position's entries of the tables
@@ -94,10 +93,7 @@ class GpuDeformableTensorCores(Estimating[GpuTarget]):
         arguments, scope = Arguments(spec, [tile.packed]), shared_scope(_shared_bytes(tile))
         tables = _tables(arguments, tile)
         sch = Schedule(expression(tile, arguments, _sampled(tile, arguments, tables)))
-        *around, chunk = place_sums(sch, tile, scope)
-        x, segment = sch.get_sblock("tile"), sch.fuse(*around)
-        sch.set_scope(x, 0, scope)
-        share(sch, tile, x, chunk, tile.gathered)
+        segment = sch.fuse(*place_sums(sch, tile, scope)[:-1])
         for table in tables:
             _share_table(sch, tile, sch.get_sblock(table.op.name), segment, scope)
         return finished(sch, tile, target)
@@ -111,7 +107,7 @@ def _segment(spec: ConvSpec) -> int:
 
 def _tile(spec: ConvSpec, knobs: Knobs) -> WarpTiles:
     depth, run = int(knobs["depth"]), _segment(spec)
-    vector = gcd(VECTOR, run) if spec.channels_last else 1
+    vector = gcd(VECTOR[spec.channels_last], run)
     segments = spec.in_channels // spec.groups // run
     chunks = (*spec.kernel, segments, ceil_div(run, depth))
     return WarpTiles(spec, *sizes(knobs), chunks, gathered=vector if vector > 2 else 1)

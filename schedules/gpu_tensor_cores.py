@@ -31,7 +31,6 @@ from convtune.schedules.gpu_warp_tiles import (
     fits,
     has_tensor_cores,
     place_sums,
-    share,
     sizes,
     tile_knobs,
 )
@@ -74,8 +73,9 @@ class GpuTensorCores(Estimating[GpuTarget]):
     def estimate(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         tile, pipeline = _tile(spec, knobs), str(knobs["pipeline"])
-        # a copy that goes across rows meets the same bank four times
-        making = Making(8 / tile.gathered, 0.5 if spec.channels_last else 4.0, reads=1, waits=WAITS[pipeline])
+        # where channels are far apart in x, each is loaded by itself
+        instructions = 8 / tile.gathered + (0 if spec.channels_last else 2)
+        making = Making(instructions, 0.5 if tile.gathered > 1 else 4.0, reads=1, waits=WAITS[pipeline])
         return estimate(target, tile, STAGES[pipeline] * tile.shared_bytes, making)
 
     def pack(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
@@ -87,10 +87,7 @@ class GpuTensorCores(Estimating[GpuTarget]):
         tile, stages = _tile(spec, knobs), STAGES[str(knobs["pipeline"])]
         arguments = Arguments(spec, [tile.packed])
         sch = Schedule(expression(tile, arguments, _gathered(tile, arguments)))
-        scope = shared_scope(stages * tile.shared_bytes)
-        chunk, x = sch.fuse(*place_sums(sch, tile, scope)), sch.get_sblock("tile")
-        sch.set_scope(x, 0, scope)
-        share(sch, tile, x, chunk, tile.gathered)
+        chunk = sch.fuse(*place_sums(sch, tile, shared_scope(stages * tile.shared_bytes)))
         if stages > 1:
             sch.annotate(chunk, "software_pipeline_stage", [0, 0, stages - 1])
             sch.annotate(chunk, "software_pipeline_order", [0, 1, 2])
@@ -109,7 +106,7 @@ def _slices_pay(target: GpuTarget, tile: WarpTiles) -> bool:
 
 def _tile(spec: ConvSpec, knobs: Knobs) -> WarpTiles:
     depth, slices, run_in = int(knobs["depth"]), int(knobs["slices"]), spec.in_channels // spec.groups
-    vector = gcd(WIDE, run_in) if spec.channels_last else 1
+    vector = gcd(WIDE, run_in)
     gathered = vector if vector > 2 else 1  # TVM 0.27 retypes an array that is only ever accessed by pairs
     chunks = (ceil_div(run_in, depth * slices), *cube(spec.kernel))
     return WarpTiles(spec, *sizes(knobs), chunks, gathered, slices)

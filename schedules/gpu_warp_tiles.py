@@ -293,9 +293,9 @@ def _inside(tile: WarpTiles, index: Sequence[Any]) -> list[Any]:
 
 
 def place_sums(sch: Any, tile: WarpTiles, scope: str) -> list[Any]:
-    """Binds blocks and warps, and places the sums in registers, the weight in shared memory.
+    """Binds blocks and warps, and places the sums in registers, the operands in shared memory.
 
-    Returns the loops over chunks. At the last one `tile` is to be computed, with `share`.
+    Returns the loops over chunks.
     """
     stored, acc = sch.get_sblock("y" if tile.slices == 1 else "part"), sch.get_sblock("acc")
     *blocks, across, along, rows, columns, half, row, pair, column = sch.get_loops(stored)
@@ -308,7 +308,8 @@ def place_sums(sch: Any, tile: WarpTiles, scope: str) -> list[Any]:
     sch.bind(sch.fuse(*blocks), "blockIdx.x")
     for loop, axis in ((sch.fuse(across, along), "z"), (row, "y"), (pair, "x")):
         sch.bind(loop, f"threadIdx.{axis}")
-    share(sch, tile, sch.cache_read(acc, 1, scope), outer[-1], WIDE)
+    _share(sch, tile, sch.cache_read(acc, 1, scope), outer[-1], WIDE)
+    _place_tile(sch, tile, acc, outer[-1], scope)
     for loop in (rows, columns, half, product, *sums[5:7]):
         sch.unroll(loop)
     if tile.pairs:
@@ -321,20 +322,38 @@ def place_sums(sch: Any, tile: WarpTiles, scope: str) -> list[Any]:
     return list(outer)
 
 
-def share(sch: Any, tile: WarpTiles, copy: Any, chunk: Any, vector: int) -> None:
-    """Computes an operand at a chunk, shared out to the threads: neighbours along what is side by side in memory."""
+def _place_tile(sch: Any, tile: WarpTiles, acc: Any, chunk: Any, scope: str) -> None:
+    """Computes `tile` at a chunk, along what is side by side in x."""
+    x, across = sch.get_sblock("tile"), not tile.spec.channels_last
+    if not across or tile.gathered == 1:
+        sch.set_scope(x, 0, scope)
+        _share(sch, tile, x, chunk, tile.gathered, across)
+        return
+    # A thread's channels, far apart in x, go through its registers. TVM 0.27 would copy them as if side by side.
+    thread = _share(sch, tile, sch.cache_read(acc, 0, scope), chunk, tile.gathered, across)
+    sch.set_scope(x, 0, "local")
+    sch.compute_at(x, thread, preserve_unit_loops=True)
+    sch.unroll(sch.get_loops(x)[-1])
+
+
+def _share(sch: Any, tile: WarpTiles, copy: Any, chunk: Any, vector: int, across: bool = False) -> Any:
+    """Computes an operand at a chunk, shared out to the threads: neighbours along the channels, or across them.
+
+    Returns the innermost loop of threads.
+    """
     sch.compute_at(copy, chunk, preserve_unit_loops=True)
     row, k = sch.get_loops(copy)[-2:]
     part, lane = sch.split(k, [None, vector])
-    if vector == 1:
+    if across:
         sch.reorder(part, row)
-    loops = (part, row) if vector == 1 else (row, part)
+    loops = (part, row) if across else (row, part)
     _, z, y, x = sch.split(sch.fuse(*loops), [None, count(tile.warps), *LANES])
     for loop, axis in ((z, "z"), (y, "y"), (x, "x")):
         sch.bind(loop, f"threadIdx.{axis}")
     if vector > 1:
         sch.vectorize(lane)
     sch.storage_align(copy, 0, -2, 2 * WIDE, WIDE)
+    return x
 
 
 def finished(sch: Any, tile: WarpTiles, target: GpuTarget) -> Any:
