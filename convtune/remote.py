@@ -17,6 +17,7 @@ _MAGIC = 0x2F271  # RPC_TRACKER_MAGIC of tvm/rpc/base.py, as are the codes
 _SUCCESS, _REQUEST, _SUMMARY = 0, 4, 6
 _ANSWER_S = 5.0
 _LARGEST_ANSWER_BYTES = 1 << 24
+_NO_ANSWER = (OSError, ValueError, LookupError, TypeError)  # the connection, the bytes, what the JSON holds
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Remote:
             with self._tracker(_ANSWER_S) as tracker:
                 servers = _ask(tracker, [_SUMMARY])["server_info"]
                 keys = {str(server["key"]).removeprefix("server:") for server in servers}
-        except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
+        except _NO_ANSWER as error:
             raise TargetError(f"no RPC tracker answers at {self.address}: {_reason(error)}") from error
         if self.key not in keys:
             known = f"it has {', '.join(sorted(keys))}" if keys else "it has no servers at all"
@@ -66,7 +67,7 @@ class Remote:
         except TimeoutError as error:
             none = f"no server with key {self.key!r} was free for {seconds:g} s"
             raise MeasureError(f"{none}, by RPC tracker {self.address}; they are in use, or dead") from error
-        except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
+        except _NO_ANSWER as error:
             raise MeasureError(f"RPC tracker {self.address} does not answer any more: {_reason(error)}") from error
         return str(host), int(port), str(key)
 
@@ -76,7 +77,7 @@ class Remote:
         with socket.create_connection((self.host, self.port), timeout=_ANSWER_S) as connection:
             connection.sendall(struct.pack("<i", _MAGIC))
             if struct.unpack("<i", _receive(connection, 4))[0] != _MAGIC:
-                raise ValueError("what answers there is no tracker")
+                raise ValueError("another magic number")
             connection.settimeout(answer_s)
             yield connection
 
@@ -97,10 +98,10 @@ def _ask(tracker: socket.socket, question: list[Any]) -> Any:
     tracker.sendall(struct.pack("<i", len(text)) + text)
     (size,) = struct.unpack("<i", _receive(tracker, 4))
     if not 0 < size <= _LARGEST_ANSWER_BYTES:
-        raise ValueError("what answers there is no tracker")
+        raise ValueError(f"an answer of {size} bytes")
     status, value = json.loads(_receive(tracker, size))
     if status != _SUCCESS:
-        raise ValueError(f"it answers with status {status}")
+        raise ValueError(f"status {status}")
     return value
 
 
@@ -108,7 +109,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     received = b""
     while len(received) < size:
         if not (piece := connection.recv(size - len(received))):
-            raise ValueError("what answers there is no tracker")
+            raise ValueError("an answer cut short")
         received += piece
     return received
 
@@ -116,4 +117,4 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer in {_ANSWER_S:g} s"
-    return str((isinstance(error, OSError) and error.strerror) or error or type(error).__name__)
+    return (error.strerror or str(error)) if isinstance(error, OSError) else "what answers there is no tracker"

@@ -96,8 +96,10 @@ def _check_limits(trials: int, budget_s: float | None) -> None:
 def _origin(target: Target, remote: Remote | None) -> str:
     """Where times for a target come from: they are measured where it is this machine, or there are remote ones.
 
-    Raises TargetError where they can be neither measured nor estimated.
+    Raises TargetError where they can be neither measured nor estimated, or would pass for this machine's.
     """
+    if remote is not None and target.is_host:
+        raise TargetError(f"target {target.name!r} is this machine, and kernels are to run on another; describe that")
     if target.is_host or remote is not None:
         return "measured"
     if "estimated" in target.origins:

@@ -109,6 +109,8 @@ class RpcBench(TimingBench):
             if reply.status == "ok":
                 return
             self._device.stop()
+            if reply.message.startswith("TargetError: "):
+                raise TargetError(f"target {self.target.name!r}: {reply.message.removeprefix('TargetError: ')}")
         host, port, _ = server
         raise MeasureError(f"no RPC session with {host}:{port} ({reply.status}): {reply.message}")
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from convtune.errors import MeasureError
 from convtune.measure.device import Case, Cases, Compare, Measure, Measurement, Prepare
-from convtune.measure.rpc_session import Job, RemoteArray, Session
+from convtune.measure.rpc_session import Job, RemoteArray, Session, last_line
 from convtune.measure.verify import Verdict, alignments_of, difference_in_bits, judge
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class RpcDevice:
 
         Raises:
             MeasureError: there is no session, or the finalists of a Compare failed.
-            RuntimeError: the server does not answer as one.
+            TargetError: the server's machine is of another kind. RuntimeError: it does not answer as a server.
         """
         if isinstance(request, IsConnected):
             return self._session is not None and self._session.alive
@@ -145,8 +145,7 @@ def _measure(calls: Calls, request: Measure) -> Measurement:
     except KernelEndedError as ended:
         return Measurement(ended.status, f"while running: {ended}")
     except RuntimeError as error:  # TVM's, for a server that is gone
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        return Measurement("crash", f"while running: the RPC session ended: {lines[-1]}", suspect=True)
+        return Measurement("crash", f"while running: the RPC session ended: {last_line(error)}", suspect=True)
 
 
 def _measured(calls: Calls, request: Measure) -> Measurement:

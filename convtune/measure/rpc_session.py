@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convtune.errors import TargetError
 from convtune.measure.guards import OUTSIDE, UNWRITTEN
 from convtune.measure.timing import PLAN
 from convtune.runtime.names import RUNTIME_NAME
@@ -39,7 +40,10 @@ class Session:
     """Calls raise RuntimeError, as TVM does, where the session has ended."""
 
     def __init__(self, host: str, port: int, key: str, runner: Path, runtime: Path) -> None:
-        """With the server that the tracker named. runner, runtime: libraries for its machine."""
+        """With the server that the tracker named. runner, runtime: libraries for its machine.
+
+        Raises TargetError where it is a machine of another kind, which does not load them.
+        """
         import tvm
         from tvm import rpc
 
@@ -48,7 +52,10 @@ class Session:
         self._device = self._session.cpu(0)
         self._session.upload(str(runtime), RUNTIME_NAME)
         self._session.upload(str(runner), RUNNER_NAME)
-        loaded = self._session.load_module(RUNNER_NAME)
+        try:
+            loaded = self._session.load_module(RUNNER_NAME)
+        except RuntimeError as error:
+            raise TargetError(f"{host}:{port} does not load libraries for the target: {last_line(error)}") from error
         self._run, self._time = loaded["run"], loaded["time"]
         self._report = self.empty((_REPORT_BYTES,), np.uint8)
         self._numbers = itertools.count()
@@ -124,6 +131,12 @@ class Session:
     def _said(self) -> str:
         text: bytes = self._report.numpy().tobytes()
         return text.partition(b"\0")[0].decode(errors="replace")
+
+
+def last_line(error: Exception) -> str:
+    """The reason, in TVM's long messages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _text(session: Session, lines: Sequence[str]) -> RemoteArray:
