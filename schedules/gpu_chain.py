@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.chain_plan import Stage
-from convtune.schedules.gpu_chain_plan import Block, block_of, block_work, pack_stage, up_to
-from convtune.schedules.gpu_gathered_gemm import WIDE, share
+from convtune.schedules.gpu_chain_plan import Block, block_of, block_work, pack_stage
+from convtune.schedules.gpu_tiling import WIDE, bind_turns, share, up_to
 from convtune.schedules.gpu_work import cycles
 from convtune.schedules.tiling import Tile
 
@@ -284,8 +284,7 @@ def _place_sums(sch: Any, block: Block, stage: Stage[Tile], acc: Any, dimensions
     for loop in sums:
         sch.unroll(loop)
     filters = sch.cache_read(acc, 1, block.scope)
-    sch.compute_at(filters, chunk, preserve_unit_loops=True)
-    share(sch, sch.get_loops(filters)[-2 if stage.lanewise else -3 :], block.threads, min(WIDE, block.channels))
+    share(sch, filters, chunk, 2 if stage.lanewise else 3, block.threads, WIDE)
     if stage is block.stages[0]:
         pad = sch.get_sblock("pad")
         sch.set_scope(pad, 0, block.scope)
@@ -293,7 +292,7 @@ def _place_sums(sch: Any, block: Block, stage: Stage[Tile], acc: Any, dimensions
         ic, *place = sch.get_loops(pad)[-4:]
         if block.channels_last:
             sch.reorder(*place, ic)
-        share(sch, sch.get_loops(pad)[-4:], block.threads)
+        bind_turns(sch, sch.get_loops(pad)[-4:], block.threads)
     for loop in sch.get_loops(sch.decompose_reduction(acc, chunk))[-dimensions:]:
         sch.unroll(loop)
 

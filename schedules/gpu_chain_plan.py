@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.chain_plan import Stage, plan
-from convtune.schedules.gpu_gathered_gemm import WIDE
+from convtune.schedules.gpu_tiling import WIDE, shared_scope
 from convtune.schedules.gpu_work import Work
 from convtune.schedules.tiling import Tile, ceil_div, round_up
 
 from convtune.spec import count
-from convtune.targets.gpu import STATIC_SHARED_BYTES
 
 if TYPE_CHECKING:
     from convtune.space import Knobs, PackStep
@@ -110,17 +108,12 @@ class Block:
     @property
     def scope(self) -> str:
         """Where TVM is to keep what is shared."""
-        return "shared" if self.shared_bytes <= STATIC_SHARED_BYTES else "shared.dyn"
+        return shared_scope(self.shared_bytes)
 
     @property
     def registers(self) -> int:
         """Of a thread, about: a stage's sums, what they are the products of, and addresses."""
         return max(map(self.sums, self.stages)) + 2 * self.thread_channels + 48
-
-
-def up_to(sizes: Sequence[int], size: int) -> tuple[int, ...]:
-    """The sizes up to the first that holds all."""
-    return tuple(s for i, s in enumerate(sizes) if i == 0 or sizes[i - 1] < size)
 
 
 def block_of(spec: ConvSpec, knobs: Knobs) -> Block:

@@ -33,11 +33,11 @@ from convtune.schedules.gpu_gathered_gemm import (
     pack_gemm,
     packed_gemm,
     place_gemm,
-    share,
     shared_bytes,
     tile_knobs,
     unflattened,
 )
+from convtune.schedules.gpu_tiling import bind_turns
 from convtune.schedules.tiling import ceil_div
 
 from convtune import variants
@@ -95,7 +95,7 @@ class GpuDeformable(Estimating[GpuTarget]):
             sch.compute_at(table, loops.segments, preserve_unit_loops=True)
             *_, q, segment, position = sch.get_loops(table)
             sch.reorder(segment, position, q)
-            share(sch, [segment, position], tile.threads)
+            bind_turns(sch, [segment, position], tile.threads)
             sch.unroll(q)
         if tile.vector > 1:
             sch.vectorize(sch.get_loops(sch.get_sblock("col"))[-1])

@@ -32,6 +32,7 @@ from convtune.schedules.gpu_depthwise_plan import (
     shared_bytes,
     work_of,
 )
+from convtune.schedules.gpu_tiling import bind_turns
 from convtune.schedules.gpu_work import cycles
 from convtune.schedules.tiling import ceil_div
 
@@ -247,9 +248,7 @@ def _stage(sch: Any, spec: ConvSpec, plan: Plan, at: Any) -> None:
     pad = sch.get_sblock("pad")
     sch.compute_at(pad, at, preserve_unit_loops=True)
     *copied, lane = sch.get_loops(pad)[-6:]
-    _, z, y, x = sch.split(sch.fuse(*copied), [None, *_axes(spec, plan)])
-    for loop, axis in ((x, "x"), (y, "y"), (z, "z")):
-        sch.bind(loop, f"threadIdx.{axis}")
+    bind_turns(sch, copied, _axes(spec, plan))
     sch.vectorize(lane)
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.gpu_tiling import largest_divisor
 from convtune.schedules.gpu_work import Work
 from convtune.schedules.tiling import ceil_div
 
 from convtune.expression import Geometry, cube
 from convtune.space import Knobs
-from convtune.spec import count
+from convtune.spec import DTYPES, count
 from convtune.targets.gpu import WARP
 
 if TYPE_CHECKING:
@@ -91,11 +92,6 @@ class Plan:
         return h, w, c
 
 
-def _largest(size: int, most: int) -> int:
-    """The largest divisor of a size up to `most`."""
-    return max(d for d in range(1, min(size, most) + 1) if size % d == 0)
-
-
 def _even(size: int, most: int) -> int:
     """The smallest block that needs no more blocks than one of `most`."""
     return ceil_div(size, ceil_div(size, most))
@@ -107,13 +103,13 @@ def channel_block(spec: ConvSpec, most: int) -> int:
     whole = [d for d in range(most // 2 + 1, most + 1) if spec.out_channels % d == 0 and (d % run == 0 or run % d == 0)]
     if whole:
         return max(whole)
-    return run * _even(spec.groups, most // run) if most >= run else _largest(run, most)
+    return run * _even(spec.groups, most // run) if most >= run else largest_divisor(run, most)
 
 
 def plan_of(spec: ConvSpec, knobs: Knobs) -> Plan:
     outputs = (int(knobs["oh_tile"]), int(knobs["ow_tile"]), int(knobs["vector"]))
     adjacent, kernel = knobs["columns"] == "adjacent", cube(spec.kernel)
-    line = _largest(kernel[2 if adjacent else 1], max(1, min(LARGEST_BODY // count(outputs), LONGEST_LINE)))
+    line = largest_divisor(kernel[2 if adjacent else 1], max(1, min(LARGEST_BODY // count(outputs), LONGEST_LINE)))
     taps = kernel[1:] if knobs["unroll"] == "window" else (1, line) if adjacent else (line, 1)
     return Plan(
         threads=(_threads_last if spec.channels_last else _threads_first)(spec, knobs, outputs),
@@ -159,7 +155,7 @@ def blocks_of(spec: ConvSpec, plan: Plan) -> int:
 
 
 def shared_bytes(spec: ConvSpec, plan: Plan) -> int:
-    return 4 * _block_inputs(spec, plan) if plan.shared else 0
+    return DTYPES[spec.dtype] * _block_inputs(spec, plan) if plan.shared else 0
 
 
 def _window(spec: ConvSpec, plan: Plan) -> int:
@@ -203,8 +199,8 @@ def work_of(spec: ConvSpec, plan: Plan) -> Work:
         instructions=loading + taps + 4 * plan.sums + START_INSTRUCTIONS,
         wavefronts=wavefronts,
         waits=slabs + 1 if plan.shared else 1 + windows / 4,
-        l2_bytes=4 * moved,
-        dram_bytes=4 * (count(spec.in_shape) + count(spec.out_shape) * (2 if spec.residual else 1)),
+        l2_bytes=DTYPES[spec.dtype] * moved,
+        dram_bytes=spec.bytes,
     )
 
 
@@ -218,4 +214,4 @@ def _block_inputs(spec: ConvSpec, plan: Plan) -> int:
 def _lines(spec: ConvSpec, plan: Plan, apart: int) -> int:
     """Lines of 128 bytes that a warp touches at once, its neighbouring threads that many elements apart."""
     lanes = min(WARP, plan.threads[2 if spec.channels_last else 1])
-    return ceil_div(WARP, lanes) * ceil_div(4 * lanes * apart * plan.vector, 128)
+    return ceil_div(WARP, lanes) * ceil_div(DTYPES[spec.dtype] * lanes * apart * plan.vector, 128)

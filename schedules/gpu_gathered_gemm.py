@@ -6,23 +6,23 @@ its depth comes in chunks, each of which lies in shared memory: `col`, that the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.gpu_tiling import WIDE, axis_split, bind_turns, even_chunk, share, up_to
 from convtune.schedules.gpu_work import Work, cycles
-from convtune.schedules.tiling import ceil_div, round_up
+from convtune.schedules.tiling import ceil_div
 
 from convtune.expression import Arguments, cube, epilogue, widened
-from convtune.spec import count
+from convtune.spec import DTYPES, count
 from convtune.targets.gpu import STATIC_SHARED_BYTES, WARP, GpuTarget
 
 if TYPE_CHECKING:
     from convtune.space import Knobs, KnobValue, PackStep
     from convtune.spec import ConvSpec
 
-WIDE = 4  # float32 in the widest load of a thread
 SCATTER_PAD = 4  # elements after a row of `col` that is stored across its rows, so that not all fall into one bank
 FEWEST_THREADS, MOST_THREADS = WARP, 256  # with 512, ptxas 13.0 rather spills than has more than 40 or 64 registers
 CHUNK_INSTRUCTIONS = 20  # of a thread: two barriers and the loops around them
@@ -45,6 +45,7 @@ class GemmTile:
     together: int
     chunk: int
     channels_last: bool
+    element_bytes: int  # of x and the weights; `col` is float32
 
     @property
     def threads(self) -> tuple[int, int]:
@@ -55,12 +56,12 @@ class GemmTile:
     @property
     def position_split(self) -> tuple[int, int, int]:
         """Positions of a block as (part of a thread, thread, vector of a thread)."""
-        return _split(self.positions, self.thread_positions)
+        return axis_split(self.positions, self.thread_positions)
 
     @property
     def channel_split(self) -> tuple[int, int, int]:
         """Channels of a block as (part of a thread, thread, vector of a thread)."""
-        return _split(self.channels, self.thread_channels)
+        return axis_split(self.channels, self.thread_channels)
 
     @property
     def vector(self) -> int:
@@ -84,27 +85,17 @@ class GemmTile:
         return sums + self.thread_positions + self.thread_channels + (72 if self.vector > 1 else 40)
 
 
-def _split(block: int, thread: int) -> tuple[int, int, int]:
-    inner = gcd(thread, WIDE)
-    return thread // inner, block // thread, inner
-
-
 def tile_knobs(spec: ConvSpec) -> Mapping[str, tuple[KnobValue, ...]]:
     """The knobs that `gemm_tile` reads; values too large for the convolution are left out."""
     channels, positions = spec.out_channels // spec.groups, count(spec.out_size)
-    blocks = _up_to((1, 2, 4, 8, 16, 32, 64, 128, 256), channels)[-4:]
+    blocks = up_to((1, 2, 4, 8, 16, 32, 64, 128, 256), channels)[-4:]
     rows, columns = ((2, 4, 8), (4, 8)) if channels > WIDE else ((1, 2, 4), (blocks[-1],))
     return {
-        "positions": _up_to((32, 64, 128), positions),
+        "positions": up_to((32, 64, 128), positions),
         "channels": tuple(block for block in blocks if block >= columns[0]),
         "thread_tile": tuple(f"{row}x{column}" for row in rows for column in columns),
         "chunk": (8, 16, 32),
     }
-
-
-def _up_to(sizes: Sequence[int], size: int) -> tuple[int, ...]:
-    """The sizes up to the first that holds all."""
-    return tuple(s for i, s in enumerate(sizes) if i == 0 or sizes[i - 1] < size)
 
 
 def gemm_tile(spec: ConvSpec, segments: int, run: int, knobs: Knobs) -> GemmTile:
@@ -113,15 +104,7 @@ def gemm_tile(spec: ConvSpec, segments: int, run: int, knobs: Knobs) -> GemmTile
     chunk = even_chunk(run, int(knobs["chunk"]))
     together = min(segments, max(1, int(knobs["chunk"]) // chunk))
     block = (int(knobs["positions"]), int(knobs["channels"]))
-    return GemmTile(*block, positions, channels, segments, run, together, chunk, spec.channels_last)
-
-
-def even_chunk(run: int, most: int) -> int:
-    """Channels of a chunk, at most that many: the most that divide the run, else all but the last alike."""
-    if run <= most:
-        return run
-    divisor = max(n for n in range(1, most + 1) if run % n == 0)
-    return divisor if 2 * divisor > most else round_up(ceil_div(run, ceil_div(run, most)), gcd(run, WIDE))
+    return GemmTile(*block, positions, channels, segments, run, together, chunk, spec.channels_last, DTYPES[spec.dtype])
 
 
 def fits(target: GpuTarget, tile: GemmTile, shared_bytes: int) -> bool:
@@ -138,7 +121,8 @@ def fits(target: GpuTarget, tile: GemmTile, shared_bytes: int) -> bool:
 
 def shared_bytes(tile: GemmTile) -> int:
     """Of `col` and the weights."""
-    return 4 * tile.depth * (tile.positions + (SCATTER_PAD if tile.channels_last else 0) + tile.channels)
+    row = tile.positions + (SCATTER_PAD if tile.channels_last else 0)
+    return tile.depth * (4 * row + tile.element_bytes * tile.channels)
 
 
 @dataclass(frozen=True)
@@ -174,7 +158,7 @@ def gemm_cycles(
         instructions=chunks * per_chunk + tables * making.prepared + 4 * sums,
         wavefronts=chunks * (tile.depth * operands + made * making.wavefronts + 2 * copied * WIDE) + 2 * sums,
         waits=2 * chunks + (2 * segments if making.prepared else 0),
-        l2_bytes=4 * chunks * tile.depth * (tile.positions + tile.channels),
+        l2_bytes=tile.element_bytes * chunks * tile.depth * (tile.positions + tile.channels),
         dram_bytes=spec.bytes,
     )
     return cycles(work, target)
@@ -299,7 +283,7 @@ def place_gemm(sch: Any, spec: ConvSpec, tile: GemmTile) -> GemmLoops:
         sch.unroll(loop)
     sch.reverse_compute_inline(sch.get_sblock("y"))  # last: TVM 0.27's reverse_compute_at drops its condition
     taps, segments, chunk = axes[:3]
-    share_copy(sch, tile, sch.cache_read(acc, 1, "shared"), chunk, 2)
+    share(sch, sch.cache_read(acc, 1, "shared"), chunk, 2, tile.threads, WIDE)
     element = _place_col(sch, spec, tile, chunk)
     sch.decompose_reduction(acc, taps)
     return GemmLoops(x, taps, segments, chunk, element)
@@ -312,30 +296,10 @@ def _place_col(sch: Any, spec: ConvSpec, tile: GemmTile, chunk: Any) -> Any:
     *_, s, v, lane, p = sch.get_loops(col)
     if not spec.channels_last:
         alone = tile.positions % count(tile.threads) == 0  # TVM 0.27 could not see through the quotients of the others
-        return share(sch, [p] if alone else [s, v, lane, p], tile.threads)
+        return bind_turns(sch, [p] if alone else [s, v, lane, p], tile.threads)
     sch.reorder(s, p, v, lane)
     sch.storage_align(col, 0, -2, WARP, SCATTER_PAD)
-    return share(sch, [s, p, v], tile.threads)
-
-
-def share_copy(sch: Any, tile: GemmTile, copy: Any, at: Any, dimensions: int) -> None:
-    """Computes a copy in shared memory at a loop, its last dimensions shared out to the threads."""
-    sch.compute_at(copy, at, preserve_unit_loops=True)
-    loops = sch.get_loops(copy)[-dimensions:]
-    share(sch, loops, tile.threads, gcd(WIDE, int(sch.get(loops[-1]).extent)))
-
-
-def share(sch: Any, loops: Sequence[Any], threads: tuple[int, int], vector: int = 1) -> Any:
-    """Shares the turns of loops out to the threads of a block (y, x), neighbours side by side, vectors of that many.
-
-    Returns the loop of x.
-    """
-    _, y, x, lane = sch.split(sch.fuse(*loops), [None, *threads, vector])
-    sch.bind(y, "threadIdx.y")
-    sch.bind(x, "threadIdx.x")
-    if vector > 1:
-        sch.vectorize(lane)
-    return x
+    return bind_turns(sch, [s, p, v], tile.threads)
 
 
 def merge_output(sch: Any, spec: ConvSpec) -> None:

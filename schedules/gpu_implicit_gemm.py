@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.tiling import ceil_div, round_up
+from convtune.schedules.gpu_tiling import WIDE, Split, axis_split
+from convtune.schedules.tiling import ceil_div
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, epilogue, operands, or_zero, widened, zero_padded
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
 Dims = tuple[int, ...]
-Split = tuple[int, int, int]
-
-WIDE = 4  # float32 elements in the widest load and store of a thread
 
 
 @dataclass(frozen=True)
@@ -65,13 +63,13 @@ class BlockTile:
     def position_split(self) -> Split:
         """Positions of a block as (part of a thread, thread, side by side in a thread)."""
         aligned = 1 if self.spec.channels_last else gcd(WIDE, count(self.spec.out_size))
-        return _split(self.positions, self.thread_positions, aligned)
+        return axis_split(self.positions, self.thread_positions, aligned)
 
     @property
     def channel_split(self) -> Split:
         """Channels of a block as (part of a thread, thread, side by side in a thread)."""
         aligned = gcd(WIDE, self.run) if self.spec.channels_last else WIDE
-        return _split(self.channels, self.thread_channels, aligned)
+        return axis_split(self.channels, self.thread_channels, aligned)
 
     @property
     def threads(self) -> tuple[int, int]:
@@ -123,19 +121,6 @@ class BlockTile:
     def weight_elements(self) -> int:
         """Of a chunk's weights."""
         return self.chunk * self.groups * self.channels
-
-
-def _split(block: int, thread: int, aligned: int) -> Split:
-    inner = gcd(thread, aligned)
-    return thread // inner, block // thread, inner
-
-
-def even_chunk(run: int, most: int) -> int:
-    """Channels of a chunk, at most that many: the most that divide the run, else all but the last alike."""
-    if run <= most:
-        return run
-    divisor = max(n for n in range(1, most + 1) if run % n == 0)
-    return divisor if 2 * divisor > most else round_up(ceil_div(run, ceil_div(run, most)), gcd(run, WIDE))
 
 
 def chunk_taps(spec: ConvSpec, depth: int, most: int) -> Dims:

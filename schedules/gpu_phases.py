@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.gpu_crop import cropped
 from convtune.schedules.gpu_phases_plan import (
     MOST_THREADS,
-    WIDE,
     Plan,
     distance,
     geometry_of,
@@ -34,6 +33,7 @@ from convtune.schedules.gpu_phases_plan import (
     shared_bytes,
     work_of,
 )
+from convtune.schedules.gpu_tiling import WIDE, bind_turns, up_to
 from convtune.schedules.gpu_work import cycles
 from convtune.schedules.transposed_phases import Phases, phases_of
 
@@ -61,13 +61,13 @@ class GpuPhases(Estimating[GpuTarget]):
 
     def knobs(self, spec: ConvSpec, target: GpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         run, depth = spec.out_channels // spec.groups, spec.in_channels // spec.groups
-        channels = _up_to((1, 2, 4, 8, 16, 32, 64, 128), run)[-3:]
+        channels = up_to((1, 2, 4, 8, 16, 32, 64, 128), run)[-3:]
         columns = [c for c in (4, 8) if c <= channels[-1]] or [channels[-1]]
         return {
-            "positions": _up_to((16, 32, 64, 128), count(phase_size(spec)[1:])),
+            "positions": up_to((16, 32, 64, 128), count(phase_size(spec)[1:])),
             "channels": tuple(block for block in channels if block >= columns[0]),
             "thread_tile": tuple(f"{rows}x{c}" for rows in (1, 2, 4, 8) for c in columns),
-            "chunk": _up_to((4, 8, 16), depth),
+            "chunk": up_to((4, 8, 16), depth),
             "phases": ("apart", "together") if phases_of(spec)[2].stride > 1 else ("apart",),
         }
 
@@ -122,11 +122,6 @@ class GpuPhases(Estimating[GpuTarget]):
         main = _skip_missing_taps(sch, spec, plan)
         locate = lambda *index: _locate(spec, plan, index)  # noqa: E731
         return cropped(main, spec, locate, lambda *index: _inside(spec, plan, index))
-
-
-def _up_to(sizes: Sequence[int], size: int) -> tuple[int, ...]:
-    """The sizes up to the first that holds all."""
-    return tuple(s for i, s in enumerate(sizes) if i == 0 or sizes[i - 1] < size)
 
 
 def _packed(spec: ConvSpec, plan: Plan) -> Dims:
@@ -330,9 +325,7 @@ def _stage(sch: Any, threads: Dims, block: Any, at: Any, dims: int) -> None:
     sch.set_scope(block, 0, "shared")
     sch.compute_at(block, at, preserve_unit_loops=True)
     *copied, lane = sch.get_loops(block)[-dims:]
-    _, y, x = sch.split(sch.fuse(*copied), [None, *threads])
-    sch.bind(y, "threadIdx.y")
-    sch.bind(x, "threadIdx.x")
+    bind_turns(sch, copied, threads)
     sch.vectorize(lane)
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING
 
+from convtune.schedules.gpu_tiling import WIDE, largest_divisor
 from convtune.schedules.gpu_work import Work
 from convtune.schedules.tiling import ceil_div, round_up
 from convtune.schedules.transposed_phases import Phases, phases_of
 
 from convtune.expression import Geometry, cube
 from convtune.space import Knobs
-from convtune.spec import count
+from convtune.spec import DTYPES, count
 from convtune.targets.gpu import WARP
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ MOST_TAPS = 16  # whose weights lie in shared memory at a time
 MOST_THREADS = 512
 LARGEST_BODY = 1024  # FMAs in an unrolled body: nvcc's time grows with it
 MOST_OPERANDS = 128  # sums and weights of an unrolled body: nvcc loads most of the weights first
-WIDE = 4  # float32 in the widest load of a thread
 STEP_INSTRUCTIONS = 4  # of a turn of the loop over input channels
 COPY_INSTRUCTIONS = 12  # for an element to shared memory: conditions, where it comes from and goes to
 START_INSTRUCTIONS = 60
@@ -130,7 +130,7 @@ def plan_of(spec: ConvSpec, knobs: Knobs) -> Plan:
     phases = (1, 1)  # threads, and of a thread
     if knobs["phases"] == "together":
         own = phase.stride if phase.stride <= WIDE else 1
-        phases = (_largest(phase.stride // own, WARP), own)
+        phases = (largest_divisor(phase.stride // own, WARP), own)
     taps = _staged_taps(spec)
     (down, across), (rows, columns) = _shape(spec, int(knobs["positions"]), positions, taps)
     return Plan(
@@ -141,16 +141,11 @@ def plan_of(spec: ConvSpec, knobs: Knobs) -> Plan:
     )
 
 
-def _largest(size: int, most: int) -> int:
-    """The largest divisor of a size up to `most`."""
-    return max(d for d in range(1, min(size, most) + 1) if size % d == 0)
-
-
 def _staged_taps(spec: ConvSpec) -> Dims:
     _, high, wide = phases_of(spec)
-    columns = _largest(wide.taps, MOST_TAPS if distance(wide) <= WIDE else 1)
+    columns = largest_divisor(wide.taps, MOST_TAPS if distance(wide) <= WIDE else 1)
     whole = columns == wide.taps and distance(high) <= WIDE
-    return (_largest(high.taps, MOST_TAPS // columns) if whole else 1, columns)
+    return (largest_divisor(high.taps, MOST_TAPS // columns) if whole else 1, columns)
 
 
 def _shape(spec: ConvSpec, block: int, thread: int, taps: Dims) -> tuple[Dims, Dims]:
@@ -185,7 +180,8 @@ def blocks_of(spec: ConvSpec, plan: Plan) -> int:
 
 def shared_bytes(spec: ConvSpec, plan: Plan) -> int:
     """Of a block's inputs and weights."""
-    return 4 * plan.chunk * (count(plan.inputs(spec)) + count(plan.taps) * plan.block[2] * plan.block[3])
+    elements = count(plan.inputs(spec)) + count(plan.taps) * plan.block[2] * plan.block[3]
+    return DTYPES[spec.dtype] * plan.chunk * elements
 
 
 def registers_of(plan: Plan) -> int:
@@ -225,7 +221,6 @@ def work_of(spec: ConvSpec, plan: Plan) -> Work:
         + chunks * copies * 4
         + stored * ceil_div(WARP, min(lanes, WARP)) * apart,
         waits=2 * chunks,
-        l2_bytes=4 * chunks * plan.chunk * (inputs + weights) + 4 * count(plan.block) * min(apart, 8),
-        dram_bytes=4
-        * (count(spec.in_shape) + count(spec.out_shape) * (2 if spec.residual else 1) + count(spec.weight_shapes[0])),
+        l2_bytes=DTYPES[spec.dtype] * (chunks * plan.chunk * (inputs + weights) + count(plan.block) * min(apart, 8)),
+        dram_bytes=spec.bytes,
     )

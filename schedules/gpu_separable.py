@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.gpu_gathered_gemm import (
-    WIDE,
     GemmTile,
     Making,
     col_shape,
@@ -31,11 +30,11 @@ from convtune.schedules.gpu_gathered_gemm import (
     pack_gemm,
     packed_gemm,
     place_gemm,
-    share_copy,
     shared_bytes,
     tile_knobs,
     unflattened,
 )
+from convtune.schedules.gpu_tiling import WIDE, share
 from convtune.schedules.tiling import round_up
 
 from convtune import variants
@@ -87,7 +86,7 @@ class GpuSeparable(Estimating[GpuTarget]):
             sch.unroll(sch.get_loops(sch.get_sblock("col"))[-1])
         acc = sch.get_sblock("acc0")
         sch.compute_at(acc, loops.element, preserve_unit_loops=True)
-        share_copy(sch, tile, sch.cache_read(acc, 1, "shared"), loops.chunk, 2)
+        share(sch, sch.cache_read(acc, 1, "shared"), loops.chunk, 2, tile.threads, WIDE)
         sch.set_scope(acc, 0, "local")
         lane, position, *taps = sch.get_loops(acc)[-2 - 3 :]
         sch.reorder(position, *taps, lane)

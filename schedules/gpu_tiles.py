@@ -16,25 +16,23 @@ keep a GPU busy. Groups of few channels come several to a block, each with threa
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.gpu_crop import cropped
 from convtune.schedules.gpu_implicit_gemm import (
-    WIDE,
     BlockTile,
     chunk_taps,
-    even_chunk,
     exists,
     expression,
     located,
     pack,
 )
-from convtune.schedules.gpu_tiling import share, shared_scope, thread_each, unroll
+from convtune.schedules.gpu_tiling import WIDE, even_chunk, share, shared_scope, thread_each, unroll, up_to
 from convtune.schedules.gpu_work import DEPENDENT_CYCLES, LATENCY_CYCLES, LAUNCH_CYCLES, Work, cycles
 
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
-from convtune.spec import count
+from convtune.spec import DTYPES, count
 from convtune.targets.gpu import GpuTarget
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ THREAD_TILES = ("4x4", "8x4", "4x8", "8x8")  # positions x channels
 FEW_CHANNELS = 8  # of a group: one thread has them all
 FEWEST_THREADS, MOST_THREADS = 32, 256
 WAITS_OF_CHUNK = 1.5  # for global memory, then at two barriers
-SECTOR = 8  # float32 elements that global memory gives at least
+SECTOR = 32  # bytes that global memory gives at least
 ADDRESSES = 36  # registers for indices, predicates and loops
 STAGES = {"none": 1, "async2": 2, "async3": 3}
 """Of each pipeline, how many chunks are in shared memory at a time."""
@@ -65,8 +63,8 @@ class GpuTiles(Estimating[GpuTarget]):
         few = spec.groups > 1 and spec.out_channels // spec.groups <= FEW_CHANNELS
         channels = spec.out_channels // (1 if few else spec.groups)
         return {
-            "positions": _up_to(POSITIONS, spec.batch * count(spec.out_size)),
-            "channels": _up_to((8, 16, 32, 64, 128), channels)[-3:],
+            "positions": up_to(POSITIONS, spec.batch * count(spec.out_size)),
+            "channels": up_to((8, 16, 32, 64, 128), channels)[-3:],
             "thread_tile": THREAD_TILES,
             "depth": _depths(spec),
             "slices": (1, 2, 4, 8, 16),
@@ -109,11 +107,6 @@ class GpuTiles(Estimating[GpuTarget]):
             return cropped(sch.mod["main"], spec, locate, inside)
         thread_each(sch, target, "y", "total", count(spec.out_shape))
         return sch.mod
-
-
-def _up_to(sizes: Sequence[int], size: int) -> tuple[int, ...]:
-    """The sizes up to the first that holds all."""
-    return tuple(s for i, s in enumerate(sizes) if i == 0 or sizes[i - 1] < size)
 
 
 def _depths(spec: ConvSpec) -> tuple[int, ...]:
@@ -174,7 +167,7 @@ def _slices_pay(target: GpuTarget, tile: BlockTile) -> bool:
 
 
 def _shared_bytes(tile: BlockTile, pipeline: str) -> int:
-    return 4 * STAGES[pipeline] * (tile.tile_elements + tile.weight_elements)
+    return DTYPES[tile.spec.dtype] * STAGES[pipeline] * (tile.tile_elements + tile.weight_elements)
 
 
 def _registers(tile: BlockTile) -> int:
@@ -189,11 +182,13 @@ def _resident(target: GpuTarget, tile: BlockTile, pipeline: str) -> int:
 
 def _work(tile: BlockTile, pipeline: str) -> Work:
     spec, threads, chunks = tile.spec, count(tile.threads), count(tile.chunks)
+    size = DTYPES[spec.dtype]
+    sector = SECTOR // size
     rows, columns, depth = tile.thread_positions, tile.thread_channels, chunks * tile.chunk
     loads = rows / (tile.gathered if spec.channels_last else tile.position_split[2]) + columns / tile.channel_split[2]
     of_x, of_weight = (chunks * n / threads for n in (tile.tile_elements, tile.weight_elements))
     together = tile.depth * tile.groups * (tile.taps[-1] if spec.in_channels == tile.depth * tile.groups else 1)
-    contiguous = together if spec.channels_last else SECTOR / spec.stride[-1]
+    contiguous = together if spec.channels_last else sector / spec.stride[-1]
     fmas = rows * columns * depth
     hidden = min(1.0, (STAGES[pipeline] - 1) * fmas / chunks * DEPENDENT_CYCLES / LATENCY_CYCLES)
     return Work(
@@ -205,7 +200,7 @@ def _work(tile: BlockTile, pipeline: str) -> Work:
         instructions=loads * depth + 10 * of_x / tile.gathered + of_weight + 20 * chunks,
         wavefronts=depth * (rows + columns) + of_x + of_weight,
         waits=2 + WAITS_OF_CHUNK * chunks * (1 - hidden),
-        l2_bytes=4 * threads * (of_x * max(1.0, SECTOR / contiguous) + of_weight),
+        l2_bytes=size * threads * (of_x * max(1.0, sector / contiguous) + of_weight),
         dram_bytes=spec.bytes,
     )
 
