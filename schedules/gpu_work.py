@@ -5,6 +5,7 @@ A rough one, on counts that a space makes from its knobs alone; `convtune.cuda` 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from convtune.schedules.tiling import ceil_div
@@ -13,8 +14,8 @@ from convtune.targets.gpu import WARP, GpuTarget
 
 SCHEDULERS = 4  # of an SM; each issues one instruction a cycle
 L2_BYTES_PER_CYCLE = 48  # that one SM gets of the second cache
-LATENCY_CYCLES = 500  # from asking for global memory to having it
-DEPENDENT_CYCLES = 2.5  # between two instructions of one warp, on average: some need what the one before made
+LATENCY_CYCLES = 400  # from asking for global memory to having it
+DEPENDENT_CYCLES = 1.3  # between two instructions of one warp, on average: some need what the one before made
 BLOCK_CYCLES = 40  # that an SM takes to start a block
 LAUNCH_CYCLES = 3000
 
@@ -50,13 +51,12 @@ def cycles(work: Work, target: GpuTarget) -> float:
 
 
 def _wave(work: Work, target: GpuTarget, blocks: int) -> float:
-    """Cycles for some blocks at once on an SM: what it is busiest with, or what each of its warps waits for."""
-    warps = blocks * ceil_div(work.threads, WARP)
-    issued = work.fmas + work.instructions
-    return blocks * BLOCK_CYCLES + max(
-        warps * work.fmas * WARP / target.fp32_lanes,
-        warps * issued / SCHEDULERS,
-        warps * work.wavefronts,
-        blocks * work.l2_bytes / L2_BYTES_PER_CYCLE,
-        issued * DEPENDENT_CYCLES + work.waits * LATENCY_CYCLES,
-    )
+    """Cycles for some blocks at once on an SM: what it is busy with, or one block that waits again and again."""
+    warps, issued = ceil_div(work.threads, WARP), work.fmas + work.instructions
+    computing = [warps * work.fmas * WARP / target.fp32_lanes, warps * issued / SCHEDULERS, warps * work.wavefronts]
+    limits = [blocks * busy for busy in (*computing, work.l2_bytes / L2_BYTES_PER_CYCLE)]
+    # a block's warps wait at its barriers for the slowest of them: none computes while the memory answers
+    limits.append(max(*computing, issued * DEPENDENT_CYCLES) + work.waits * LATENCY_CYCLES)
+    largest = max(limits)
+    together = largest * math.pow(sum((limit / largest) ** 4 for limit in limits), 1 / 4)  # they overlap, not wholly
+    return blocks * BLOCK_CYCLES + together
