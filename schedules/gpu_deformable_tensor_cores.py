@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.gpu_implicit_gemm import unflattened
 from convtune.schedules.gpu_tiling import shared_scope
+from convtune.schedules.gpu_warp_loops import finished, place_sums
 from convtune.schedules.gpu_warp_tiles import (
     FEWEST_CHANNELS,
     LANES,
@@ -32,10 +33,8 @@ from convtune.schedules.gpu_warp_tiles import (
     WarpTiles,
     estimate,
     expression,
-    finished,
     fits,
     has_tensor_cores,
-    place_sums,
     sizes,
     tile_knobs,
     up_to,

@@ -71,7 +71,7 @@ LAYERS = tuple(
 )  # fmt: skip
 
 
-LAYERS_AND_MORE = (*LAYERS, ConvSpec.parse("deformable,ic=8,oc=8,in=9x9,k=3x3,p=1"))
+LAYERS_AND_MORE = (*LAYERS, ConvSpec.parse("deformable,ic=16,oc=16,in=9x9,k=3x3,p=1"))
 
 
 def pairs(chosen: tuple[ConvSpec, ...]) -> list[Any]:
