@@ -131,35 +131,42 @@ class Calls:
         return y
 
     def time(
-        self, kernels: Sequence[str], arrays: Sequence[Sequence[RemoteArray]], **how: float
+        self,
+        kernels: Sequence[str],
+        arrays: Sequence[Sequence[RemoteArray]],
+        rounds: int = 0,
+        best_us: float | None = None,
     ) -> NDArray[np.float64]:
-        """Microseconds, shape (repeats, kernels)."""
-        report, seconds = self.session.time(self.job, kernels, arrays, **how)  # type: ignore[arg-type]
+        """Microseconds, shape (repeats, kernels); as `Session.time`."""
+        report, seconds = self.session.time(self.job, kernels, arrays, rounds, 1e-6 * (best_us or 0.0))
         _check(report, self.job)
         return seconds * 1e6
 
 
 def _measure(calls: Calls, request: Measure) -> Measurement:
+    inputs = calls.case.inputs(request.pack)
     try:
-        return _measured(calls, request)
-    except KernelEndedError as ended:
-        return Measurement(ended.status, f"while running: {ended}")
+        arrays = calls.arguments(inputs)
+        with calls.session.uploaded([request.library]) as (kernel,):
+            return _judged_and_timed(calls, request, kernel, list(inputs), arrays)
     except RuntimeError as error:  # TVM's, for a server that is gone
         return Measurement("crash", f"while running: the RPC session ended: {last_line(error)}", suspect=True)
 
 
-def _measured(calls: Calls, request: Measure) -> Measurement:
-    case, inputs = calls.case, calls.case.inputs(request.pack)
-    arrays = calls.arguments(inputs)
-    with calls.session.uploaded([request.library]) as (kernel,):
+def _judged_and_timed(
+    calls: Calls, request: Measure, kernel: str, names: Sequence[str], arrays: Sequence[RemoteArray]
+) -> Measurement:
+    try:
         verdict = judge(
-            lambda byte, at_end: calls.run(kernel, list(inputs), arrays, byte, at_end), case.reference, request.limit
+            lambda byte, at_end: calls.run(kernel, names, arrays, byte, at_end), calls.case.reference, request.limit
         )
         if verdict.y is None:
             return Measurement("wrong", verdict.problem, verdict.error)
         if not request.timed:
             return Measurement("ok", "", verdict.error)
-        times = calls.time([kernel], [arrays], best_s=1e-6 * (request.best_us or 0.0))
+        times = calls.time([kernel], [arrays], best_us=request.best_us)
+    except KernelEndedError as ended:
+        return Measurement(ended.status, f"while running: {ended}")
     if change := difference_in_bits("y", verdict.y, arrays[-1].numpy()):
         return Measurement("wrong", f"gives another result when run often: {change}", verdict.error)
     return Measurement("ok", "", verdict.error, tuple(times[:, 0].tolist()))
