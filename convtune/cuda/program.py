@@ -147,6 +147,9 @@ def lower(module: Any, target: GpuTarget) -> Lowered:
     tvm_target = target.to_tvm()
     pipeline, _, finalize_device = tvm.tirx.get_default_tir_pipeline(tvm_target)
     config = {"tirx.use_async_copy": target.has_async_copy}
+    if _copies_asynchronously(module):
+        # TVM 0.27: what it retypes as vectors there, InjectPTXAsyncCopy cannot read
+        config["tirx.disable_storage_rewrite"] = True
     with tvm.transform.PassContext(config=config, disabled_pass=_UNWANTED_PASSES):
         lowered = pipeline(tvm.tirx.transform.BindTarget(tvm_target)(module))
     kernels = dict(lowered.functions.items())
@@ -174,6 +177,21 @@ def _source(device: Any, tvm_target: Any) -> str:
         return str(tvm.get_global_func("target.build.cuda")(device, tvm_target).inspect_source("cuda"))
     finally:
         tvm_ffi.register_global_func(hook, compile_now, override=True)
+
+
+def _copies_asynchronously(module: Any) -> bool:
+    """Whether a loop has stages that copy while others compute."""
+    import tvm_ffi
+    from tvm import tirx
+
+    found = []
+
+    def look(loop: Any) -> None:
+        found.append("software_pipeline_async_stages" in loop.annotations)
+
+    for function in module.functions.values():
+        tvm_ffi.structural_walk(function.body, (tirx.For, look))
+    return any(found)
 
 
 class _Entry:
