@@ -156,7 +156,9 @@ def gemm_cycles(
         shared_bytes=shared_bytes,
         fmas=chunks * tile.depth * sums,
         instructions=chunks * per_chunk + tables * making.prepared + 4 * sums,
-        wavefronts=chunks * (tile.depth * operands + made * making.wavefronts + 2 * copied * WIDE) + 2 * sums,
+        wavefronts=chunks
+        * (tile.depth * (tile.thread_positions + tile.thread_channels) + made * making.wavefronts + 2 * copied * WIDE)
+        + 2 * sums,
         waits=2 * chunks + (2 * segments if making.prepared else 0),
         l2_bytes=tile.element_bytes * chunks * tile.depth * (tile.positions + tile.channels),
         dram_bytes=spec.bytes,

@@ -217,7 +217,7 @@ def work_of(spec: ConvSpec, plan: Plan) -> Work:
         + chunks * copies * COPY_INSTRUCTIONS
         + 4 * plan.sums
         + START_INSTRUCTIONS,
-        wavefronts=depth * taps * (rows * columns + own * channels / WIDE)
+        wavefronts=depth * taps * (rows * columns + own * channels)
         + chunks * copies * 4
         + stored * ceil_div(WARP, min(lanes, WARP)) * apart,
         waits=2 * chunks,
