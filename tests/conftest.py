@@ -1,10 +1,14 @@
-"""Keeps every test away from the log and the cache of the user who runs them."""
+"""Keeps every test away from the log and the cache of the user who runs them, and finds nvcc for those that need it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+
+from convtune.cuda import toolkit
+from convtune.cuda.toolkit import Toolkit
+from convtune.errors import TargetError
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,3 +20,12 @@ def _no_files_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for name in ("CONVTUNE_CC", "CONVTUNE_NUM_THREADS"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture
+def nvcc() -> Toolkit:
+    """This machine's; the test is skipped where there is none."""
+    try:
+        return toolkit.find()
+    except TargetError as error:
+        pytest.skip(str(error))

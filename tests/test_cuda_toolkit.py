@@ -120,14 +120,6 @@ def test_an_output_that_lacks_something_is_refused(log: str, message: str) -> No
         toolkit.read_resources(log)
 
 
-@pytest.fixture
-def nvcc() -> Toolkit:
-    try:
-        return toolkit.find()
-    except TargetError as error:
-        pytest.skip(str(error))
-
-
 def test_a_cubin_and_its_resources(nvcc: Toolkit, tmp_path: Path) -> None:
     cubin = nvcc.compile(_REVERSE + _HUNGRY, "sm_80", tmp_path)
     assert cubin.data.startswith(b"\x7fELF")

@@ -9,9 +9,7 @@ import pytest
 from convtune.schedules.gpu_depthwise import gpu_depthwise
 from emulated_kernels import emulated, gpu, program_of
 
-from convtune.cuda import toolkit
 from convtune.cuda.toolkit import Toolkit
-from convtune.errors import TargetError
 from convtune.space import Knobs, all_knobs
 from convtune.spec import ConvSpec
 
@@ -126,14 +124,6 @@ def test_the_model_prefers_neighbours_that_read_neighbours(staging: str) -> None
     spec = ConvSpec.parse("depthwise,ic=144,oc=144,in=56x56,k=3x3,p=1")
     apart, adjacent = (knobs("4x4", staging, columns=columns) for columns in ("apart", "adjacent"))
     assert gpu_depthwise.estimate(spec, A100, apart) < gpu_depthwise.estimate(spec, A100, adjacent)
-
-
-@pytest.fixture
-def nvcc() -> Toolkit:
-    try:
-        return toolkit.find()
-    except TargetError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,7 @@ import pytest
 from convtune.schedules.gpu_phases import gpu_phases
 from emulated_kernels import emulated, gpu, program_of
 
-from convtune.cuda import toolkit
 from convtune.cuda.toolkit import Toolkit
-from convtune.errors import TargetError
 from convtune.space import Knobs, all_knobs
 from convtune.spec import ConvSpec, count
 
@@ -105,14 +103,6 @@ def test_the_default_of_a_layer_keeps_the_multipliers_busy() -> None:
     best = gpu_phases.estimate(spec, A100, gpu_phases.default(spec, A100))
     assert ideal < best < 2 * ideal
     assert gpu_phases.estimate(spec, A100, knobs(32, 32, "1x4")) > 1.3 * best
-
-
-@pytest.fixture
-def nvcc() -> Toolkit:
-    try:
-        return toolkit.find()
-    except TargetError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(

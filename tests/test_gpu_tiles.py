@@ -9,9 +9,7 @@ import pytest
 from convtune.schedules.gpu_tiles import gpu_tiles
 from emulated_kernels import emulated, gpu, program_of
 
-from convtune.cuda import toolkit
 from convtune.cuda.toolkit import Toolkit
-from convtune.errors import TargetError
 from convtune.runtime import packing
 from convtune.space import Knobs, all_knobs
 from convtune.spec import ConvSpec
@@ -142,14 +140,6 @@ def test_weights_are_padded_to_whole_tiles() -> None:
     (steps,) = gpu_tiles.pack(spec, A100, chosen)
     shape = packing.packed_shape(list(steps), spec.weight_shapes[0])
     assert shape == (1, 1, 1, 2, 1, 3, 3, 1, 1, 1, 10, 1, 1, 4, 4), "19 channels are 2 chunks of 10, 9 are 4 times 4"
-
-
-@pytest.fixture
-def nvcc() -> Toolkit:
-    try:
-        return toolkit.find()
-    except TargetError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(
