@@ -18,7 +18,7 @@ from typing import IO
 from convtune.errors import LogError
 from convtune.log import Log, Problem
 from convtune.log_file import Line, is_file, locked, mend_last_line, os_errors, read_lines, replace_file, settled_size
-from convtune.record import METASCHEDULE, Record, read_object, standing, winner
+from convtune.record import METASCHEDULE, ORIGINS, Record, read_object, standing, winner
 
 FORMATS = ("json", "csv", "jsonl")
 
@@ -141,18 +141,23 @@ def prune(path: str | Path, *, keep: int = 8, drop_failures: bool = False) -> Pr
 
 
 def export(
-    path: str | Path, form: str, *, winners: bool = False, max_error: float | None = None, origin: str = "measured"
+    path: str | Path, form: str, *, winners: bool = False, max_error: float | None = None, origin: str | None = None
 ) -> Exported:
     """A log's records as text: a "json" array, a "csv" table, or "jsonl", which is a log again.
 
-    winners: only those that win their spec and target, within `max_error` and among the records of `origin`.
-    Lines that are no records are left out.
+    winners: only those that win their spec and target among the records of one origin, within `max_error`; of every
+    origin, or of `origin` only. Lines that are no records are left out.
 
     Raises:
-        LogError: there is no such form, or the log is missing, unreadable or from a newer convtune.
+        LogError: there is no such form, `max_error` or `origin` is given without `winners`, or the log is missing,
+            unreadable or from a newer convtune.
     """
     if form not in FORMATS:
         raise LogError(f"export format {form!r} is not known; it must be one of {', '.join(FORMATS)}")
+    if not winners and (max_error is not None or origin is not None):
+        raise LogError(
+            f"max_error={max_error}, origin={origin!r}: max_error and origin choose winners; winners is False"
+        )
     found = _lines(Path(path))
     lines = [(line.record, line.text) for line in found if line.record]
     if winners:
@@ -186,11 +191,12 @@ def _bytes(file: IO[bytes], line: Line) -> bytes:
     return file.read(line.length_bytes)
 
 
-def _winners(records: Iterable[Record], max_error: float | None, origin: str) -> set[int]:
+def _winners(records: Iterable[Record], max_error: float | None, origin: str | None) -> set[int]:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record.spec, record.fingerprint), []).append(record)
-    found = [winner(group, max_error=max_error, origin=origin) for group in groups.values()]
+    origins = ORIGINS if origin is None else (origin,)
+    found = [winner(group, max_error=max_error, origin=each) for group in groups.values() for each in origins]
     return {id(record) for record in found if record}
 
 

@@ -124,6 +124,10 @@ def test_log_export(log: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(invoke("log", "export", log, "--winners").stdout)))
     assert [float(row["time_us"]) for row in rows] == [4.0]
     assert len(printed_json("log", "export", log)) == 3
+    Log(log).append([record_samples.make(3.0, origin="estimated", target=record_samples.gpu())])
+    winners = printed_json("log", "export", log, "--winners")
+    assert [(record["origin"], record["times_us"]) for record in winners] == [("measured", [4.0]), ("estimated", [3.0])]
+    assert len(printed_json("log", "export", log, "--winners", "--origin", "measured")) == 1
     assert invoke("log", "export", log, "--format", "jsonl").stdout.encode() == log.read_bytes()
 
 

@@ -159,6 +159,12 @@ def test_a_log_of_a_newer_schema_stays_as_it_is(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(("option", "value"), [("--origin", "measured"), ("--max-error", "1e-5")])
+def test_an_option_of_winners_without_them(option: str, value: str, log: Path) -> None:
+    said = complaint("log", "export", log, option, value)
+    assert said == f"{option} chooses winners; give --winners too. See `convtune log export --help`."
+
+
 @pytest.mark.parametrize("place", ["file/log.jsonl", "/proc/convtune/log.jsonl"])
 def test_a_log_that_cannot_be_made(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()

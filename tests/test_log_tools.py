@@ -264,11 +264,23 @@ def test_export_jsonl_is_a_log_again(path: Path, tmp_path: Path) -> None:
 def test_export_winners(path: Path) -> None:
     a, b = make(1.0, error=1e-3), make(2.0)
     c, d = make(3.0, spec=OTHER_SPEC), make(4.0, target=target("other", "f1"))
-    write(path, a, b, c, d, make(9.0, spec=OTHER_SPEC), failure(), make(0.1, origin="estimated"))
-    assert log_tools.export(path, "jsonl", winners=True).text.encode() == a.line() + c.line() + d.line()
-    assert log_tools.export(path, "jsonl", winners=True, max_error=2e-5).text.encode() == b.line() + c.line() + d.line()
-    text = log_tools.export(path, "json", winners=True, origin="estimated").text
-    assert [record["times_us"] for record in json.loads(text)] == [[0.1]]
+    e = make(0.1, origin="estimated")
+    write(path, a, b, c, d, make(9.0, spec=OTHER_SPEC), failure(), make(0.2, origin="estimated"), e)
+
+    def winners(**choice: Any) -> bytes:
+        return log_tools.export(path, "jsonl", winners=True, **choice).text.encode()
+
+    assert winners() == a.line() + c.line() + d.line() + e.line(), "of every origin"
+    assert winners(max_error=2e-5) == b.line() + c.line() + d.line() + e.line()
+    assert winners(origin="measured") == a.line() + c.line() + d.line()
+    assert winners(origin="estimated") == e.line()
+    assert winners(origin="emulated") == b""
+
+
+@pytest.mark.parametrize("choice", [{"max_error": 2e-5}, {"max_error": 0.0}, {"origin": "measured"}])
+def test_what_chooses_winners_is_refused_without_them(path: Path, choice: dict[str, Any]) -> None:
+    with pytest.raises(LogError, match="max_error and origin choose winners"):
+        log_tools.export(write(path, make()), "csv", **choice)
 
 
 def test_export_csv_is_a_table(path: Path) -> None:

@@ -99,14 +99,19 @@ def prune(*, log: Path | None, keep: int, drop_failures: bool, as_json: bool) ->
 @command.command()
 @_own_log
 @click.option("--format", "form", type=click.Choice(FORMATS), default="csv", show_default=True)
-@click.option("--winners", is_flag=True, help="Only the record that wins each spec and machine.")
-@click.option("--max-error", type=click.FloatRange(min=0), metavar="E", help="Of winners.")
-@click.option("--origin", type=click.Choice(ORIGINS), default="measured", show_default=True, help="Of winners.")
+@click.option("--winners", is_flag=True, help="Only the record that wins each spec and machine, of each origin.")
+@click.option("--max-error", type=click.FloatRange(min=0), metavar="E", help="Of winners: the largest error.")
+@click.option("--origin", type=click.Choice(ORIGINS), help="Of winners: of this origin only.")
 @options.as_json
-def export(*, log: Path | None, form: str, winners: bool, max_error: float | None, origin: str, as_json: bool) -> int:
+def export(
+    *, log: Path | None, form: str, winners: bool, max_error: float | None, origin: str | None, as_json: bool
+) -> int:
     """Print a log's records for other programs; --json is --format json."""
     from convtune import log_tools
 
+    given = {"--max-error": max_error, "--origin": origin}
+    if unused := [option for option, value in given.items() if value is not None and not winners]:
+        raise click.UsageError(f"{unused[0]} chooses winners; give --winners too.")
     form = "json" if as_json else form
     exported = log_tools.export(_or_own(log), form, winners=winners, max_error=max_error, origin=origin)
     warn_of(exported.problems)
