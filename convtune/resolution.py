@@ -60,12 +60,13 @@ def _from_logs(spec: ConvSpec, target: Target, logs: LogStack, max_error: float,
         if exact:
             record, layer = exact
             if _offered(spec, target, record.candidate):
-                yield Choice(record.candidate, "log", f"{_time(record)} on this machine, in {layer.name}")
+                here = "this machine" if target.is_host else target.model
+                yield Choice(record.candidate, "log", f"{_time(record, here)}, in {layer.name}")
             else:
                 gone.append(_gone(record))
         for record in _relatives(spec, target, logs, max_error, origin):
             if _offered(spec, target, record.candidate):
-                reason = f"{_time(record)} on {record.target['model']}, of this family"
+                reason = f"{_time(record, record.target['model'])}, of this family"
                 yield Choice(record.candidate, "log", "; ".join([reason, *gone]))
             else:
                 gone.append(_gone(record))
@@ -87,14 +88,16 @@ def _transferred(
         yield Choice(candidate, "transfer", "; ".join([f"the knobs that {won} on {place}", *gone]))
 
 
-def _time(record: Record) -> str:
-    return ("" if record.origin == "measured" else f"{record.origin} ") + f"{record.time_us:.4g} µs"
+def _time(record: Record, machine: str) -> str:
+    if record.origin == "measured":
+        return f"{record.time_us:.4g} µs on {machine}"
+    return f"{record.origin} {record.time_us:.4g} µs for {machine}"
 
 
 def _gone(record: Record) -> str:
     candidate = record.candidate
     knobs = ", ".join(f"{name}={value}" for name, value in candidate.knobs.items())
-    winner_of = f"the log's winner {candidate.space}({knobs}), {_time(record)} on {record.target['model']},"
+    winner_of = f"the log's winner {candidate.space}({knobs}), {_time(record, record.target['model'])},"
     return f"{winner_of} is not in this version's spaces"
 
 

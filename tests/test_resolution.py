@@ -137,8 +137,13 @@ def test_a_measured_winner_of_a_gpu_comes_before_an_estimated_one_however_slow(t
     records = [_record(SPEC, estimated, 1.0, A100, "estimated"), _record(SPEC, measured, 99.0, A100)]
     choices = _choices(tmp_path, records, target=A100)
     assert [c.candidate for c in choices[:2]] == [measured, estimated]
-    assert choices[0].reason.startswith("99 µs on this machine")
-    assert choices[1].reason.startswith("estimated 1 µs on this machine")
+    # it is not here
+    assert choices[0].reason.startswith(f"99 µs on {A100.model}, in ")
+    assert choices[1].reason.startswith(f"estimated 1 µs for {A100.model}, in ")
+    here = dataclasses.replace(A100, is_host=True)
+    local = _choices(tmp_path / "here", records, target=here)
+    assert local[0].reason.startswith("99 µs on this machine, in ")
+    assert local[1].reason.startswith("estimated 1 µs for this machine, in ")
 
 
 def test_an_emulated_time_of_a_gpu_chooses_nothing(tmp_path: Path) -> None:
