@@ -47,7 +47,8 @@ _LOAD_TIMEOUT_S = 120
 class Finding:
     """One thing that was looked at.
 
-    state: "ok"; "absent", what it is for cannot be done and the rest can; "broken", convtune's main job cannot be done.
+    state: "ok"; "absent", what it is for cannot be done and the rest can; "broken", convtune cannot do its main job, or
+    an nvcc that is there or is named cannot do its own.
     value: what was found, for people; figures: the same as numbers, units in their names. remedy: a command or an
     instruction, empty where there is nothing to do.
     """
@@ -233,8 +234,9 @@ def _nvcc() -> Finding:
     try:
         found = toolkit.find()
         archs = found.archs()
-    except TargetError as error:
-        return Finding("nvcc", "absent", str(error), purpose, _NVCC_WHEELS)
+    except toolkit.NvccError as error:
+        state: State = "absent" if error.missing else "broken"
+        return Finding("nvcc", state, str(error), purpose, error.remedy or _NVCC_WHEELS)
     return Finding("nvcc", "ok", f"{found.nvcc}: {found.version}, for {archs[0]} to {archs[-1]}", purpose)
 
 

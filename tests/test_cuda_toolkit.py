@@ -248,7 +248,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_where_there_is_no_nvcc(elsewhere: Path) -> None:
-    with pytest.raises(TargetError, match=r"no nvcc: .*`pip install convtune\[cuda\]` brings one"):
+    with pytest.raises(TargetError, match=r"no nvcc: .*`pip install 'convtune\[cuda\]'` brings one"):
         toolkit.find()
 
 
@@ -316,7 +316,7 @@ def test_wheels(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     importlib.invalidate_caches()
     nvcc = _install_wheels(elsewhere / "site", "include/cuda_runtime.h")
     with pytest.raises(
-        TargetError, match=r"nvcc lacks nvidia-nvvm, nvidia-cuda-crt in the same place; .*convtune\[cuda\]"
+        TargetError, match=r"nvcc lacks nvidia-nvvm, nvidia-cuda-crt in the same place; .*'convtune\[cuda\]'"
     ):
         toolkit.find()
     _install_wheels(elsewhere / "site", "nvvm/bin/cicc", "include/crt/host_config.h")
@@ -333,6 +333,19 @@ def test_nvcc_writes_in_the_given_directory_only(
     monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))  # where nvcc would put its files, and fail
     nvcc.compile(_REVERSE, "sm_80", tmp_path / "given")
     assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_temporary_directory_that_is_not_there_is_named(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nvcc fails without one, when it is asked which archs it knows."""
+    failing = _ANSWERS.replace("echo sm_80; exit", ": > $TMPDIR/x || exit 1; echo sm_80; exit")
+    _script(elsewhere / "path" / "nvcc", failing)
+    monkeypatch.setenv("TMPDIR", str(elsewhere / "missing"))
+    with pytest.raises(
+        TargetError, match=r"^the temporary directory .*/missing cannot be written: No such file .*TMPDIR"
+    ):
+        toolkit.find().archs()
+    (elsewhere / "missing").mkdir()
+    assert toolkit.find().archs() == ("sm_80",)
 
 
 def test_this_machine_has_what_the_tests_need() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import re
 import shutil
@@ -195,14 +196,46 @@ def test_doctor_imports_no_tvm() -> None:
 
 
 def test_nvcc_is_told_and_where_there_is_none_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "nowhere"))
+    for name in ("CUDA_PATH", "CUDA_HOME", "NVCC_CCBIN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     absent = doctor._nvcc()
-    assert absent.state == "absent" and "nowhere" in absent.value and "nvidia-cuda-nvcc==13.0" in absent.remedy
+    assert absent.state == "absent" and "none on PATH" in absent.value and "nvidia-cuda-nvcc==13.0" in absent.remedy
     found = toolkit.Toolkit(Path("/x/nvcc"), "g++", "13.0.88")
     monkeypatch.setattr(toolkit, "find", lambda: found)
     monkeypatch.setattr(toolkit.Toolkit, "archs", lambda self: ("sm_75", "sm_80", "sm_121"))
     assert doctor._nvcc().state == "ok"
     assert doctor._nvcc().value == "/x/nvcc: 13.0.88, for sm_75 to sm_121"
+
+
+def test_an_nvcc_that_does_not_serve_is_broken_and_has_its_own_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def program(name: str, text: str) -> None:
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    (tmp_path / "bin").mkdir()
+    monkeypatch.delenv("NVCC_CCBIN", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "nowhere"))
+    _broken("has no bin/nvcc", "unset CUDA_PATH")
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path))
+    program("nvcc", "exit 3")
+    _broken("does not tell its version: exit status 3", "install CUDA's toolkit again")
+    program("nvcc", "echo release 13.0, V13.0.88; [ $1 = --version ]")
+    _broken("g++ and clang++ on PATH do not serve", "install g++")
+    monkeypatch.setenv("NVCC_CCBIN", "g++")
+    _broken("does not tell which archs it knows", "install CUDA's toolkit again")
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    _broken("the temporary directory /nowhere cannot be written", "TMPDIR")
+
+
+def _broken(value: str, remedy: str) -> None:
+    finding = doctor._nvcc()
+    assert (finding.state, "nvidia-cuda-nvcc" in finding.remedy) == ("broken", False)
+    assert value in finding.value and remedy in finding.remedy
 
 
 ATTRIBUTES = {

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def command(*, measure: bool, as_json: bool) -> int:
     """Look at what convtune needs: what is there, what is missing for what, how to get it.
 
-    "absent" is something that convtune does without; "broken" stops its main job, and makes the exit code 1.
+    "absent" is something that convtune does without; "broken" stops its main job, or is an nvcc that does not work, and
+    makes the exit code 1.
     """
     from convtune.doctor import examine
 

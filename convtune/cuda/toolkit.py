@@ -17,13 +17,22 @@ from pathlib import Path
 from convtune.errors import BuildError, TargetError
 
 _TIMEOUT_S = 60
-_EXTRA = "`pip install convtune[cuda]` brings one"
+_EXTRA = "`pip install 'convtune[cuda]'` brings one"
+_REINSTALL = "install CUDA's toolkit again, or name another one in CUDA_PATH"
 _WHEELS = {
     "nvvm/bin/cicc": "nvidia-nvvm",
     "include/cuda_runtime.h": "nvidia-cuda-runtime",
     "include/crt/host_config.h": "nvidia-cuda-crt",
 }
 """What nvcc from a wheel needs of other wheels, which pip may have put elsewhere, or not at all."""
+
+
+class NvccError(TargetError):
+    """No nvcc serves. remedy: what to do, empty where the wheels bring what lacks. missing: there is no nvcc at all."""
+
+    def __init__(self, message: str, *, remedy: str = "", missing: bool = False) -> None:
+        self.remedy, self.missing = remedy, missing
+        super().__init__(message)
 
 
 @dataclass(frozen=True)
@@ -116,18 +125,20 @@ def find() -> Toolkit:
 def _find(home_name: str, home: str, path: str, host_compiler: str) -> Toolkit:
     nvcc = _home_nvcc(home_name, home) if home else _path_nvcc(path) or _wheel_nvcc()
     if not nvcc:
-        raise TargetError(f"no nvcc: none on PATH, CUDA_PATH is not set, and the wheels are not installed; {_EXTRA}")
+        lacking = "none on PATH, CUDA_PATH is not set, and the wheels are not installed"
+        raise NvccError(f"no nvcc: {lacking}; {_EXTRA}", missing=True)
     said, failure = _call([str(nvcc), "--version"])
     version = re.search(r"release [\d.]+, V([\d.]+)", said)
     if failure or not version:
-        raise TargetError(f"{nvcc} does not tell its version: {failure or repr(said)}")
+        raise NvccError(f"{nvcc} does not tell its version: {failure or repr(said)}", remedy=_REINSTALL)
     return Toolkit(nvcc, host_compiler or _host_compiler(path), version[1])
 
 
 def _home_nvcc(name: str, home: str) -> Path:
     nvcc = Path(home) / "bin" / "nvcc"
     if not nvcc.exists():
-        raise TargetError(f"{name}={home!r} has no bin/nvcc; correct it, or unset it to use another nvcc")
+        message = f"{name}={home!r} has no bin/nvcc; correct it, or unset it to use another nvcc"
+        raise NvccError(message, remedy=f"correct or unset {name}")
     return nvcc.absolute()
 
 
@@ -142,7 +153,7 @@ def _wheel_nvcc() -> Path | None:
     for nvcc in (nvcc for place in places for nvcc in sorted(place.glob("cu*/bin/nvcc"), reverse=True)):
         home = nvcc.parent.parent
         if missing := [wheel for file, wheel in _WHEELS.items() if not (home / file).exists()]:
-            raise TargetError(f"{nvcc} lacks {', '.join(missing)} in the same place; {_EXTRA}")
+            raise NvccError(f"{nvcc} lacks {', '.join(missing)} in the same place; {_EXTRA}")
         return nvcc
     return None
 
@@ -154,9 +165,11 @@ def _host_compiler(path: str) -> str:
             macros, failure = _call([found, "-E", "-dM", "-include", "type_traits", "-x", "c++", "/dev/null"])
             if not failure and "__GLIBCXX__" in macros:
                 return found
-    raise TargetError(
+    remedy = "install g++, or name a compiler in NVCC_CCBIN"
+    raise NvccError(
         "nvcc needs a C++ compiler that has GNU's C++ library; g++ and clang++ on PATH do not serve, nor does ziglang; "
-        "install g++, or name a compiler in NVCC_CCBIN"
+        f"{remedy}",
+        remedy=remedy,
     )
 
 
@@ -165,8 +178,21 @@ def _archs(nvcc: Path) -> tuple[str, ...]:
     said, failure = _call([str(nvcc), "--list-gpu-code"])
     known = sorted({int(number) for number in re.findall(r"^sm_(\d+)$", said, re.MULTILINE)})
     if failure or not known:
-        raise TargetError(f"{nvcc} does not tell which archs it knows: {failure or repr(said)}")
+        _check_temporary_directory()
+        raise NvccError(f"{nvcc} does not tell which archs it knows: {failure or repr(said)}", remedy=_REINSTALL)
     return tuple(f"sm_{number}" for number in known)
+
+
+def _check_temporary_directory() -> None:
+    """nvcc fails without one, and calls it an output file."""
+    place = os.environ.get("TMPDIR") or "/tmp"  # not tempfile's, which passes over one that cannot be written
+    remedy = "name another one in TMPDIR"
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        message = f"the temporary directory {place} cannot be written: {error.strerror}; {remedy}"
+        raise NvccError(message, remedy=remedy) from error
 
 
 def _call(command: Sequence[str], directory: Path | None = None) -> tuple[str, str]:
