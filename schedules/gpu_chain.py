@@ -82,7 +82,8 @@ class GpuChain(Estimating[GpuTarget]):
         threads = count(block.threads)
         if not WARP <= threads <= MOST_THREADS or max(map(block.sums, block.stages)) > MOST_SUMS:
             return False
-        return target.resident_blocks(threads, block.registers, block.shared_bytes) > 0
+        fits = target.resident_blocks(threads, block.registers, block.shared_bytes) > 0
+        return fits and block.leaves_none_idle()
 
     def estimate(self, spec: ConvSpec, target: GpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

@@ -10,6 +10,7 @@ from convtune.schedules.gpu_tiling import WIDE, shared_scope
 from convtune.schedules.gpu_work import Work
 from convtune.schedules.tiling import Tile, ceil_div, round_up
 
+from convtune.expression import Geometry
 from convtune.spec import count
 
 if TYPE_CHECKING:
@@ -66,6 +67,22 @@ class Block:
     def rounds_of(self, stage: Stage[Tile]) -> int:
         """Tiles of columns that a thread computes of a stage."""
         return ceil_div(self.tiles(stage), self.across)
+
+    def leaves_none_idle(self) -> bool:
+        """Whether the stages after it read something of every thread of each stage.
+
+        A stride longer than the kernel may pass over all that some threads make, and `compute_at` leaves those out.
+        """
+        return all(self._threads_read(*pair) == self.across for pair in zip(self.stages, self.stages[1:]))
+
+    def _threads_read(self, stage: Stage[Tile], later: Stage[Tile]) -> int:
+        """How many threads, counted from the first, make what the later stage reads."""
+        geometry, (_, high, wide) = Geometry.of(later.spec), stage.out
+        steps = zip(later.out, geometry.kernel, geometry.stride, geometry.dilation)
+        read = [{o * s + k * d for o in range(out) for k in range(taps)} for out, taps, s, d in steps]
+        columns = {w // stage.tile.columns for w in read[2]}
+        lines = {d * high + h for d in read[0] for h in read[1]}
+        return 1 + max((line * (wide // stage.tile.columns) + at) % self.across for line in lines for at in columns)
 
     def sums(self, stage: Stage[Tile]) -> int:
         """Of a thread."""
