@@ -211,3 +211,10 @@ def test_show_workloads_counts_layers() -> None:
     assert {name: row["layers"] for name, row in rows.items()} == counted
     (line,) = (line for line in invoke("show", "workloads").stdout.splitlines() if line.startswith("mobilenet_v2 "))
     assert line.split()[1] == str(rows["mobilenet_v2"]["layers"])
+
+
+@pytest.mark.parametrize("given", ["--target sm_80", "--threads 2", "--layout channels_last"])
+def test_a_list_refuses_options_of_workloads(given: str) -> None:
+    result = invoke("show", "targets", *given.split())
+    assert result.exit_code == 2
+    assert f"{given.split()[0]} is for workloads; `show targets` takes --json only." in result.stderr

@@ -41,7 +41,7 @@ class MeasuredPeak:
 
 @dataclass(frozen=True)
 class PublishedPeak:
-    """A GPU's peaks in GFLOP/s by its data sheet: of float32, and of the Tensor Cores for float16."""
+    """A GPU's peaks in GFLOP/s by its target's facts: of float32, and of the Tensor Cores for float16."""
 
     fp32_gflops: float
     tensor_gflops: float
@@ -55,7 +55,7 @@ class PublishedPeak:
 
     def __str__(self) -> str:
         tensor = f", {self.tensor_gflops:.0f} GFLOP/s of float16" if self.tensor_gflops else ""
-        return f"peak by its data sheet: {self.fp32_gflops:.0f} GFLOP/s of float32{tensor}"
+        return f"peak by its facts: {self.fp32_gflops:.0f} GFLOP/s of float32{tensor}"
 
     def data(self) -> dict[str, Any]:
         """For `--json`."""

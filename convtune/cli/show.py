@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import click
+from click.core import ParameterSource
 
 from convtune.cli import options, show_layers, show_targets, tables
 from convtune.cli.notices import tell
@@ -37,6 +38,7 @@ def command(
     if chain and stages:
         raise click.UsageError("--chain and --stages exclude each other: stages are no layers of the chain.")
     if len(what) == 1 and what[0] in _LISTS:
+        _refuse_options(what[0])
         rows, show = _LISTS[what[0]]
         found = rows()
     else:
@@ -45,6 +47,16 @@ def command(
         tables.print_json(found)
     else:
         click.echo(show(found))
+
+
+def _refuse_options(listed: str) -> None:
+    """Raises UsageError where an option was given that only a workload has."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        if option.name in ("what", "as_json") or option.name is None:
+            continue
+        if context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.opts[0]} is for workloads; `show {listed}` takes --json only.")
 
 
 def _layers(
