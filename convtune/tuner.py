@@ -60,12 +60,12 @@ def tune(
         target: a name as for --target, or a Target; it must be able to run here, or with rpc where the servers are.
         trials: candidates to try, at least 1, those that the log already has included.
         log: the file to append to; None: the user's own.
-        budget_s: seconds after which no further candidates are tried.
+        budget_s: seconds after which no further candidates are tried; the fastest are still checked and compared.
         accuracy: "strict", "standard" or "loose": the largest error allowed.
         seed: of the search.
         engine: "convtune", or "metaschedule" for TVM's own auto-scheduler.
         rpc, rpc_key: HOST:PORT of TVM's RPC tracker, and the key of the servers on whose machines kernels run.
-        on_progress: called after every candidate.
+        on_progress: called after every candidate, and every few seconds while one takes long.
 
     Raises:
         SpecError: spec is no ConvSpec.
@@ -148,6 +148,7 @@ class Tuner:
         self.log.records()
         self._layers: tuple[Layer, ...] = (self.log, ShippedLog()) if log is None else (self.log,)
         self._bench: Bench | None = None
+        self._run: Run | None = None
 
     def tune(
         self,
@@ -166,6 +167,7 @@ class Tuner:
             r.candidate.key for r in history if (r.candidate.space == METASCHEDULE) == (self.engine == METASCHEDULE)
         }
         run = Run(spec, trials, limit, len(tried), on_progress, default, self.origin)
+        self._run = run
         for record in history:
             run.note(record)
         run.report()
@@ -174,10 +176,10 @@ class Tuner:
             self._try(run, None, [default], None)  # what the engine is compared with, besides its trials
         stopped = None
         while stopped is None:
-            candidates = engine.ask(BATCH)
+            run.doing = "choosing candidates"
+            candidates = engine.ask(1 if run.is_over(budget_s) else BATCH)
             self._try(run, engine, candidates, budget_s)
-            out_of_time = budget_s is not None and run.elapsed_s >= budget_s
-            stopped = "budget" if out_of_time else engine.finished or (None if candidates else "exhausted")
+            stopped = "budget" if run.is_over(budget_s) else engine.finished or (None if candidates else "exhausted")
         self._finals(run)
         for built in run.built.values():
             self._workers().discard(built)
@@ -195,6 +197,7 @@ class Tuner:
                 seed=self.seed,
                 max_error=run.limit,
                 origin=self.origin,
+                on_wait=run.wait,
             )
         from convtune.search import Search
 
@@ -223,19 +226,28 @@ class Tuner:
         return [r for r in self.log.records() if (r.spec, r.fingerprint) != own] + shipped
 
     def _try(self, run: Run, engine: Engine | None, candidates: Sequence[Candidate], budget_s: float | None) -> None:
-        """Builds, measures and logs a batch; the rest of it is given up when the time is over."""
-        for built in self._workers().build(run.spec, candidates) if candidates else []:
-            if budget_s is not None and run.elapsed_s >= budget_s and run.best_us is not None:
+        """Builds, measures and logs a batch; the rest is given up when the time is over, save the engine's first."""
+        for built in self._build(run, candidates) if candidates else []:
+            if run.is_over(budget_s) and run.best_us is not None and run.done:
                 return
+            run.doing = "verifying a candidate"
             outcome = self._workers().measure(run.spec, built, run.limit, run.best_us)
             record = self._record(run.spec, built.candidate, outcome)
-            self.log.append([record])
+            self._keep(run, [record])
             run.built[built.candidate.key] = built
             run.note(record)
             if engine is not None:
                 run.done, run.tried = run.done + 1, run.tried + 1
                 engine.tell(built.candidate, record.time_us if record.status == "ok" else None, record.status)
             run.report()
+
+    def _build(self, run: Run, candidates: Sequence[Candidate]) -> list[Built]:
+        run.doing = f"building {len(candidates)} candidate{'s' if len(candidates) > 1 else ''}"
+        return self._workers().build(run.spec, candidates)
+
+    def _keep(self, run: Run, records: Sequence[Record]) -> None:
+        self.log.append(records)
+        run.from_log = False
 
     def _finals(self, run: Run) -> None:
         """Measures the default and the fastest again, in turn, unless that was done since the last new candidate."""
@@ -246,6 +258,7 @@ class Tuner:
         if not kernels:
             return
         batch, finals = utc_now(), []
+        run.doing = "comparing the fastest"
         try:
             times = self._workers().finals(run.spec, kernels)
         except MeasureError as error:  # the times of the search stand
@@ -254,17 +267,18 @@ class Tuner:
         for built, times_us in zip(kernels, times):
             known = next(r for r in reversed(records) if r.candidate == built.candidate and r.status == "ok")
             finals.append(dataclasses.replace(known, times_us=times_us, round="final", batch=batch, utc=utc_now()))
-        self.log.append(finals)  # at once: a part of a batch would decide the winner
+        self._keep(run, finals)  # at once: a part of a batch would decide the winner
 
     def _finalists(self, run: Run) -> list[Built]:
         """The default, where it is right, and the fastest of the search, as libraries that are known to be right."""
         proven: dict[str, Built] = {}
         while missing := [c for c in self._ranked(run) if c.key not in proven]:
             new = [c for c in missing if c.key not in run.built]
-            run.built |= {built.candidate.key: built for built in (self._workers().build(run.spec, new) if new else [])}
+            run.built |= {built.candidate.key: built for built in (self._build(run, new) if new else [])}
             for candidate in missing:
                 built = run.built[candidate.key]
                 if candidate in new or self._workers().samples:
+                    run.doing = "verifying the fastest, whole"
                     outcome = self._workers().verify(run.spec, built, run.limit)
                     if outcome.status != "ok":
                         self._withdraw(run, candidate, outcome)
@@ -275,7 +289,7 @@ class Tuner:
     def _withdraw(self, run: Run, candidate: Candidate, outcome: Outcome) -> None:
         """Keeps in the log that a candidate of the search is not right after all."""
         record = self._record(run.spec, candidate, outcome)
-        self.log.append([record])
+        self._keep(run, [record])
         run.note(record)
         del run.built[candidate.key]
 
@@ -324,6 +338,7 @@ class Tuner:
             run.elapsed_s,
             run.problem,
             self.origin,
+            run.from_log,
         )
 
     def _workers(self) -> Bench:
@@ -331,7 +346,12 @@ class Tuner:
             from convtune.measure import open_bench
 
             self._bench = open_bench(self.target, self.remote)
+            self._bench.while_waiting(self._wait)
         return self._bench
+
+    def _wait(self) -> None:
+        if self._run is not None:
+            self._run.wait()
 
     def close(self) -> None:
         """Ends the workers, where any were started."""

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the tuning of one spec stands, after every candidate. Times in microseconds, None before there is one.
+    """Where the tuning of one spec stands. Times in microseconds, None before there is one.
 
     done: of `trials`, those in the log included. tried: in this run. origin: of the times, as a record has it.
+    waiting_for: what has been going on for some seconds, such as "building 8 candidates"; "" after a candidate.
     """
 
     spec: ConvSpec
@@ -32,6 +33,7 @@ class Progress:
     failures: Counter[str]
     elapsed_s: float
     origin: str = "measured"
+    waiting_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class TuneResult:
 
     best: the record that `compile` will use; None where nothing worked. default_us, best_us: medians, measured in turn
     with each other. trials: candidates tried now. stopped: trials, plateau, exhausted, budget. failures: by status.
-    problem: what kept the finalists from being measured in turn, if anything did. origin: of the times.
+    problem: what kept the finalists from being measured in turn, if anything did. origin: of the times. from_log:
+    nothing was measured now.
     """
 
     spec: ConvSpec
@@ -53,6 +56,7 @@ class TuneResult:
     elapsed_s: float
     problem: str = ""
     origin: str = "measured"
+    from_log: bool = False
 
     @property
     def best_us(self) -> float | None:
@@ -77,10 +81,15 @@ class Run:
     failures: Counter[str] = field(default_factory=Counter)
     problem: str = ""
     built: dict[str, Built] = field(default_factory=dict)  # by candidate key
+    from_log: bool = True
+    doing: str = ""
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started
+
+    def is_over(self, budget_s: float | None) -> bool:
+        return budget_s is not None and self.elapsed_s >= budget_s
 
     def note(self, record: Record) -> None:
         """Counts a search record, of now or before."""
@@ -92,8 +101,14 @@ class Run:
                 self.default_us = record.time_us
 
     def report(self) -> None:
+        """To be called after every candidate."""
+        self._report("")
+
+    def wait(self) -> None:
+        """To be called now and then while `doing` takes long."""
+        self._report(self.doing)
+
+    def _report(self, waiting_for: str) -> None:
         if self.on_progress is not None:
-            counts, times = Counter(self.failures), (self.best_us, self.default_us)
-            self.on_progress(
-                Progress(self.spec, self.done, self.trials, self.tried, *times, counts, self.elapsed_s, self.origin)
-            )
+            now = (self.done, self.trials, self.tried, self.best_us, self.default_us, Counter(self.failures))
+            self.on_progress(Progress(self.spec, *now, self.elapsed_s, self.origin, waiting_for))

@@ -229,6 +229,17 @@ def test_a_layer_before_its_first_time(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == "[1/1] stem: 0/64 trials, best -, default -\n"
 
 
+def test_what_takes_long_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    lines = PlainLines(1, deadline=None, clock=lambda: now[0])
+    lines.begin(1, "stem")
+    now[0] = HEARTBEAT_S
+    slow = {"tried": 2, "elapsed_s": 600.0, "default_us": None, "origin": "estimated", "failures": Counter()}
+    lines.update(_progress(**slow, waiting_for="building 8 candidates"))
+    said = "24/64 trials, best 13.2 µs estimated, default -, 300 s a candidate, building 8 candidates"
+    assert capsys.readouterr().err == f"[1/1] stem: {said}\n"
+
+
 def test_many_bad_lines_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     warn_of([Problem("a.jsonl", line, "not JSON") for line in range(1, 6)])
     first, *_, last = capsys.readouterr().err.splitlines()

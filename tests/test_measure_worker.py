@@ -56,6 +56,26 @@ def test_a_failure_is_a_reply_and_the_next_request_is_served(
     assert pool.call("next", TIMEOUT_S, MEMORY_BYTES).value == "next"
 
 
+def test_waiting_shows_signs_of_life(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    signs: list[float] = []
+    monkeypatch.setattr("convtune.measure.worker.WAITING_S", SHORT_S / 4)
+    monkeypatch.setattr(pool, "on_wait", lambda: signs.append(time.monotonic()))
+    assert pool.call(("hang",), SHORT_S, MEMORY_BYTES).status == "timeout"
+    assert len(signs) >= 2
+
+
+def test_what_is_raised_while_waiting_ends_the_request(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convtune.measure.worker.WAITING_S", 0.05)
+    with monkeypatch.context() as patched:
+        patched.setattr(pool, "on_wait", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pool.call(("hang",), TIMEOUT_S, MEMORY_BYTES)
+    assert pool.call("next", TIMEOUT_S, MEMORY_BYTES).value == "next"
+
+
 def test_each_request_has_its_own_memory(pool: Pool) -> None:
     for memory_bytes, status in [(64 << 20, "out_of_memory"), (256 << 20, "ok"), (64 << 20, "out_of_memory")]:
         assert pool.call(("hold", 128 << 20), TIMEOUT_S, memory_bytes).status == status

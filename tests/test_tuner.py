@@ -14,6 +14,7 @@ from convtune.errors import ConvtuneError, LogError, MeasureError, SpecError, Ta
 from convtune.log import Log
 from convtune.measure import Built, Outcome
 from convtune.measure.builder import Library
+from convtune.record import METASCHEDULE
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
 from convtune.tuner import Tuner, tune
@@ -189,6 +190,53 @@ def test_a_time_budget_stops_but_never_before_one_candidate_works(
 ) -> None:
     result = _tuner(tmp_path / "log", _bench(), monkeypatch).tune(SPEC, 50, budget_s=0.0)
     assert result.stopped == "budget" and result.trials == 1 and result.best is not None
+
+
+class ScriptedEngine:
+    """An engine of some candidates, in place of MetaSchedule."""
+
+    finished = None
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.left = list(candidates)
+
+    def ask(self, n: int = 1) -> list[Candidate]:
+        asked, self.left = self.left[:n], self.left[n:]
+        return asked
+
+    def tell(self, candidate: Candidate, time_us: float | None, status: str = "ok") -> None: ...
+
+
+def test_a_time_budget_lets_one_of_the_engines_candidates_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default, with which MetaSchedule is compared, is none of them."""
+    traces = [Candidate(METASCHEDULE, {"trace": f"[{n}]"}) for n in range(3)]
+    bench = FormulaBench(lambda _: _COSTLESS, lambda _: 1.0)
+    tuner = _tuner(tmp_path / "log", bench, monkeypatch, engine=METASCHEDULE)
+    monkeypatch.setattr(tuner, "_engine", lambda *_: ScriptedEngine(traces))
+    result = tuner.tune(SPEC, 3, budget_s=0.0)
+    assert bench.measured == [space.default_candidate(SPEC, NATIVE).key, traces[0].key]
+    assert (result.trials, result.stopped, result.from_log) == (1, "budget", False)
+
+
+def test_only_what_was_measured_before_is_from_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tuned(trials: int) -> bool:
+        tuner = _tuner(tmp_path / "log", _bench(), monkeypatch, engine=METASCHEDULE)
+        monkeypatch.setattr(tuner, "_engine", lambda *_: ScriptedEngine([]))
+        result = tuner.tune(SPEC, trials)
+        assert result.best is not None and result.trials == 0
+        return result.from_log
+
+    assert not tuned(3), "the default was, besides the trials"
+    assert tuned(3)
+
+
+def test_what_is_waited_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, seen = _bench(), []
+    bench.samples = True
+    tuner = _tuner(tmp_path / "log", bench, monkeypatch)
+    monkeypatch.setattr(bench, "verify", lambda _spec, built, _limit: (tuner._wait(), _cost(built.candidate))[1])
+    tuner.tune(SPEC, 2, on_progress=seen.append)
+    assert [p.waiting_for for p in seen] == ["", "", "", *["verifying the fastest, whole"] * 2]
 
 
 @pytest.mark.parametrize(("field", "value"), [("accuracy", "exact"), ("engine", "ansor")])

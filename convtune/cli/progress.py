@@ -26,7 +26,7 @@ class Display(Protocol):
         """Another layer is being tuned. number: counted from 1."""
 
     def update(self, progress: Progress) -> None:
-        """A candidate of it was tried."""
+        """A candidate of it was tried, or is taking long."""
 
     def finish(self, line: str) -> None:
         """It is done; the line says how."""
@@ -59,13 +59,19 @@ class _Layers:
     def _facts(self, progress: Progress) -> list[str]:
         best, default = (tables.time(us, progress.origin) for us in (progress.best_us, progress.default_us))
         told = [f"{progress.done}/{progress.trials} trials", f"best {best}", f"default {default}"]
-        if progress.tried:
-            told.append(f"{progress.tried / progress.elapsed_s:.1f} candidates/s")
+        if progress.tried and progress.done < progress.trials:
+            told.append(_rate(progress.tried / progress.elapsed_s))
         if self._deadline is not None:
             told.append(f"{tables.duration(self._deadline - self._clock())} left")
         if progress.failures:
             told.append(f"failed: {tables.counts(progress.failures)}")
+        if progress.waiting_for:
+            told.append(progress.waiting_for)
         return told
+
+
+def _rate(per_second: float) -> str:
+    return f"{1 / per_second:.0f} s a candidate" if per_second < 0.2 else f"{per_second:.1f} candidates/s"
 
 
 class PlainLines(_Layers):
@@ -100,7 +106,9 @@ class Screen(_Layers):
         self._live.update(self._label, refresh=True)
 
     def update(self, progress: Progress) -> None:
-        self._live.update(self._picture(progress), refresh=True)
+        # a line now and then disturbs nothing; drawing would, where a kernel may be timed meanwhile
+        if not progress.waiting_for or progress.origin != tables.MEASURED:
+            self._live.update(self._picture(progress), refresh=True)
 
     def finish(self, line: str) -> None:
         self._live.console.print(f"{self._label}: {line}", markup=False, soft_wrap=True)

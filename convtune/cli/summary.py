@@ -88,7 +88,7 @@ class Fusion:
     @property
     def from_log(self) -> bool:
         """Whether some of the times were measured earlier."""
-        return not all(la.result and la.result.trials for la in (self.layer, *self.stages))
+        return not all(la.result and not la.result.from_log for la in (self.layer, *self.stages))
 
     def text(self) -> str:
         origin = self.layer.origin
@@ -213,7 +213,7 @@ class Summary:
         ]
 
     def _conditions(self) -> list[str]:
-        earlier = sum(not la.result.trials for la in self.layers if la.result and la.best_us)
+        earlier = sum(la.result.from_log for la in self.layers if la.result and la.best_us)
         told = [f"times of {tables.plural(earlier, 'layer')}: from the log, {self.origin} earlier"] if earlier else []
         if self.origin != tables.MEASURED:
             told.append(_NOT_MEASURED)
@@ -269,6 +269,7 @@ class Summary:
             "candidate": {"space": best.candidate.space, "knobs": dict(best.candidate.knobs)} if best else None,
             "resources": layer.resources,
             "trials": result.trials if result else 0,
+            "from_log": bool(result and result.from_log),
             "stopped": result.stopped if result else None,
             "failures": dict(result.failures) if result else {},
             "elapsed_s": result.elapsed_s if result else None,

@@ -157,7 +157,7 @@ def _line(layer: Layer) -> str:
     gained = f", {layer.speedup:.2f}x" if layer.speedup else ""
     best, default = (tables.time(time_us, result.origin) for time_us in (result.best_us, result.default_us))
     line = f"{best} (default {default}{gained})"
-    if not result.trials:
+    if result.from_log:
         return f"{line}, all from the log"
     line += f" after {tables.plural(result.trials, 'trial')} in {result.elapsed_s:.1f} s; ended by {result.stopped}"
     return f"{line}; failed: {tables.counts(result.failures)}" if result.failures else line
@@ -167,8 +167,8 @@ def _interrupted(tuner: Tuner, layers: Sequence[Workload], invocation: Invocatio
     fingerprint = tuner.target.fingerprint
     kept = {(r.spec, r.candidate.key) for la in layers for r in tuner.log.records(la.spec, fingerprint)}
     return (
-        f"convtune: interrupted; {tables.plural(len(kept), 'candidate')} of these layers are in {tuner.log.path}; "
-        f"to go on:\n{invocation}"
+        f"convtune: interrupted; {tables.plural(len(kept), 'candidate')} of these layers "
+        f"{'is' if len(kept) == 1 else 'are'} in {tuner.log.path}; to go on:\n{invocation}"
     )
 
 

@@ -136,6 +136,10 @@ class Bench(ABC):
         if self.runs:
             self._device.start()
 
+    def while_waiting(self, call: Callable[[], None]) -> None:
+        """Has `call` called every few seconds in which no worker answers."""
+        self._builders.on_wait = self._device.on_wait = call
+
     def build(self, spec: ConvSpec, candidates: Sequence[Candidate]) -> list[Built]:
         """Builds the candidates in parallel; one result each, in their order.
 

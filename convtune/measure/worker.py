@@ -21,6 +21,7 @@ from typing import Any
 from convtune.errors import MeasureError
 
 START_TIMEOUT_S = 120.0  # importing TVM takes 1.5 s here, and many times that on a cold, busy machine
+WAITING_S = 2.0  # between two signs of life; often enough for a line every ten seconds
 MEMORY_BYTES = 4 << 30  # what a request needs whose data is small
 
 Service = Callable[..., Callable[[Any], Any]]
@@ -162,9 +163,13 @@ class Pool:
             import, so a module-level name.
         size: number of workers.
         directory: for their output; exists.
+
+    Attributes:
+        on_wait: called every `WAITING_S` seconds in which no worker answers. What it raises ends the requests.
     """
 
     def __init__(self, service: Service, arguments: tuple[Any, ...], size: int, directory: Path) -> None:
+        self.on_wait: Callable[[], None] | None = None
         self._workers = [Worker(service, arguments, directory) for _ in range(size)]
 
     def start(self) -> None:
@@ -217,12 +222,16 @@ class Pool:
             worker.stop()
 
     def _wait(self) -> list[Worker]:
-        """Workers that have something to say, once one has."""
+        """Workers that may have something to say, once one has or it was waited for long enough."""
         waiting = [worker for worker in self._workers if worker.running and (worker.busy or not worker.ready)]
         if not waiting:
             return []
         seconds = min(worker.deadline for worker in waiting) - time.monotonic()
-        wait([worker.connection for worker in waiting], timeout=max(seconds, 0))
+        if self.on_wait is not None:
+            seconds = min(seconds, WAITING_S)
+        heard = wait([worker.connection for worker in waiting], timeout=max(seconds, 0))
+        if self.on_wait is not None and not heard:
+            self.on_wait()
         return waiting
 
     def __enter__(self) -> Pool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from convtune.errors import MeasureError
@@ -40,6 +40,7 @@ class MetaScheduleSearch:
         seed: of all random choices.
         max_error: an `ok` record with a larger error counts as failed; None lets any error pass.
         origin: of the times; records of another are ignored.
+        on_wait: called every few seconds in which the worker does not answer.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class MetaScheduleSearch:
         seed: int = 0,
         max_error: float | None = None,
         origin: str = "measured",
+        on_wait: Callable[[], None] | None = None,
     ) -> None:
         self._spec, self._limit, self._seed = spec, trials, seed
         self._told: dict[Candidate, float | None] = {}  # to the time in microseconds
@@ -61,6 +63,7 @@ class MetaScheduleSearch:
             self._told[trial.candidate] = trial.time_us
         home = Home()
         self._pool = Pool(Proposer, (target,), 1, home.path)
+        self._pool.on_wait = on_wait
         self._end = weakref.finalize(self, _end, self._pool, home)
 
     @property
