@@ -19,6 +19,7 @@ from convtune.measure.builder import Library
 from convtune.measure.rpc_bench import RpcCpuBench, RpcLimits
 from convtune.remote import Remote
 from convtune.space import Candidate
+from convtune.spec import ConvSpec
 from convtune.targets import resolve
 
 LIMIT = 2e-5
@@ -78,7 +79,7 @@ def test_faulty_kernels_are_named_and_cost_neither_the_session_nor_the_next_one(
             assert (outcome.status, outcome.times_us, outcome.build_s) == (status, (), 0.1), (fault, outcome.message)
             assert message in outcome.message and "\n" not in outcome.message, fault
         _measures(bench, tmp_path)
-        assert (directory / "server.txt").read_text().count("connected from") == 1
+        assert (directory / "server.txt").read_text().count("connected from") == 1, "one session for all of them"
         finalists = [built(tmp_path, "none") for _ in range(3)]
         times = bench.finals(kernels.SPEC, finalists, rounds=8)
         assert [len(own) for own in times] == [8, 8, 8] and all(time > 0 for own in times for time in own)
@@ -93,6 +94,27 @@ def _measures(bench: RpcCpuBench, tmp_path: Path) -> None:
     assert (outcome.status, outcome.message) == ("ok", "")
     assert outcome.error is not None and 0 < outcome.error < 1e-6
     assert 3 <= len(outcome.times_us) <= 25 and all(time > 0 for time in outcome.times_us)
+
+
+class Impatient(RpcLimits):
+    """The client gives up before a kernel's own time is over."""
+
+    def device(self, spec: ConvSpec) -> float:
+        return 0.5
+
+
+def test_a_client_that_is_killed_leaves_the_server_to_the_next_one(
+    tracker: Remote, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TVM's server alone would serve nobody any more."""
+    with rpc_servers.server(tracker, directory), RpcCpuBench(TARGET, tracker, tmp_path, LIMITS) as bench:
+        for _ in range(3):
+            _measures(bench, tmp_path)
+            monkeypatch.setattr(bench, "limits", Impatient())
+            outcome = bench.measure(kernels.SPEC, built(tmp_path, "endless loop"), LIMIT)
+            assert (outcome.status, outcome.message) == ("timeout", "while running: no answer in 0.5 s")
+            monkeypatch.setattr(bench, "limits", LIMITS)
+        _measures(bench, tmp_path)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ _ANSWER_S = 20.0  # for what a session begins with: a server whose serving threa
 _TRANSFER_S = 60.0
 _ATTEMPTS = 3
 
-_SOURCE = Path(__file__).parent / "rpc_runner.c"
+_SOURCES = (Path(__file__).with_name("rpc_runner.c"), Path(__file__).with_name("rpc_guards.h"))
 
 
 class RpcLimits(Limits):
@@ -151,11 +151,13 @@ class RpcGpuBench(RpcBench):
 
 def build_runner(compiler: linker.Compiler, cache: Path) -> Path:
     """rpc_runner.c as a library, compiled once. Raises TargetError where the compiler fails."""
-    key = hashlib.sha256(repr((compiler, linker.FLAGS)).encode() + _SOURCE.read_bytes()).hexdigest()[:16]
-    home = cache / f"rpc-runner-{compiler.machine}-{key}"
+    key = hashlib.sha256(repr((compiler, linker.FLAGS)).encode())
+    for source in _SOURCES:
+        key.update(source.read_bytes())
+    home = cache / f"rpc-runner-{compiler.machine}-{key.hexdigest()[:16]}"
 
     def compile_into(work: Path) -> None:
-        arguments = [*linker.FLAGS, "-shared", "-o", str(work / RUNNER_NAME), str(_SOURCE), "-ldl"]
+        arguments = [*linker.FLAGS, "-shared", "-o", str(work / RUNNER_NAME), str(_SOURCES[0]), "-ldl"]
         if failure := compiler.run(arguments):
             raise TargetError(f"cannot compile convtune's RPC runner: {failure}")
 

@@ -1,25 +1,30 @@
 /* Runs kernels on the machine of a TVM RPC server, in child processes: whatever a kernel does, the session and its
- * server live on. Uploaded beside the kernels; TVM loads it and calls `run` and `time`. It knows kernels as
+ * server live on. Uploaded beside the kernels; TVM loads it and calls `watch`, `run`, `time`. It knows kernels as
  * runtime/kernel.py does, those of a CPU and launchers for a GPU alike. C11, Linux, any CPU.
  *
- * Both write into the tensor `report` one line, what came of it:
+ * The last two write into the tensor `report` one line, what came of it:
  *     ok COUNT | error MESSAGE | crash SIGNAL | exited CODE | timeout | outside ARGUMENT BEFORE AFTER |
  *     changed ARGUMENT ELEMENT */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "rpc_guards.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -27,29 +32,9 @@ enum {
     MAX_ARGUMENTS = 64,     /* of a kernel */
     MAX_KERNELS = 16,
     MAX_REPEATS = 1024,
-    REPORT_BYTES = 2048,
-    FENCE_BYTES = 1 << 20,  /* as guards.FENCE_BYTES; a multiple of any page's size */
+    MAX_DESCRIPTORS = 1024,
     ALIGNMENT = 64,         /* what TVM assumes of every array */
 };
-
-typedef struct { /* DLTensor of dlpack.h */
-    char *data;
-    int32_t device_type, device_id, ndim;
-    uint8_t code, bits;
-    uint16_t lanes;
-    int64_t *shape, *strides;
-    uint64_t byte_offset;
-} Tensor;
-
-typedef struct { /* TVMFFIAny */
-    int32_t type_index, zero;
-    union {
-        int64_t integer;
-        Tensor *tensor;
-    };
-} Any;
-
-enum { TENSOR = 7 };
 
 typedef int Main(void *handle, const Any *args, int32_t num_args, Any *result);
 typedef int Time(Main *kernel, const Any *args, int num_args, int number, int repeat, double *seconds);
@@ -64,19 +49,6 @@ typedef struct { /* what a child tells its parent */
     char report[REPORT_BYTES];
     double seconds[];
 } Shared;
-
-static size_t element_bytes(const Tensor *tensor) { return (size_t)tensor->bits / 8 * tensor->lanes; }
-
-static size_t bytes_of(const Tensor *tensor) {
-    size_t bytes = element_bytes(tensor);
-    for (int i = 0; i < tensor->ndim; ++i) bytes *= (size_t)tensor->shape[i];
-    return bytes;
-}
-
-static void *shared_memory(size_t bytes) {
-    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    return memory == MAP_FAILED ? NULL : memory;
-}
 
 static int say(const Tensor *report, const char *text) {
     snprintf(report->data, bytes_of(report), "%s", text);
@@ -177,62 +149,39 @@ static void finish(const Child *child, double seconds, Shared *shared) {
         snprintf(shared->report, REPORT_BYTES, "exited %d", WEXITSTATUS(status));
 }
 
-/* ---- guarded arrays: fence | zone | array | zone | fence, as in guards.py ------------------------------ */
+/* ---- watch ------------------------------------------------------------------------------------------ */
 
-typedef struct {
-    char *memory, *body, *array;
-    size_t memory_bytes, body_bytes, bytes;
-} Guarded;
+static int session; /* its socket */
 
-static void fill_words(char *from, const char *to, uint32_t word) {
-    for (; from < to; from += sizeof word) memcpy(from, &word, to - from < 4 ? (size_t)(to - from) : sizeof word);
+static void end_without_client(int number) {
+    (void)number;
+    int before = errno;
+    struct pollfd client = {.fd = session, .events = POLLRDHUP};
+    if (poll(&client, 1, 0) > 0) _exit(0);
+    errno = before;
 }
 
-static int guard(Guarded *g, size_t bytes, size_t alignment, int at_end, uint32_t outside) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    g->bytes = bytes;
-    g->body_bytes = (bytes + page + alignment + page - 1) / page * page;
-    g->memory_bytes = g->body_bytes + 2 * FENCE_BYTES;
-    if (!(g->memory = shared_memory(g->memory_bytes))) return -1;
-    g->body = g->memory + FENCE_BYTES;
-    g->array = g->body + (at_end ? (g->body_bytes - bytes) / alignment * alignment : alignment);
-    fill_words(g->body, g->body + g->body_bytes, outside); /* from a page's start: the array's words are whole ones */
-    return mprotect(g->memory, FENCE_BYTES, PROT_NONE) != 0 ||
-           mprotect(g->body + g->body_bytes, FENCE_BYTES, PROT_NONE) != 0;
+/* The port at which a connected socket of ours lies; -1 for anything else. */
+static int port_of(int descriptor) {
+    struct sockaddr_storage own, other;
+    socklen_t own_bytes = sizeof own, other_bytes = sizeof other;
+    if (getsockname(descriptor, (struct sockaddr *)&own, &own_bytes) != 0) return -1;
+    if (getpeername(descriptor, (struct sockaddr *)&other, &other_bytes) != 0) return -1;
+    if (own.ss_family == AF_INET) return ntohs(((struct sockaddr_in *)&own)->sin_port);
+    return own.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&own)->sin6_port) : -1;
 }
 
-static size_t changed_before(const Guarded *g, uint32_t outside) {
-    for (const char *at = g->body; at < g->array; ++at)
-        if (*at != ((const char *)&outside)[(at - g->body) % 4]) return (size_t)(g->array - at);
+/* watch(port): from now on the process ends well, with its children, as soon as the client of the server at that port
+ * is gone. By itself it would notice at the end of a kernel, and fail: TVM 0.27's server serves nobody after that. A
+ * signal comes before the read that fails returns, where a thread that watches may come too late. */
+EXPORT int __tvm_ffi_watch(void *handle, const Any *args, int32_t num_args, Any *result) {
+    (void)handle, (void)num_args, (void)result;
+    struct sigaction action = {.sa_handler = end_without_client, .sa_flags = SA_RESTART};
+    struct f_owner_ex owner = {.type = F_OWNER_TID, .pid = (pid_t)syscall(SYS_gettid)};
+    while (session < MAX_DESCRIPTORS && port_of(session) != args[0].integer) ++session;
+    if (session == MAX_DESCRIPTORS || sigaction(SIGIO, &action, NULL) != 0) return 0;
+    if (fcntl(session, F_SETOWN_EX, &owner) == 0) fcntl(session, F_SETFL, fcntl(session, F_GETFL) | O_ASYNC);
     return 0;
-}
-
-static size_t changed_after(const Guarded *g, uint32_t outside) {
-    const char *array_end = g->array + g->bytes;
-    for (const char *at = g->body + g->body_bytes - 1; at >= array_end; --at)
-        if (*at != ((const char *)&outside)[(at - g->body) % 4]) return (size_t)(at - array_end) + 1;
-    return 0;
-}
-
-/* What a kernel that ended did to memory that it must leave alone; "" where it did nothing. */
-static void inspect(const Guarded *guarded, const Any *args, int count, uint32_t outside, char *found) {
-    for (int i = 0; i < count; ++i) {
-        size_t element = element_bytes(args[i].tensor);
-        size_t before = changed_before(&guarded[i], outside), after = changed_after(&guarded[i], outside);
-        if (before || after) {
-            snprintf(found, REPORT_BYTES, "outside %d %zu %zu", i, (before + element - 1) / element,
-                     (after + element - 1) / element);
-            return;
-        }
-    }
-    for (int i = 0; i < count - 1; ++i) {
-        const char *was = args[i].tensor->data, *is = guarded[i].array;
-        if (memcmp(was, is, guarded[i].bytes) == 0) continue;
-        size_t at = 0;
-        while (was[at] == is[at]) ++at;
-        snprintf(found, REPORT_BYTES, "changed %d %zu", i, at / element_bytes(args[i].tensor));
-        return;
-    }
 }
 
 /* ---- run -------------------------------------------------------------------------------------------- */

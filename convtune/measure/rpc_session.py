@@ -56,6 +56,7 @@ class Session:
             loaded = self._session.load_module(RUNNER_NAME)
         except RuntimeError as error:
             raise TargetError(f"{host}:{port} does not load libraries for the target: {last_line(error)}") from error
+        loaded["watch"](port)
         self._run, self._time = loaded["run"], loaded["time"]
         self._report = self.empty((_REPORT_BYTES,), np.uint8)
         self._numbers = itertools.count()
