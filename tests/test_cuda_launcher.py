@@ -15,6 +15,7 @@ import pytest
 
 from convtune.cuda import launcher, toolkit
 from convtune.cuda.program import Array, Launch, Program
+from convtune.cuda.tensor_cores import prelude
 from convtune.errors import BuildError, TargetError
 from convtune.linker import find_compiler
 from convtune.paths import cache_dir
@@ -47,7 +48,7 @@ call = kernel.prepare([x, bias, y], [4, 4, 4])
 try:
     exec(sys.argv[2])
 except KernelError as error:
-    print(error)
+    print(f"{type(error).__name__}: {error}")
 """
 RIGHT = "call(); print(np.array_equal(y, 2 * x + 7))"
 
@@ -115,16 +116,18 @@ def test_the_library_opens_where_there_is_no_driver(linked: Linked) -> None:
         "NoGpuError: context of GPU 0, Fake GPU 0: CUDA_ERROR_46 (as the test wants)": {
             "FAKE_CUDA_FAIL": "cuDevicePrimaryCtxRetain=46"
         },
-        "CudaError: kernel second: CUDA_ERROR_500 (as the test wants)": {"FAKE_CUDA_FAIL": "cuModuleGetFunction=500@2"},
-        "CudaError: launching second with 4 x 1 x 1 blocks of 32 x 1 x 1 threads on Fake GPU 0: CUDA_ERROR_701 (as the "
-        "test wants)": {"FAKE_CUDA_FAIL": "cuLaunchKernel=701@2"},
-        "CudaError: after the kernel, copying y from GPU: CUDA_ERROR_700 (as the test wants)": {
+        "KernelError: kernel second: CUDA_ERROR_500 (as the test wants)": {
+            "FAKE_CUDA_FAIL": "cuModuleGetFunction=500@2"
+        },
+        "KernelError: launching second with 4 x 1 x 1 blocks of 32 x 1 x 1 threads on Fake GPU 0: CUDA_ERROR_701 (as "
+        "the test wants)": {"FAKE_CUDA_FAIL": "cuLaunchKernel=701@2"},
+        "KernelError: after the kernel, copying y from GPU: CUDA_ERROR_700 (as the test wants)": {
             "FAKE_CUDA_FAIL": "cuMemcpyDtoH_v2=700"
         },
-        "MemoryError: 8592 bytes of the GPU's memory for y: CUDA_ERROR_OUT_OF_MEMORY (out of memory)": {
+        "KernelError: MemoryError: 8592 bytes of the GPU's memory for y: CUDA_ERROR_OUT_OF_MEMORY (out of memory)": {
             "FAKE_CUDA_MEMORY": "20000"
         },
-        "MemoryError: context of GPU 0, Fake GPU 0: CUDA_ERROR_OUT_OF_MEMORY (out of memory)": {
+        "KernelError: MemoryError: context of GPU 0, Fake GPU 0: CUDA_ERROR_OUT_OF_MEMORY (out of memory)": {
             "FAKE_CUDA_FAIL": "cuDevicePrimaryCtxRetain=2"
         },
     }.items(),
@@ -186,7 +189,9 @@ REFUSED = {
 def test_a_gpu_without_an_image_is_named_with_those_that_have_one(linked: Linked, arch: str) -> None:
     archs, ptx, has = REFUSED[arch]
     library = linked(archs, ptx=ptx and f".target {ptx}\n")
-    assert printed(library, FAKE_CUDA_ARCH=arch) == f"CudaError: GPU 0, Fake GPU 0, is sm_{arch}; this kernel has {has}"
+    assert (
+        printed(library, FAKE_CUDA_ARCH=arch) == f"KernelError: GPU 0, Fake GPU 0, is sm_{arch}; this kernel has {has}"
+    )
 
 
 def test_what_the_driver_says_of_bad_ptx_is_told(linked: Linked) -> None:
@@ -194,7 +199,7 @@ def test_what_the_driver_says_of_bad_ptx_is_told(linked: Linked) -> None:
     wanted = (
         "loading the PTX of sm_75 on GPU 0, Fake GPU 0, with a driver for CUDA 13.0: line 1: not PTX: CUDA_ERROR_218"
     )
-    assert said == f"CudaError: {wanted} (as the test wants)"
+    assert said == f"KernelError: {wanted} (as the test wants)"
 
 
 def test_dynamic_shared_memory_is_asked_for(linked: Linked, tmp_path: Path) -> None:
@@ -205,10 +210,10 @@ def test_dynamic_shared_memory_is_asked_for(linked: Linked, tmp_path: Path) -> N
 
 
 BAD_ARGUMENTS = {
-    "3 arguments": ("kernel([x, y])", "ValueError: 2 arguments were given; the kernel takes 3"),
-    "size": ("kernel([x[:99], bias, y], [1, 1, 1])", "ValueError: x has 99 elements; the kernel takes 100"),
-    "dtype": ("kernel([x, bias.view('i4'), y])", "ValueError: bias has another dtype than the kernel takes"),
-    "null": ("call.release(1); call()", "ValueError: bias is null"),
+    "3 arguments": ("kernel([x, y])", "KernelError: 2 arguments were given; the kernel takes 3"),
+    "size": ("kernel([x[:99], bias, y], [1, 1, 1])", "KernelError: x has 99 elements; the kernel takes 100"),
+    "dtype": ("kernel([x, bias.view('i4'), y])", "KernelError: bias has another dtype than the kernel takes"),
+    "null": ("call.release(1); call()", "KernelError: bias is null"),
 }
 
 
@@ -231,7 +236,7 @@ def test_time_is_the_gpus_own(linked: Linked, tmp_path: Path) -> None:
     assert printed(library, code, CONVTUNE_FLUSH_L2="1", FAKE_CUDA_LOG=str(flushed)) == "0.002 0.002 0.002\nTrue"
     assert logged(flushed).count(f"fill {2 * (40 << 20)}") == 15
     said = printed(library, code, CONVTUNE_FLUSH_L2="yes")
-    assert said == "ValueError: CONVTUNE_FLUSH_L2 is yes; allowed are 0 and 1"
+    assert said == "KernelError: CONVTUNE_FLUSH_L2 is yes; allowed are 0 and 1"
 
 
 def test_verifying_fills_workspaces_and_brings_all_arrays_back(linked: Linked, tmp_path: Path) -> None:
@@ -251,7 +256,7 @@ def test_writing_outside_an_array_is_found_while_verifying(tmp_path: Path, index
     image = fake_gpu.image(program, fake_gpu.emulations(program, tmp_path))
     library = launcher.link(program, {"sm_80": image}, None, tmp_path, cache_dir())
     said = printed(library, "call(); print('not seen'); kernel.fill_scratch(255); call()")
-    assert said == f"not seen\nCudaError: the kernel wrote outside y: {where} it"
+    assert said == f"not seen\nKernelError: the kernel wrote outside y: {where} it"
 
 
 def test_threads_and_their_calls_do_not_mix(linked: Linked) -> None:
@@ -310,9 +315,22 @@ def test_any_bytes_may_be_an_image(tmp_path: Path) -> None:
 def test_more_shared_memory_than_an_arch_has_is_refused() -> None:
     launches = (FIRST, dataclasses.replace(SECOND, dynamic_shared_bytes=120_000))
     program = dataclasses.replace(PROGRAM, launches=launches)
-    launcher.check_shared(program, "sm_80")
+    launcher.check_arch(program, "sm_80")
     with pytest.raises(BuildError, match="second needs 120000 bytes of shared memory; a block of sm_86 has 101376"):
-        launcher.check_shared(program, "sm_86")
+        launcher.check_arch(program, "sm_86")
+
+
+@pytest.mark.parametrize(
+    ("code", "does"),
+    [('asm volatile("cp.async.wait_all;");', "copies asynchronously"), (prelude(80), "multiplies by Tensor Cores")],
+)
+def test_instructions_that_an_arch_lacks_are_refused(code: str, does: str) -> None:
+    program = dataclasses.replace(PROGRAM, source=code + SOURCE)
+    for arch in ("sm_80", "sm_90a"):
+        launcher.check_arch(program, arch)
+    launcher.check_arch(PROGRAM, "sm_75")
+    with pytest.raises(BuildError, match=f"^its schedule {does}.*, which sm_75 cannot, only sm_80 and newer; "):
+        launcher.check_arch(program, "sm_75")
 
 
 def test_launcher_and_fake_are_as_nvidia_declares_the_driver(tmp_path: Path) -> None:

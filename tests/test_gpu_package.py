@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import convtune
 from convtune.reference import random_operands
 from convtune.runtime import CompiledConv
-from convtune.runtime.errors import KernelError
+from convtune.runtime.errors import KernelError, NoGpuError
 from convtune.runtime.manifest import Manifest
 from convtune.runtime.names import MANIFEST_NAME
 from convtune.targets.cuda_driver import first_gpu
@@ -216,7 +218,7 @@ REFUSED = {
     "x = Tensor(of['x'][:, :4])": "x has shape (1, 4, 7, 6); this kernel takes (1, 5, 7, 6)",
     "x = Tensor(of['x'].astype('f8'))": "x has dtype float64; this kernel takes float32",
     "residual = Tensor(of['residual'], device=1)": "residual is on GPU 1, another array on GPU 0",
-    "x = Tensor(of['x'], device=5)": "NoGpuError: there is no GPU 5: the driver sees 1",
+    "x = Tensor(of['x'], device=5)": "there is no GPU 5: the driver sees 1",
     "x.memory.address += 4": "x starts at no multiple of 64 bytes; copy it first",
     "del Tensor.new_empty": "there is no empty_like for results like Tensor: pass out=",
 }
@@ -258,8 +260,18 @@ def test_a_package_opens_packs_and_keeps_weights_without_a_gpu(
     assert printed(tmp_path / "kernels" / "separable", operands, code) == "True"
     if first_gpu().device:
         pytest.skip("this machine has a GPU")
-    with pytest.raises(KernelError, match=r"^NoGpuError: this kernel needs an NVIDIA GPU"):
+    with pytest.raises(NoGpuError, match=r"^this kernel needs an NVIDIA GPU"):
         conv(of["x"], residual=of["residual"])
+
+
+def test_a_gpus_package_that_says_it_is_a_cpus_is_refused(compiled: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(compiled[0], tmp_path / "separable")
+    path = tmp_path / "separable" / MANIFEST_NAME
+    record = json.loads(path.read_text())
+    del record["target"]["archs"], record["target"]["ptx"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(KernelError, match=r"^manifest.json: target: archs are \[\], and the kernel is for a GPU$"):
+        CompiledConv(tmp_path / "separable")
 
 
 def test_running_out_of_the_gpus_memory_is_a_status_of_its_own(tmp_path: Path) -> None:

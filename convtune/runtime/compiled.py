@@ -61,6 +61,9 @@ class CompiledConv:
         content(library, manifest.library_sha256)
         content(self._directory / RUNTIME_NAME, manifest.runtime_sha256)
         self.kernel = Kernel(library)
+        if self.kernel.on_gpu != target.on_gpu:
+            found = "is for a GPU" if self.kernel.on_gpu else "is for a CPU"
+            raise KernelError(f"manifest.json: target: archs are {list(target.archs)}, and the kernel {found}")
         self._indices: dict[str, list[int]] = {}
         for index, argument in enumerate(manifest.arguments):
             self._indices.setdefault(argument.name, []).append(index)

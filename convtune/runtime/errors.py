@@ -9,3 +9,7 @@ class ConvtuneError(Exception):
 
 class KernelError(ConvtuneError, RuntimeError):
     """A compiled kernel cannot be loaded, cannot take these arguments, or failed while it ran."""
+
+
+class NoGpuError(KernelError):
+    """A GPU's kernel was called where there is no GPU, or none that can be used."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import tensor as c
-from .errors import KernelError
+from .errors import KernelError, NoGpuError
 from .gpu_arrays import GpuArray
 
 ALIGNMENT = 64
@@ -131,8 +131,11 @@ class Kernel:
         message = self._library.convtune_kernel_error().decode(errors="replace")
         self._library.convtune_release_workspace()
         line = " ".join(message.split())
-        if self.on_gpu:
-            raise KernelError(line)  # a launcher says itself what failed, often not the kernel
+        if self.on_gpu:  # a launcher says itself what failed, often not the kernel
+            kind, _, text = line.partition(": ")
+            if kind == "NoGpuError":
+                raise NoGpuError(text)
+            raise KernelError(text if kind in ("CudaError", "ValueError") else line)
         raise KernelError(f"kernel failed with status {status}: {line or 'it gave no message'}")
 
 

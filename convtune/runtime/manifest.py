@@ -42,6 +42,8 @@ class Argument:
             raise KernelError(f"argument {self.name} has dtype {self.dtype!r}; allowed are {', '.join(DTYPES)}")
         if self.alignment < 1 or ALIGNMENT % self.alignment:
             raise KernelError(f"argument {self.name} has alignment {self.alignment}; it must divide {ALIGNMENT}")
+        if any(size < 1 for size in (*self.shape, *self.user_shape)):
+            raise KernelError(f"argument {self.name} has shape {self.shape}, of {self.user_shape}; sizes are 1 or more")
         if self.name not in PARAMETERS and (self.pack or self.shape_in is not None):
             raise KernelError(f"argument {self.name} cannot be packed; only {' and '.join(PARAMETERS)} can")
         made = packed_shape(self.pack, self.user_shape)
@@ -71,6 +73,15 @@ class KernelTarget:
     threads: int
     archs: tuple[str, ...] = ()
     ptx: str = ""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise KernelError(f"manifest.json: target: threads is {self.threads}; it must be 1 or more")
+        for arch in (*self.archs, *filter(None, [self.ptx])):
+            if not re.fullmatch(r"sm_[0-9]+[af]?", arch):
+                raise KernelError(f"manifest.json: target: {arch!r} is no arch of a GPU; those are such as 'sm_80'")
+        if self.ptx and not self.archs:
+            raise KernelError(f"manifest.json: target: archs are missing, and ptx is {self.ptx!r}; it must have both")
 
     @property
     def on_gpu(self) -> bool:
