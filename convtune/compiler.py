@@ -46,7 +46,7 @@ _VERIFIED = {"measured": "device", "estimated": "emulation"}
 class Package:
     """A compiled kernel in a directory that `save` can copy, whether or not this machine could run it.
 
-    error: None where the target is not this machine, so that nothing could be verified here.
+    error: None where the target is a CPU that is not this machine, so that nothing could be verified here.
     """
 
     directory: Path
@@ -81,7 +81,8 @@ def compile(  # the contract's name
         allow_separable: with a dense weight, compile `spatially_separable` with factors of it in its place, where they
             need fewer multiply-accumulates and ‖weight - their product‖ / ‖weight‖ (Frobenius) is at most this. The
             result's `spec`, `resolution` and `weight_error` say what was done.
-        archs: of GPUs, such as "sm_90", to have machine code for besides the target's. Newer ones get PTX.
+        archs: of GPUs, such as "sm_90", to have machine code for besides the target's. Newer ones get PTX. None may be
+            older than what the schedule needs.
 
     Raises:
         SpecError: the constants do not fit the spec, or allow_separable comes without weight or with a candidate.
@@ -153,7 +154,10 @@ class Compiler:
         (built,) = bench.build(spec, [choice.candidate])
         if built.library is None:
             raise BuildError(f"{choice.candidate} does not build ({built.status}): {built.message} (spec: {spec})")
-        kernel = self._form.kernel(built.library)
+        try:
+            kernel = self._form.kernel(built.library)
+        except BuildError as problem:
+            raise BuildError(f"{choice.candidate}: {problem} (spec: {spec})") from problem
         # what runs here is what the package will hold; an emulation is another library
         made = replace(built, library=replace(built.library, path=kernel)) if bench.origin == "measured" else built
         error = self._verify(bench, spec, made, limit) if bench.runs else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,10 @@ class CpuForm(Form):
 
 
 class GpuForm(Form):
-    """A launcher for this machine's CPU, with code for the target and other archs, and PTX for newer ones."""
+    """A launcher for this machine's CPU, with code for the target and other archs, and PTX for newer ones.
+
+    The PTX is of the oldest arch whose name has no suffix: drivers take that of sm_90a for sm_90a alone.
+    """
 
     alignment = ALIGNMENT
 
@@ -61,7 +64,8 @@ class GpuForm(Form):
         for arch in (target.arch, *archs):
             self._toolkit.check(arch)
         self._archs = launcher.by_age({target.arch, *archs})
-        self.target = KernelTarget(target.name, platform.machine(), (), 1, tuple(self._archs), self._archs[0])
+        ptx = next((arch for arch in self._archs if arch[-1].isdigit()), "")
+        self.target = KernelTarget(target.name, platform.machine(), (), 1, tuple(self._archs), ptx)
         self.key = f"{','.join(self._archs)} nvcc {self._toolkit.version}"
 
     def kernel(self, library: Library) -> Path:
@@ -73,18 +77,23 @@ class GpuForm(Form):
         program = Program.from_json((directory / PROGRAM_NAME).read_text(encoding="utf-8"))
         images = {self._arch: (directory / CUBIN_NAME).read_bytes()}
         for arch in self._archs:
-            launcher.check_shared(program, arch)
+            launcher.check_arch(program, arch)
+        for arch in self._archs:
             if arch not in images:
                 images[arch] = self._toolkit.compile(program.source, arch, directory).data
-        ptx = self._toolkit.ptx(program.source, self.target.ptx, directory)
+        ptx = self._toolkit.ptx(program.source, self.target.ptx, directory) if self.target.ptx else None
         return launcher.link(program, images, ptx, directory, cache_dir())
 
 
 def form_of(target: Target, archs: Sequence[str]) -> Form:
-    """The form for a target. archs: of other GPUs that the package is also for.
+    """The form for a target. archs: of other GPUs that the package is also for; a string may list them with commas.
 
-    Raises TargetError for archs of a CPU, and as GpuForm does.
+    Raises TargetError for archs of a CPU, for what is no name of an arch, and as GpuForm does.
     """
+    if isinstance(archs, str):
+        archs = archs.split(",")
+    if not isinstance(archs, Iterable) or not all(isinstance(arch, str) for arch in archs):
+        raise TargetError(f"archs are {archs!r}; allowed are names such as 'sm_90', or a list of them")
     if isinstance(target, GpuTarget):
         return GpuForm(target, archs)
     if archs:

@@ -12,14 +12,21 @@ from typing import Any
 import pytest
 from cli_process import TINY, invoke
 
-from convtune.cuda import toolkit
-from convtune.errors import TargetError
+import convtune
+from convtune import space, targets
+from convtune.cuda import launcher, toolkit
+from convtune.cuda.program import Program
+from convtune.errors import BuildError, TargetError
+from convtune.forms import form_of
 from convtune.runtime.manifest import Manifest
+from convtune.space import Candidate
+from convtune.spec import ConvSpec
 from convtune.targets.cuda_driver import first_gpu
 
 # not this machine's, even where this machine has one of that arch
 ABSENT = json.dumps({"arch": "sm_75", "name": "absent", "model": "of another machine"})
 EM_CUDA = 190
+COPIES = ConvSpec.parse("conv,ic=16,oc=16,in=14x14,k=3x3,p=1")
 
 
 def nvcc() -> toolkit.Toolkit:
@@ -101,6 +108,54 @@ def test_json_says_how_it_was_verified(compiled: tuple[Path, str]) -> None:
     (package,) = data["packages"]
     assert (package["verified"], package["archs"]) == ("emulation", ["sm_75", "sm_80", "sm_90"])
     assert data["not_verified"] is None and package["time_us"] is None
+
+
+def test_ptx_is_of_an_arch_that_newer_gpus_take(tmp_path: Path) -> None:
+    """Drivers take the PTX of sm_90a for sm_90a alone."""
+    nvcc()
+    result = invoke("compile", TINY, "--target", "sm_100", "--arch", "sm_90a", "-o", tmp_path / "px")
+    assert result.exit_code == 0, result.stderr
+    assert "  code        for sm_90a, sm_100; PTX of sm_100\n" in result.stdout
+    assert b".target sm_100\n" in library(tmp_path / "px") and b".target sm_90a" not in library(tmp_path / "px")
+
+
+def test_a_schedule_that_an_older_arch_cannot_run_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    nvcc()
+    target = targets.resolve("sm_80")
+    copies = Candidate("gpu_tiles", {**space.get("gpu_tiles").default(COPIES, target), "pipeline": "async2"})
+    assert space.contains(space.get("gpu_tiles"), COPIES, target, copies.knobs)
+    with pytest.raises(
+        BuildError, match=r"^gpu_tiles\(.*: its schedule copies asynchronously, which sm_75 cannot.*conv,"
+    ):
+        convtune.compile(COPIES, target, candidate=copies, archs="sm_75")
+
+
+def test_a_layer_that_fails_is_named_and_no_package_is_said_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc()
+
+    def refuse(program: Program, arch: str) -> None:
+        if len(program.parameters) == 4:  # of the layer with a bias
+            raise BuildError("its schedule is refused")
+
+    monkeypatch.setattr(launcher, "check_arch", refuse)
+    other = f"{TINY},bias"
+    result = invoke("compile", TINY, other, "--target", ABSENT, "-o", tmp_path / "two")
+    assert result.exit_code == 1
+    assert f"{other}: failed: " in result.stderr and "its schedule is refused" in result.stderr
+    assert "  package " not in result.stdout and "nothing was written, because some failed" in result.stdout
+    assert not (tmp_path / "two").exists()
+
+
+def test_archs_may_be_a_string_and_must_be_names() -> None:
+    nvcc()
+    target = targets.resolve("sm_80")
+    assert form_of(target, "sm_90,sm_86").target.archs == ("sm_80", "sm_86", "sm_90")
+    wrong: Any
+    for wrong in (90, [90], None):
+        with pytest.raises(TargetError, match=r"archs are .*; allowed are names such as 'sm_90', or a list of them"):
+            form_of(target, wrong)
 
 
 BAD = {

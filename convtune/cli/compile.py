@@ -64,7 +64,7 @@ class Compiled:
     multiple=True,
     metavar="ARCH",
     help="Of another GPU to have machine code for, such as sm_90, besides the target's own; may be repeated, or a list "
-    "with commas. Others that are newer than one of them get PTX.",
+    "with commas. The oldest may not be older than what the schedule needs; newer GPUs translate its PTX.",
 )
 @options.layout
 @options.threads
@@ -197,6 +197,7 @@ def _unverified(target: Target) -> str:
 def _text(compiled: Sequence[Compiled], target: Target) -> str:
     """One paragraph per package: reasons are sentences, which no table column holds."""
     lines = []
+    written = not any(entry.failure for entry in compiled)
     for entry in compiled:
         spec = entry.output.workload.spec
         lines += [entry.output.workload.name] if entry.output.workload.name != str(spec) else []
@@ -214,14 +215,15 @@ def _text(compiled: Sequence[Compiled], target: Target) -> str:
             how = f", {_EMULATED}" if manifest.verified == "emulation" else ""
             lines.append(f"  error       {manifest.error:.1e}{how}")
         if manifest.target.on_gpu:
-            lines.append(f"  code        for {', '.join(manifest.target.archs)}; PTX of {manifest.target.ptx}")
+            ptx = f"; PTX of {manifest.target.ptx}" if manifest.target.ptx else "; no PTX"
+            lines.append(f"  code        for {', '.join(manifest.target.archs)}{ptx}")
         lines += (
             [f"  time        {tables.time(entry.time_us)}, median of {_REPEATS} just measured"]
             if entry.time_us is not None
             else []
         )
-        lines += [f"  package     {entry.output.directory}", ""]
-    if any(entry.failure for entry in compiled):
+        lines += [f"  package     {entry.output.directory}", ""] if written else [""]
+    if not written:
         lines.append("nothing was written, because some failed")
     return "\n".join([*lines, target.description, tables.versions()])
 

@@ -20,6 +20,11 @@ LAUNCHER = Path(linker.__file__).parent / "runtime" / "cuda_launcher.c"
 _TABLES = "cuda_program.inc"
 _DLPACK_CODES = {"int": 0, "uint": 1, "float": 2}
 _TEGRA = (72, 87, 110)  # is_tegra of cuda_gpus.h
+_NEEDS = {
+    "cp.async": ("copies asynchronously", 80),
+    ".m16n8k16.": ("multiplies by Tensor Cores, 16 terms at a time", 80),
+}
+"""By what is in the CUDA C: what it does, and the oldest compute capability that can."""
 
 
 def link(program: Program, images: Mapping[str, bytes], ptx: str | None, directory: Path, cache_dir: Path) -> Path:
@@ -48,8 +53,12 @@ def link(program: Program, images: Mapping[str, bytes], ptx: str | None, directo
         return linker.link(object_path, directory / f"launcher-{name}.so", cache_dir, platform.machine())
 
 
-def check_shared(program: Program, arch: str) -> None:
-    """Raises BuildError where a launch asks for more shared memory than a block has there, which nvcc does not see."""
+def check_arch(program: Program, arch: str) -> None:
+    """Raises BuildError where the arch lacks an instruction, or a launch's shared memory, which nvcc does not see."""
+    for instruction, (does, least) in _NEEDS.items():
+        if instruction in program.source and compute(arch) < least:
+            way = f"compile with --target {arch} and name the newer ones by --arch, or leave {arch} out"
+            raise BuildError(f"its schedule {does}, which {arch} cannot, only sm_{least} and newer; {way}")
     if arch not in ARCHS:
         return
     target = targets.resolve(arch)
