@@ -19,8 +19,8 @@ from convtune.errors import ConvtuneError, TargetError
 from convtune.linker import build_runtime, find_compiler
 from convtune.paths import cache_dir, log_path
 from convtune.targets import CpuTarget, GpuTarget
-from convtune.targets.cuda import OLDEST
 from convtune.targets.cuda_driver import first_gpu
+from convtune.targets.gpu import OLDEST
 
 State = Literal["ok", "absent", "broken"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -27,7 +28,7 @@ Machine = TypeVar("Machine", bound="Target")
 class Space(ABC, Generic[Machine]):
     """A hand-written family of schedules with named knobs of finite domain. An instance is stateless.
 
-    Machine: the kind of target it is for. The other methods are called with a target that `takes` said yes to.
+    Machine: the kind of target it is for. The other methods are called with a target that `accepts` said yes to.
     """
 
     name: str
@@ -42,8 +43,8 @@ class Space(ABC, Generic[Machine]):
         """Whether this space can schedule the spec, which is of one of its dtypes, on the target."""
 
     def takes(self, spec: ConvSpec, target: Target) -> bool:
-        """Whether this space can schedule the spec on the target."""
-        return spec.dtype in self.dtypes and self.accepts(spec, target)
+        """Whether this space has a schedule of the spec for the target."""
+        return spec.dtype in self.dtypes and self.accepts(spec, target) and _has_candidates(self, spec, target)
 
     @abstractmethod
     def knobs(self, spec: ConvSpec, target: Machine) -> Mapping[str, tuple[KnobValue, ...]]:
@@ -132,7 +133,8 @@ def accepting(spec: ConvSpec, target: Target) -> list[Space[Any]]:
     spaces = [space for space in known().values() if space.takes(spec, target)]
     if not spaces:
         dtypes = sorted({d for space in known().values() if space.accepts(spec, target) for d in space.dtypes})
-        refused = f"{spec.dtype}; allowed: {', '.join(dtypes)}" if dtypes else "it"
+        others = dtypes and spec.dtype not in dtypes
+        refused = f"{spec.dtype}; allowed: {', '.join(dtypes)}" if others else "it"
         raise TargetError(f"target {target.name!r}: no schedule space of this version accepts {refused} (spec: {spec})")
     return [s for s in spaces if not s.last_resort] or spaces
 
@@ -153,6 +155,12 @@ def all_knobs(space: Space[Machine], spec: ConvSpec, target: Machine) -> Iterato
         knobs = dict(zip(domain, values))
         if space.allows(spec, target, knobs):
             yield knobs
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _has_candidates(space: Space[Any], spec: ConvSpec, target: Target) -> bool:
+    """Whether the domain is not empty, as it may be for a machine with hardly any registers or shared memory."""
+    return next(all_knobs(space, spec, target), None) is not None
 
 
 def contains(space: Space[Machine], spec: ConvSpec, target: Machine, knobs: Knobs) -> bool:

@@ -80,7 +80,11 @@ class ConvSpec:
         self._set("in_size", _dims("in_size", self.in_size, None, least=1))
         rank = self.rank
         if rank not in variant.ranks:
-            raise SpecError(f"in_size {_x(self.in_size)} has {rank} dimensions; {self.variant} takes {variant.ranks}")
+            several = "s" * (rank > 1)
+            raise SpecError(
+                f"in_size {_x(self.in_size)} has {rank} dimension{several}; {self.variant} takes "
+                + " or ".join(map(str, variant.ranks))
+            )
         for field in ("in_channels", "out_channels", "batch"):
             self._set(field, _integer(field, getattr(self, field), least=1))
         for field in ("kernel", "stride", "dilation"):

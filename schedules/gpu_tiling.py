@@ -30,9 +30,9 @@ def thread_each(sch: Any, target: GpuTarget, result: str, sums: str, elements: i
 
 
 def threads_for(target: GpuTarget, elements: int) -> int:
-    """Threads of a block, an element each: as many as leave no SM without a block, in whole warps."""
+    """Threads of a block, an element each: as many as fit an SM and leave none without a block, in whole warps."""
     threads = MOST_THREADS
-    while threads > WARP and elements < target.sms * threads:
+    while threads > WARP and (elements < target.sms * threads or threads > target.threads_per_sm):
         threads //= 2
     return threads
 

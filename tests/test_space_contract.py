@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conformance_cases import specs as awkward_specs
+from convtune.schedules.gpu_tiling import threads_for
 from hypothesis import example, given, settings
 from strategies import specs
 from synthetic_spaces import machine
@@ -101,6 +102,34 @@ def test_a_target_that_no_space_is_for_is_an_error(monkeypatch: pytest.MonkeyPat
         TargetError, match=r"target 'sm_75': no schedule space of this version accepts it \(spec: conv,"
     ):
         space.accepting(LAYERS[0], GPUS[0])
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        '"shared_per_block": 10',
+        '"shared_per_sm": 2048, "shared_per_block": 1024, "model": "m"',
+        '"registers_per_sm": 32768',
+        '"threads_per_sm": 32, "registers_per_sm": 32768, "shared_per_block": 1',
+        '"threads_per_sm": 64',
+        '"blocks_per_sm": 1, "sms": 1, "threads_per_sm": 96',
+    ],
+)
+def test_a_tiny_gpu_gets_a_space_with_schedules_that_fit_it(facts: str) -> None:
+    target = targets.resolve(f'{{"arch": "sm_86", {facts}}}')
+    assert isinstance(target, targets.GpuTarget)
+    for spec in LAYERS_AND_MORE:
+        for owner in space.accepting(spec, target):
+            assert space.contains(owner, spec, target, owner.default(spec, target))
+        space.default_candidate(spec, target)
+    assert threads_for(target, 1 << 24) <= target.threads_per_sm
+
+
+def test_a_space_without_a_schedule_does_not_take_a_spec() -> None:
+    tiny, spec = targets.resolve('{"arch": "sm_86", "shared_per_block": 10}'), LAYERS[0]
+    assert not space.get("gpu_tiles").takes(spec, tiny)
+    assert [owner.name for owner in space.accepting(spec, tiny)] == ["gpu_threads"]
+    assert space.get("gpu_tiles").takes(spec, targets.resolve("sm_86"))
 
 
 @settings(max_examples=25, deadline=None)

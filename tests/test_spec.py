@@ -162,6 +162,7 @@ def test_however_written_equal_specs_are_equal() -> None:
         ({"batch": None}, "batch=None is not an integer"),
         ({"in_size": ()}, r"in_size=\(\) has 0 dimensions; 1 to 3 are allowed"),
         ({"in_size": (2, 2, 2, 2)}, "has 4 dimensions; 1 to 3 are allowed"),
+        ({"variant": "deformable", "in_size": 7}, "in_size 7 has 1 dimension; deformable takes 2"),
         ({"in_size": (8, 0)}, "in_size=0 is out of range"),
         ({"in_size": "8x9"}, "in_size='8x9' is not an integer"),
         ({"kernel": (3,)}, r"kernel=\(3,\) has 1 entries; in_size has 2 dimensions: give 2, or one int"),

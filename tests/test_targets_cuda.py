@@ -13,7 +13,7 @@ import pytest
 from convtune import targets
 from convtune.errors import TargetError, UnknownNameError
 from convtune.targets import GpuTarget, cuda, cuda_driver
-from convtune.targets.gpu import FACTS
+from convtune.targets.gpu import FACTS, OLDEST
 
 NOWHERE = cuda_driver.Found(None, "there is none")
 
@@ -63,7 +63,7 @@ def test_tvms_tags_are_these_gpus_or_refused_in_a_line() -> None:
             target = gpu(tag)
         except TargetError as refusal:
             assert f"target {tag!r}: it is of arch {arch}" in str(refusal) and "\n" not in str(refusal)
-            unknown |= {arch} if int(arch[3:]) >= cuda.OLDEST else set()
+            unknown |= {arch} if int(arch[3:]) >= OLDEST else set()
             continue
         assert (target.name, target.arch) == (tag, arch)
         if "l2_cache_size_bytes" in theirs.attrs and "facts of" not in target.model:
@@ -80,7 +80,7 @@ def test_a_gpu_without_facts_of_its_own_says_whose_it_has() -> None:
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("sm_52", TargetError, "target 'sm_52': allowed are sm_75, sm_80, "),
+        ("sm_52", TargetError, "target 'sm_52': it is too old: nvcc 13.0 compiles for sm_75 and newer"),
         ("sm_999", TargetError, "target 'sm_999': allowed are sm_75, sm_80, "),
         ("sm_90a", TargetError, "target 'sm_90a': allowed are sm_75, sm_80, "),
         ("compute_80", TargetError, "target 'compute_80': allowed are sm_75"),
@@ -363,32 +363,3 @@ def test_json_without_a_model_is_the_gpu_at_hand_where_the_arch_is_its(driver: A
     assert (here.model, here.is_host, here.sms) == ("NVIDIA GeForce RTX 3070", True, 46)
     assert not gpu('{"arch": "sm_86", "model": "another"}').is_host
     assert not gpu('{"arch": "sm_80"}').is_host
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"family": "cuda", "sms": 4}', "arch is missing"),
-        ('{"arch": 80}', "arch is 80; allowed: a string"),
-        ('{"arch": "ampere"}', "target 'ampere': missing sms, "),
-        ('{"arch": "sm_80", "mcpu": "znver4"}', "unknown field 'mcpu'; allowed: name, family, model, arch, sms"),
-        ('{"arch": "sm_80", "family": "x86"}', "family is 'x86'; allowed for an arch: 'cuda'"),
-        ('{"arch": "sm_80", "sms": 0}', "sms is 0; allowed: 1 and up"),
-        ('{"arch": "sm_80", "sms": 2.5}', "sms is 2.5; allowed: a whole number"),
-        ('{"arch": "sm_80", "dram_gbs": "fast"}', "dram_gbs is 'fast'; allowed: a number"),
-        ('{"arch": "sm_80", "dram_gbs": true}', "dram_gbs is True; allowed: a number"),
-        ('{"arch": "sm_80", "dram_gbs": NaN}', "dram_gbs is nan; allowed: 1 and up"),
-        ('{"arch": "sm_80", "model": ""}', "model is empty"),
-        ('{"sms": 4}', "unknown field 'sms'; allowed: name, family, model, mcpu"),
-    ],
-)
-def test_unusable_json(text: str, message: str) -> None:
-    with pytest.raises(TargetError, match=re.escape(message)):
-        targets.resolve(text)
-
-
-def test_an_impossible_arch_is_an_error() -> None:
-    import dataclasses
-
-    with pytest.raises(TargetError, match=r"arch is 'ampere'; allowed: sm_ and a number"):
-        dataclasses.replace(gpu("sm_80"), arch="ampere")

@@ -40,6 +40,8 @@ class Target(ABC):
         for field in ("name", "family", "model"):
             if not getattr(self, field):
                 raise TargetError(f"target {self.name!r}: {field} is empty")
+            if len(getattr(self, field).splitlines()) > 1:
+                raise TargetError(f"target {self.name!r}: {field} is {getattr(self, field)!r}; allowed: one line")
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from convtune.errors import TargetError
 from convtune.targets.base import Family
 from convtune.targets.cuda_driver import Device, first_gpu
-from convtune.targets.gpu import GpuTarget, compute
+from convtune.targets.gpu import OLDEST, GpuTarget, compute
 from convtune.targets.host import NOWHERE, Host
 
-OLDEST = 75
-"""The oldest compute capability that nvcc 13.0, which these kernels are made for, compiles for."""
 REGISTERS_PER_SM = 65536
 STAND_IN = "sm_80"
 """What `cuda` means on a machine without a GPU."""
@@ -147,6 +145,9 @@ class Cuda(Family):
         return _target(name, name)
 
     def refusal(self, text: str) -> str:
+        old = f"nvcc 13.0 compiles for sm_{OLDEST} and newer"
+        if re.fullmatch(r"sm_\d+", text) and compute(text) < OLDEST:
+            return f"it is too old: {old}"
         if re.fullmatch(r"(sm|compute)_.*", text):
             return f"allowed are {', '.join(ARCHS)}; JSON may describe a GPU of another arch"
         if re.fullmatch(r"(cuda|gpu)\W.*", text):
@@ -155,7 +156,6 @@ class Cuda(Family):
                 f"such as {STAND_IN} or {ARCHS[STAND_IN].gpu}"
             )
         if text.startswith("nvidia/") and (arch := _tvm_arch(text)):
-            old = f"nvcc 13.0 compiles for sm_{OLDEST} and newer"
             why = old if compute(arch) < OLDEST else "this version has no facts of it; describe it in JSON"
             return f"it is of arch {arch}: {why}"
         return ""

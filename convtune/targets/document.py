@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from convtune.errors import TargetError
 from convtune.targets.base import Target
 from convtune.targets.cpu import CpuTarget
-from convtune.targets.gpu import GpuTarget
+from convtune.targets.gpu import GpuTarget, check_arch
 from convtune.targets.host import Host
 
 
@@ -59,8 +60,8 @@ def load(text: str) -> dict[str, Any]:
 
 
 def processor(document: Mapping[str, Any]) -> str:
-    """What the document names: an mcpu, or a GPU's arch."""
-    return str(document["arch"] if "arch" in document else document["mcpu"])
+    """What the document names: an mcpu, or a GPU's arch, without the suffix of sm_90a."""
+    return re.sub(r"(?<=\d)[af]$", "", document["arch"]) if "arch" in document else str(document["mcpu"])
 
 
 def build(document: Mapping[str, Any], base: Target | None, host: Host, threads: int | None) -> Target:
@@ -89,6 +90,7 @@ def _gpu(document: Mapping[str, Any], base: Target | None, threads: int | None) 
         raise TargetError(
             f"target {values['name']!r}: threads is {threads}; only CPUs have a number of threads to choose"
         )
+    check_arch(values["name"], values["arch"])
     _require(values, _GPU_FIELDS)
     here = base.model if base is not None and base.is_host else ""
     values["model"] = document.get("model", here or f"a GPU of {values['arch']}, described in JSON")
@@ -97,7 +99,7 @@ def _gpu(document: Mapping[str, Any], base: Target | None, threads: int | None) 
 
 def _values(document: Mapping[str, Any], base: Target | None, fields: Mapping[str, str]) -> dict[str, Any]:
     known = {} if base is None else {key: getattr(base, key) for key in fields}
-    return known | {"name": processor(document), **document}
+    return known | {"name": str(document["arch" if "arch" in document else "mcpu"]), **document}
 
 
 def _require(values: Mapping[str, Any], fields: Mapping[str, str]) -> None:

@@ -11,15 +11,28 @@ from typing import Any, ClassVar
 from convtune.errors import TargetError
 from convtune.targets.base import Target
 
+OLDEST = 75
+"""The oldest compute capability that nvcc 13.0, which these kernels are made for, compiles for."""
 WARP = 32
 REGISTERS_PER_THREAD = 255
 STATIC_SHARED_BYTES = 48 << 10
 """Shared memory that a kernel may declare; what is above it must be dynamic, on every arch."""
 
-FACTS = (
-    *("sms", "clock_mhz", "dram_gbs", "l2_bytes", "shared_per_sm", "shared_per_block", "shared_reserved"),
-    *("registers_per_sm", "threads_per_sm", "blocks_per_sm", "fp32_lanes", "fp16_tensor_lanes"),
-)
+BOUNDS: Mapping[str, tuple[int, int]] = {
+    "sms": (1, 4096),
+    "clock_mhz": (1, 10_000),
+    "dram_gbs": (1, 1_000_000),
+    "l2_bytes": (1, 1 << 34),
+    "shared_per_sm": (1, 1 << 24),
+    "shared_per_block": (1, 1 << 24),
+    "shared_reserved": (0, 1 << 16),
+    "registers_per_sm": (1 << 15, 1 << 20),  # with fewer, blocks of 256 threads that need registers would not fit
+    "threads_per_sm": (WARP, 1 << 14),
+    "blocks_per_sm": (1, 1024),
+    "fp32_lanes": (1, 1 << 14),
+    "fp16_tensor_lanes": (0, 1 << 18),
+}
+FACTS = tuple(BOUNDS)
 """The fields of GpuTarget that are numbers."""
 
 _REGISTER_UNIT = 256  # registers are given to a warp in units of so many
@@ -62,13 +75,20 @@ class GpuTarget(Target):
         super().__post_init__()
         if self.family != "cuda":
             raise TargetError(f"target {self.name!r}: family is {self.family!r}; allowed for an arch: 'cuda'")
-        if not re.fullmatch(r"sm_\d+[af]?", self.arch):
-            raise TargetError(f"target {self.name!r}: arch is {self.arch!r}; allowed: sm_ and a number, such as sm_80")
-        for field in FACTS:
+        check_arch(self.name, self.arch)
+        for field, (least, most) in BOUNDS.items():
             value = getattr(self, field)
-            least = 0 if field in ("shared_reserved", "fp16_tensor_lanes") else 1
-            if not least <= value < math.inf:
-                raise TargetError(f"target {self.name!r}: {field} is {value}; allowed: {least} and up")
+            if not least <= value <= most:
+                raise TargetError(f"target {self.name!r}: {field} is {value}; allowed: {least} to {most}")
+        if self.threads_per_sm % WARP:
+            raise TargetError(
+                f"target {self.name!r}: threads_per_sm is {self.threads_per_sm}; allowed: multiples of {WARP}"
+            )
+        if self.shared_per_block + self.shared_reserved > self.shared_per_sm:
+            raise TargetError(
+                f"target {self.name!r}: shared_per_block is {self.shared_per_block}; allowed: up to shared_per_sm, "
+                f"{self.shared_per_sm}, without shared_reserved, {self.shared_reserved}"
+            )
 
     @property
     def compute(self) -> int:
@@ -140,6 +160,14 @@ class GpuTarget(Target):
             "max_num_threads": 1024,
         }
         return tvm.target.Target(config, host={"kind": "llvm"})
+
+
+def check_arch(name: str, arch: str) -> None:
+    """Raises TargetError where the arch of the target of that name is none, or too old."""
+    if not re.fullmatch(r"sm_\d+[af]?", arch):
+        raise TargetError(f"target {name!r}: arch is {arch!r}; allowed: sm_ and a number, such as sm_80")
+    if compute(arch) < OLDEST:
+        raise TargetError(f"target {name!r}: arch is {arch!r}; nvcc 13.0 compiles for sm_{OLDEST} and newer")
 
 
 def compute(arch: str) -> int:
