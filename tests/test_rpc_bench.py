@@ -35,7 +35,15 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tracker(directory: Path) -> Iterator[Remote]:
+    """One without servers."""
     with rpc_servers.tracker(directory) as remote:
+        yield remote
+
+
+@pytest.fixture(scope="module")
+def remote(directory: Path) -> Iterator[Remote]:
+    """One that lives on, whatever a test does."""
+    with rpc_servers.tracker(directory) as remote, rpc_servers.server(remote, directory):
         yield remote
 
 
@@ -70,22 +78,27 @@ OUTCOMES = {
 
 
 def test_faulty_kernels_are_named_and_cost_neither_the_session_nor_the_next_one(
-    tracker: Remote, directory: Path, tmp_path: Path
+    remote: Remote, directory: Path, tmp_path: Path
 ) -> None:
-    with rpc_servers.server(tracker, directory), RpcCpuBench(TARGET, tracker, tmp_path, LIMITS) as bench:
+    earlier = _sessions(directory)
+    with RpcCpuBench(TARGET, remote, tmp_path, LIMITS) as bench:
         _measures(bench, tmp_path)
         for fault, (status, message) in OUTCOMES.items():
             outcome = bench.measure(kernels.SPEC, built(tmp_path, fault), LIMIT)
             assert (outcome.status, outcome.times_us, outcome.build_s) == (status, (), 0.1), (fault, outcome.message)
             assert message in outcome.message and "\n" not in outcome.message, fault
         _measures(bench, tmp_path)
-        assert (directory / "server.txt").read_text().count("connected from") == 1, "one session for all of them"
+        assert _sessions(directory) == earlier + 1
         finalists = [built(tmp_path, "none") for _ in range(3)]
         times = bench.finals(kernels.SPEC, finalists, rounds=8)
         assert [len(own) for own in times] == [8, 8, 8] and all(time > 0 for own in times for time in own)
         with pytest.raises(MeasureError, match=r"failed \(error\): MeasureError: crash: SIGABRT"):
             bench.finals(kernels.SPEC, [finalists[0], built(tmp_path, "abort")])
         _measures(bench, tmp_path)
+
+
+def _sessions(directory: Path) -> int:
+    return (directory / "server.txt").read_text().count("connected from")
 
 
 def _measures(bench: RpcCpuBench, tmp_path: Path) -> None:
@@ -104,11 +117,11 @@ class Impatient(RpcLimits):
 
 
 def test_a_client_that_is_killed_leaves_the_server_to_the_next_one(
-    tracker: Remote, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TVM's server alone would serve nobody any more."""
-    with rpc_servers.server(tracker, directory), RpcCpuBench(TARGET, tracker, tmp_path, LIMITS) as bench:
-        for _ in range(3):
+    with RpcCpuBench(TARGET, remote, tmp_path, LIMITS) as bench:
+        for _ in range(2):
             _measures(bench, tmp_path)
             monkeypatch.setattr(bench, "limits", Impatient())
             outcome = bench.measure(kernels.SPEC, built(tmp_path, "endless loop"), LIMIT)
