@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from convtune.measure import home as home_module
 from convtune.measure import CpuBench
+from convtune.measure import home as home_module
 from convtune.measure.home import PREFIX, Home
 from convtune.targets import resolve
 
