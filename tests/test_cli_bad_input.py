@@ -70,7 +70,7 @@ def test_an_unknown_target_names_near_ones(command: str, tmp_path: Path) -> None
     ("target", "said"),
     [
         ("arm", "no such family in this version"),
-        ("sm_52", "allowed are sm_75, sm_80"),
+        ("sm_52", "it is too old: nvcc 13.0 compiles for sm_75 and newer"),
         ("cuda:1", "CUDA_VISIBLE_DEVICES"),
         ('{"arch": "sm_110"}', "missing sms"),
         ('{"name": "my board"}', "mcpu is missing"),

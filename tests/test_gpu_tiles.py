@@ -156,3 +156,9 @@ def test_nothing_is_outside_of_registers(layout: str, chosen: Knobs, nvcc: Toolk
     (resources,) = nvcc.compile(program.source, A100.arch, tmp_path).resources.values()
     assert (resources.stack_bytes, resources.spill_stores_bytes, resources.spill_loads_bytes) == (0, 0, 0)
     assert resources.registers <= 168
+
+
+def test_a_small_layer_is_spread_over_many_multiprocessors() -> None:
+    small = ConvSpec.parse("conv,ic=16,oc=16,in=14x14,k=3x3,p=1")
+    (launch,) = program_of(gpu_tiles, small, A100, gpu_tiles.default(small, A100)).launches
+    assert launch.grid[0] >= 4, "two blocks of 128 positions each take longer"
