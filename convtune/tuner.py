@@ -266,7 +266,8 @@ class Tuner:
             return
         for built, times_us in zip(kernels, times):
             known = next(r for r in reversed(records) if r.candidate == built.candidate and r.status == "ok")
-            finals.append(dataclasses.replace(known, times_us=times_us, round="final", batch=batch, utc=utc_now()))
+            final = dataclasses.replace(known, times_us=times_us, round="final", batch=batch, utc=utc_now())
+            finals.append(dataclasses.replace(final, error=run.errors.get(built.candidate.key, known.error)))
         self._keep(run, finals)  # at once: a part of a batch would decide the winner
 
     def _finalists(self, run: Run) -> list[Built]:
@@ -283,6 +284,7 @@ class Tuner:
                     if outcome.status != "ok":
                         self._withdraw(run, candidate, outcome)
                         continue
+                    run.errors[candidate.key] = outcome.error
                 proven[candidate.key] = built
         return [proven[c.key] for c in self._ranked(run)]
 

@@ -81,6 +81,7 @@ class Run:
     failures: Counter[str] = field(default_factory=Counter)
     problem: str = ""
     built: dict[str, Built] = field(default_factory=dict)  # by candidate key
+    errors: dict[str, float | None] = field(default_factory=dict)  # of finalists that were verified again, in full
     from_log: bool = True
     doing: str = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,6 +105,34 @@ def test_finals_decide_and_not_the_search(tmp_path: Path, monkeypatch: pytest.Mo
     result = _tuner(tmp_path / "log", bench, monkeypatch).tune(SPEC, 64)
     assert slowed.key in bench.measured, "the search did not find the formula's best; the test needs it to"
     assert result.best is not None and result.best.round == "final" and result.best.candidate != slowed
+
+
+class SamplingBench(FormulaBench):
+    """A bench that verifies in the search less than it does at the end; then `refuted` are wrong."""
+
+    refuted: Candidate | None = None
+
+    def verify(self, _spec: ConvSpec, built: Built, _limit: float) -> Outcome:
+        if built.candidate == self.refuted:
+            return Outcome("wrong", "gives another result in another order of its threads")
+        return dataclasses.replace(self.cost(built.candidate), error=5e-7)
+
+
+def test_what_was_sampled_is_verified_in_full_before_it_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = SamplingBench(_cost, lambda _: 1.0)
+    first.samples = True
+    best = _tuner(tmp_path / "first", first, monkeypatch).tune(SPEC, 24).best
+    assert best is not None and (best.round, best.error) == ("final", 5e-7)
+
+    bench = SamplingBench(_cost, lambda _: 1.0)
+    bench.samples, bench.refuted = True, best.candidate
+    result = _tuner(tmp_path / "log", bench, monkeypatch).tune(SPEC, 24)
+    assert result.best is not None and result.best.candidate != best.candidate
+    assert result.failures["wrong"] == 1
+    records = Log(tmp_path / "log").records(SPEC)
+    assert [r.status for r in records if r.candidate == best.candidate] == ["ok", "wrong"]
+    again = _tuner(tmp_path / "log", bench, monkeypatch).tune(SPEC, 24)
+    assert again.best == result.best and again.trials == 0
 
 
 def _time(knobs: space.Knobs) -> float:
