@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from dataclasses import replace
 
 import measure_spaces as spaces
@@ -10,7 +11,6 @@ import pytest
 
 from convtune.errors import MeasureError
 from convtune.measure import Built, CpuBench, Limits
-from convtune.measure import bench as bench_module
 from convtune.space import Candidate
 from convtune.targets import resolve
 
@@ -22,7 +22,7 @@ LIMITS = Limits(memory_bytes=512 << 20)
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CpuBench]:
     patch = pytest.MonkeyPatch()
     patch.setenv("CONVTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.setattr(bench_module, "Builder", spaces.FaultyBuilder)
+    patch.setattr(CpuBench, "builder", spaces.FaultyBuilder)
     with CpuBench(resolve("native"), tmp_path_factory.mktemp("bench"), limits=LIMITS) as bench:
         bench.start()
         yield bench
@@ -92,8 +92,9 @@ def test_an_unknown_space_is_a_build_error_that_lists_the_known_ones(bench: CpuB
     assert "unknown space 'no_such_space'" in built.message
 
 
-def test_a_target_that_llvm_does_not_know_is_an_error_of_the_run(bench: CpuBench) -> None:
+@pytest.mark.usefixtures("bench")
+def test_a_target_that_llvm_does_not_know_is_an_error_of_the_run(tmp_path: Path) -> None:
     unknown = resolve('{"mcpu": "znver5", "features": ["+avx2"], "required_features": []}')
     object.__setattr__(unknown, "mcpu", "znver99")
-    with CpuBench(unknown, bench.directory) as other, pytest.raises(MeasureError, match="LLVM knows no CPU 'znver99'"):
+    with CpuBench(unknown, tmp_path) as other, pytest.raises(MeasureError, match="LLVM knows no CPU 'znver99'"):
         other.build(spaces.SPEC, [Candidate("faulty", {"fault": "none"})])

@@ -260,7 +260,9 @@ def test_tune_logs_traces_and_compile_replays_the_winner(tmp_path: Path) -> None
     done: list[int] = []
     result = convtune.tune(SPEC, trials=6, log=log, engine="metaschedule", on_progress=lambda p: done.append(p.done))
     # the default is measured too, beside the trials: it is what the engine is compared with
-    assert (result.trials, result.stopped, done) == (6, "trials", [0, *range(7)])
+    assert (result.trials, result.stopped) == (6, "trials")
+    assert sorted(set(done)) == list(range(7)), "it is called while waiting, too, and so more often"
+    assert done == sorted(done)
     assert result.best is not None and result.best.round == "final" and result.default_us is not None
     records = Log(log).records(SPEC)[1:]
     assert records[0].candidate == default_candidate(SPEC, NATIVE)

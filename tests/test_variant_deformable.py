@@ -303,7 +303,7 @@ def test_sizes_and_costs() -> None:
         ({"offset_groups": 0}, "offset_groups=0 is out of range"),
         ({"modulated": 2}, "modulated=2 is not allowed"),
         ({"groups": 3}, "groups=3 does not divide in_channels=4"),
-        ({"in_size": (8,)}, "in_size 8 has 1 dimensions"),
+        ({"in_size": (8,)}, "in_size 8 has 1 dimension; deformable takes 2"),
         ({"output_padding": 1}, "deformable has no output_padding"),
         ({"in_size": (2, 8)}, "output dimension 0 would be 0"),
     ],
