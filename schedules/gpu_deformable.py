@@ -18,7 +18,7 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +37,16 @@ from convtune.schedules.gpu_gathered_gemm import (
     tile_knobs,
     unflattened,
 )
+from convtune.schedules.gpu_sampling import Entry, entry_at, sampling_tables
 from convtune.schedules.gpu_tiling import bind_turns
 from convtune.schedules.tiling import ceil_div
 
 from convtune import variants
-from convtune.expression import Arguments, Geometry, operands, or_zero, widened
+from convtune.expression import Arguments, or_zero, widened
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
 from convtune.targets.gpu import GpuTarget
-from convtune.variants.deformable import CORNERS, Deformable, Sampling, interpolated
+from convtune.variants.deformable import CORNERS, Deformable, interpolated
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -151,36 +152,21 @@ def _tables(arguments: Arguments, tile: GemmTile) -> list[Any]:
     from tvm import te, tirx
 
     spec = arguments.spec
-    variant, (_, width), last = _variant(spec), spec.in_size, count(spec.out_size) - 1
-    given = operands(Geometry.of(spec), arguments.read_x, None, arguments)
+    variant, last = _variant(spec), count(spec.out_size) - 1
     blocks, depth = ceil_div(count(spec.out_size), tile.positions), spec.in_channels // spec.groups
     outer = (spec.batch, spec.groups, blocks, count(spec.kernel), tile.outer[0])
 
-    def table(name: str, entries: int, entry: Callable[..., Sequence[Any]]) -> Any:
+    def table(name: str, entries: int, entry: Entry) -> Any:
         def at(n: Any, g: Any, block: Any, tap: Any, so: Any, q: Any, s: Any, p: Any) -> Any:
             segment = tirx.min(so * tile.together + s, tile.segments - 1)
             group = variant.offset_group(spec, g * depth + segment * tile.run)
             out = unflattened(spec, tirx.min(block * tile.positions + p, last))
             taps = (tap // spec.kernel[1], tap % spec.kernel[1])
-            *values, value = entry(n, group, out, taps)
-            for i, other in enumerate(values):
-                value = tirx.Select(q == i, other, value)
-            return value
+            return entry_at(entry(n, group, out, taps), q)
 
         return te.compute((*outer, entries, tile.together, tile.positions), at, name=name)
 
-    def sampling(*at: Any) -> Sampling:
-        return variant.sampling(spec, given, *at)
-
-    found = [
-        table("index", len(CORNERS), lambda *at: [y * width + x for y, x in sampling(*at).corners]),
-        table("weights", len(CORNERS), lambda *at: sampling(*at).weights),
-        table("outside", 1, lambda *at: [tirx.Cast("int32", sampling(*at).outside)]),
-    ]
-    mask = given.mask
-    if mask is not None:
-        found.append(table("scale", 1, lambda n, g, out, taps: [mask(n, variant.tap_channel(spec, g, taps), *out)]))
-    return found
+    return sampling_tables(arguments, table)
 
 
 def _variant(spec: ConvSpec) -> Deformable:

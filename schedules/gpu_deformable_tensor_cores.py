@@ -18,12 +18,13 @@ those beyond it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.gpu_implicit_gemm import unflattened
+from convtune.schedules.gpu_sampling import Entry, entry_at, sampling_tables
 from convtune.schedules.gpu_tiling import shared_scope
 from convtune.schedules.gpu_warp_loops import finished, place_sums
 from convtune.schedules.gpu_warp_tiles import (
@@ -42,11 +43,11 @@ from convtune.schedules.gpu_warp_tiles import (
 from convtune.schedules.tiling import ceil_div
 
 from convtune import variants
-from convtune.expression import Arguments, Geometry, operands, or_zero, widened
+from convtune.expression import Arguments, or_zero, widened
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
 from convtune.targets.gpu import GpuTarget
-from convtune.variants.deformable import CORNERS, Deformable, Sampling, interpolated
+from convtune.variants.deformable import CORNERS, Deformable, interpolated
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -168,35 +169,20 @@ def _output(tile: WarpTiles, block: Any, row: Any) -> tuple[Any, tuple[Any, ...]
 
 def _tables(arguments: Arguments, tile: WarpTiles) -> list[Any]:
     """Stages of what is the same for all channels of a segment: (block, group, kh, kw, segment, q, position)."""
-    from tvm import te, tirx
+    from tvm import te
 
-    spec, width = arguments.spec, arguments.spec.in_size[1]
+    spec = arguments.spec
     variant, run_in, run = variants.primitive(spec), spec.in_channels // spec.groups, _segment(spec)
     assert isinstance(variant, Deformable)
-    given = operands(Geometry.of(spec), arguments.read_x, None, arguments)
 
-    def table(name: str, entries: int, entry: Callable[..., Sequence[Any]]) -> Any:
+    def table(name: str, entries: int, entry: Entry) -> Any:
         def at(block: Any, group: Any, kh: Any, kw: Any, segment: Any, q: Any, row: Any) -> Any:
             n, out = _output(tile, block, row)
-            *values, value = entry(n, variant.offset_group(spec, group * run_in + segment * run), out, (kh, kw))
-            for i, other in enumerate(values):
-                value = tirx.Select(q == i, other, value)
-            return value
+            return entry_at(entry(n, variant.offset_group(spec, group * run_in + segment * run), out, (kh, kw)), q)
 
         return te.compute((*tile.grid[:2], *tile.chunks[:3], entries, tile.positions), at, name=name)
 
-    def sampling(*at: Any) -> Sampling:
-        return variant.sampling(spec, given, *at)
-
-    found = [
-        table("index", len(CORNERS), lambda *at: [y * width + x for y, x in sampling(*at).corners]),
-        table("weights", len(CORNERS), lambda *at: sampling(*at).weights),
-        table("outside", 1, lambda *at: [tirx.Cast("int32", sampling(*at).outside)]),
-    ]
-    mask = given.mask
-    if mask is not None:
-        found.append(table("scale", 1, lambda n, g, out, taps: [mask(n, variant.tap_channel(spec, g, taps), *out)]))
-    return found
+    return sampling_tables(arguments, table)
 
 
 def _share_table(sch: Any, tile: WarpTiles, table: Any, segment: Any, scope: str) -> None:
