@@ -17,10 +17,11 @@ from .arrays import aligned_copy, converter_to, empty_aligned, to_numpy
 from .errors import KernelError
 from .gpu_arrays import GpuArray
 from .kernel import Call, Kernel
-from .manifest import PARAMETERS, Argument, Manifest, Resolution
+from .manifest import PARAMETERS, Manifest, Resolution
 from .names import MANIFEST_NAME, RUNTIME_NAME
 from .package import content, write_package
 
+_INPUTS = ("x", "offset", "mask", "residual")  # in the order that `run` takes them
 _SECONDS_PER_TIMING = 0.01
 
 
@@ -72,7 +73,8 @@ class CompiledConv:
             (a.shape, np.dtype(a.dtype), 1 if self.kernel.on_gpu else a.alignment) for a in manifest.arguments
         ]
         (self._y_index,) = self._indices["y"]
-        self._transient = [i for i, argument in enumerate(manifest.arguments) if argument.name not in PARAMETERS]
+        self._left_out = tuple(name not in self._indices for name in _INPUTS)
+        self._taken = [(i, place) for place, name in enumerate(_INPUTS) for i in self._indices.get(name, ())]
         self._constants = constants.read(self._directory, manifest)
         self._own = self._arranged(self._constants) if self._constants else None
         self._idle: list[Call] = []  # list.pop and list.append are atomic: a thread takes one, and gives it back
@@ -169,29 +171,32 @@ class CompiledConv:
 
         Raises KernelError when a shape or dtype is not the kernel's, and where an argument is missing or superfluous.
         """
-        self._check_not_fixed("packed", packed)
-        packed = self._own or packed
+        if self._own is not None:
+            self._check_not_fixed("packed", packed)
+            packed = self._own
         if not isinstance(packed, Packed):
             raise self._error(f"packed is a {type(packed).__name__}; it must come from this kernel's pack()")
         if packed.library_sha256 != self.manifest.library_sha256:
             raise self._error("packed was made by another kernel; pack the weights with this one")
         arrays: dict[int, NDArray[Any] | GpuArray] = {}
-        for name, value in (("x", x), ("offset", offset), ("mask", mask), ("residual", residual)):
-            self._check_presence(name, value)
-            for index in self._indices.get(name, ()):
-                argument = self.manifest.arguments[index]
-                arrays[index] = self._checked(name, value, argument, argument.shape)
+        given = x, offset, mask, residual
+        if (x is None, offset is None, mask is None, residual is None) != self._left_out:
+            for name, value in zip(_INPUTS, given):
+                self._check_presence(name, value)
+        for index, place in self._taken:
+            shape, dtype, _ = self._signature[index]
+            arrays[index] = self._checked(_INPUTS[place], given[place], shape, dtype)
         shape, dtype, _ = self._signature[self._y_index]
         convert = None
         if out is None and isinstance(arrays[self._indices["x"][0]], GpuArray):
             out = gpu_arrays.empty_like(x, shape)
         elif out is None:
             convert, out = converter_to(x), empty_aligned(shape, dtype)
-        result = self._checked("out", out, self.manifest.arguments[self._y_index], shape)
+        result = self._checked("out", out, shape, dtype)
         if isinstance(result, np.ndarray) and not result.flags.writeable:
             raise self._error("out is read-only")
         arrays[self._y_index] = result
-        self._call({**self._parameters_for(arrays, packed), **arrays})
+        self._call(self._parameters_for(arrays, packed), arrays)
         return convert(out) if convert else out
 
     def time(self, repeat: int = 10) -> NDArray[np.float64]:
@@ -236,19 +241,24 @@ class CompiledConv:
             packed.uploaded[device] = {i: self.kernel.upload(array, device) for i, array in packed.arrays.items()}
         return packed.uploaded[device]
 
-    def _call(self, arrays: Mapping[int, NDArray[Any] | GpuArray]) -> None:
+    def _call(
+        self,
+        parameters: Mapping[int, NDArray[Any] | GpuArray],
+        arrays: Mapping[int, NDArray[Any] | GpuArray],
+    ) -> None:
         try:
             call = self._idle.pop()
         except IndexError:
             call = Call(self.kernel, self._signature)
         scratch = None  # where y goes when the kernel cannot write it in place
-        for index, array in arrays.items():
-            if not call.bind(index, array):
-                assert isinstance(array, np.ndarray)
-                copy = aligned_copy(array)
-                call.bind(index, copy)
-                if index == self._y_index:
-                    scratch = copy
+        for given in (parameters, arrays):
+            for index, array in given.items():
+                if not call.bind(index, array):
+                    assert isinstance(array, np.ndarray)
+                    copy = aligned_copy(array)
+                    call.bind(index, copy)
+                    if index == self._y_index:
+                        scratch = copy
         overlapped = call.overlapping(self._y_index)
         if overlapped is not None:
             name = self.manifest.arguments[overlapped].name
@@ -258,7 +268,7 @@ class CompiledConv:
             y = arrays[self._y_index]
             assert isinstance(y, np.ndarray)
             y[...] = scratch
-        for index in self._transient:  # the weights stay bound: they are likely to come again
+        for index in arrays:  # the weights stay bound: they are likely to come again
             call.release(index)
         self._idle.append(call)
 
@@ -269,7 +279,7 @@ class CompiledConv:
             self._check_presence(name, given)
             for label, index, value in self._each(name, given):
                 argument = self.manifest.arguments[index]
-                array = self._checked(label, value, argument, argument.user_shape)
+                array = self._checked(label, value, argument.user_shape, self._signature[index][1])
                 arrays[index] = self.kernel.download(array) if isinstance(array, GpuArray) else array
         return arrays
 
@@ -301,13 +311,18 @@ class CompiledConv:
         if not indices and value is not None:
             raise self._error(f"{name} was given; this kernel takes none")
 
-    def _checked(self, label: str, value: Any, argument: Argument, shape: tuple[int, ...]) -> NDArray[Any] | GpuArray:
-        on_gpu = self.kernel.on_gpu and gpu_arrays.is_on_gpu(value)
-        array = gpu_arrays.from_dlpack(label, value) if on_gpu else to_numpy(label, value)
+    def _checked(self, label: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | GpuArray:
+        array: NDArray[Any] | GpuArray
+        if type(value) is np.ndarray:  # first: for small layers each microsecond counts
+            array = value
+        elif self.kernel.on_gpu and gpu_arrays.is_on_gpu(value):
+            array = gpu_arrays.from_dlpack(label, value)
+        else:
+            array = to_numpy(label, value)
         if array.shape != shape:
             raise self._error(f"{label} has shape {array.shape}; this kernel takes {shape}")
-        if array.dtype != argument.dtype:
-            raise self._error(f"{label} has dtype {array.dtype}; this kernel takes {argument.dtype}")
+        if array.dtype != dtype:
+            raise self._error(f"{label} has dtype {array.dtype}; this kernel takes {dtype}")
         return array
 
     def _error(self, message: str) -> KernelError:

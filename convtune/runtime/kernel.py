@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .gpu_arrays import GpuArray
 ALIGNMENT = 64
 """Bytes. TVM's generated code assumes it of every buffer: a vector load from a lesser address may fault."""
 
+_first_byte = ctypes.c_char.from_buffer
 _MAX_THREADS = 1024  # MAX_THREADS of runtime.c
 _RUNTIME_SYMBOLS = (
     "convtune_fill_workspace",
@@ -44,7 +46,6 @@ class Kernel:
             raise KernelError(f"cannot load kernel {library}: {error}") from error
         self._library.convtune_kernel_error.restype = ctypes.c_char_p
         self._time.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 3, ctypes.c_void_p]
-        self._main.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
         self.on_gpu = hasattr(self._library, "convtune_gpu_allocate")
         """Whether it is a launcher, which runs kernels on a GPU."""
 
@@ -150,7 +151,11 @@ class Call:
         self._shapes = [(ctypes.c_int64 * len(shape))(*shape) for shape, _, _ in arguments]
         self._arrays: list[NDArray[Any] | GpuArray | None] = [None] * count  # kept alive as long as their addresses are
         self._addresses = [0] * count
+        self._sizes = [prod(shape) * dtype.itemsize for shape, dtype, _ in arguments]
         self._tensors = (c.Tensor * count)()
+        # what is written at each call: a field of an element of `_tensors` would take four times as long
+        self._data = [ctypes.c_void_p.from_buffer(self._tensors, _data_offset(index)) for index in range(count)]
+        self._elsewhere = [False] * count  # whether it was on a GPU last
         self._args = (c.Any * count)()
         self._result = c.Any()
         for index, (shape, dtype, _) in enumerate(arguments):
@@ -162,7 +167,10 @@ class Call:
             tensor.shape = self._shapes[index]
             self._args[index].type_index = c.TENSOR
             self._args[index].pointer = ctypes.addressof(tensor)
-        self._invocation = (None, ctypes.addressof(self._args), count, ctypes.addressof(self._result))
+        self._checked = -1  # which argument overlaps no other, as the addresses are now
+        # as ctypes objects, which take half the time that converting numbers at each call does
+        args, result = ctypes.addressof(self._args), ctypes.addressof(self._result)
+        self._invocation = (None, ctypes.c_void_p(args), ctypes.c_int32(count), ctypes.c_void_p(result))
 
     def bind(self, index: int, array: NDArray[Any] | GpuArray) -> bool:
         """Makes `array`, whose shape and dtype the caller has checked, the argument.
@@ -171,30 +179,45 @@ class Call:
         """
         if self._arrays[index] is array:
             return True
-        tensor = self._tensors[index]
         if isinstance(array, GpuArray):
-            address, tensor.device_type, tensor.device_id = array.address, c.GPU, array.device
+            address = array.address
+            self._place(index, c.GPU, array.device)
         else:
-            address = array.ctypes.data
-            if address % self._alignments[index] or not array.flags.c_contiguous:
+            flags = array.flags
+            if not flags.c_contiguous:
                 return False
-            tensor.device_type, tensor.device_id = c.CPU, 0
+            # `array.ctypes.data` takes four times as long; what is read-only has no such buffer
+            address = ctypes.addressof(_first_byte(array)) if flags.writeable else array.ctypes.data
+            if address % self._alignments[index]:
+                return False
+            if self._elsewhere[index]:
+                self._place(index, c.CPU, 0)
         self._arrays[index] = array
-        self._addresses[index] = tensor.data = address
+        self._data[index].value = address
+        if self._addresses[index] != address:
+            self._addresses[index] = address
+            self._checked = -1
         return True
+
+    def _place(self, index: int, kind: int, device: int) -> None:
+        self._tensors[index].device_type, self._tensors[index].device_id = kind, device
+        self._elsewhere[index] = kind != c.CPU
 
     def release(self, index: int) -> None:
         """Lets go of an argument's array. Bind another before the next call: the kernel refuses the null address."""
         self._arrays[index] = None
-        self._tensors[index].data = None
+        self._data[index].value = None
 
     def overlapping(self, index: int) -> int | None:
-        """The first other argument that shares memory with this one."""
-        sizes = [0 if array is None else array.nbytes for array in self._arrays]
-        start, end = self._addresses[index], self._addresses[index] + sizes[index]
-        for other, (address, size) in enumerate(zip(self._addresses, sizes)):
-            if other != index and address < end and start < address + size:
+        """The first other argument that shares memory with this one, where all are bound."""
+        if self._checked == index:
+            return None
+        start = self._addresses[index]
+        end = start + self._sizes[index]
+        for other, address in enumerate(self._addresses):
+            if address < end and start < address + self._sizes[other] and other != index:
                 return other
+        self._checked = index
         return None
 
     def __call__(self) -> None:
@@ -214,3 +237,8 @@ class Call:
         if status != 0:
             self._kernel._raise_failure(status)
         return seconds
+
+
+def _data_offset(index: int) -> int:
+    """Where in an array of tensors the address of one is."""
+    return index * ctypes.sizeof(c.Tensor) + int(c.Tensor.data.offset)
