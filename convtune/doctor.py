@@ -74,8 +74,10 @@ class Part:
 
 OPTIONAL = (
     Part("onnx", "onnx", "workloads from ONNX files", "pip install onnx"),
-    Part("torch", "torch", "PyTorch tensors as arguments, and comparison with PyTorch", "pip install torch"),
-    Part("onnxruntime", "onnxruntime", "comparison with ONNX Runtime", "pip install onnxruntime"),
+    Part("torch", "torch", "PyTorch tensors as arguments, and `convtune bench` against PyTorch", "pip install torch"),
+    Part("torchvision", "torchvision", "`convtune bench` of deformable layers against it", "pip install torchvision"),
+    Part("onnxruntime", "onnxruntime", "`convtune bench` against ONNX Runtime", "pip install onnxruntime onnx"),
+    Part("openvino", "openvino", "`convtune bench` against OpenVINO", "pip install openvino onnx"),
     Part("ziglang", "ziglang", "a C compiler where there is none, or for other machines", "pip install ziglang"),
 )
 _NVCC_WHEELS = (

@@ -57,6 +57,27 @@ NOTHING_OF: dict[str, tuple[str, ...]] = {
     "convtune.search.search": ("convtune.measure",),  # so that it can be tested without a clock
     "convtune.search.propose": ("convtune.measure",),
     "convtune.log": ("convtune.search", "convtune.measure", "convtune.tuner", "convtune.schedules"),
+    "convtune.peers": (
+        "convtune.targets",
+        "convtune.space",
+        "convtune.schedules",
+        "convtune.log",
+        "convtune.record",
+        "convtune.search",
+        "convtune.measure",
+        "convtune.tuner",
+        "convtune.compiler",
+        "convtune.comparison",
+    ),
+    "convtune.comparison": ("convtune.cli", "convtune.schedules"),
+    "convtune.report": (
+        "convtune.search",
+        "convtune.measure",
+        "convtune.tuner",
+        "convtune.compiler",
+        "convtune.cli",
+        "convtune.schedules",
+    ),
     "convtune.compiler": ("convtune.tuner", "convtune.cli", "convtune.schedules"),
     "convtune.tuner": ("convtune.compiler", "convtune.cli", "convtune.schedules"),
 }

@@ -1,0 +1,61 @@
+"""OpenVINO as a peer: its CPU plugin for latency, one stream, float32 kept as float32, tensors bound once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from convtune.peers import onnx_graph
+from convtune.peers.base import Configuration, Peer, Prepared, Problem, Unsupported, in_own_layout, require_float32
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+
+class OpenVino(Peer):
+    """Reads channels first, and converts to a layout of its choice inside where that pays."""
+
+    name = "openvino"
+    order = 2
+    distributions = ("openvino", "onnx")
+
+    def start(self, threads: int) -> None:
+        import openvino
+
+        self._core: Any = openvino.Core()
+
+    def configurations(self, spec: ConvSpec) -> tuple[Configuration, ...]:
+        require_float32(spec)
+        return in_own_layout(spec, onnx_graph.methods(spec))
+
+    def prepare(self, problem: Problem, configuration: Configuration) -> Prepared:
+        import openvino
+
+        options = {
+            "INFERENCE_NUM_THREADS": problem.threads,
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        model = onnx_graph.model(problem, configuration)
+        try:
+            network = self._core.read_model(model)
+        except RuntimeError as error:  # what its ONNX frontend raises for an operator that it lacks
+            raise Unsupported(_first_reason(str(error))) from error
+        request = self._core.compile_model(network, "CPU", options).create_infer_request()
+        arrays = onnx_graph.inputs(problem, configuration)
+        for name, array in arrays.items():
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+
+        def call() -> None:
+            request.infer(share_inputs=True, share_outputs=True)
+
+        # the arrays must live as long as the request that reads them
+        return Prepared(call, lambda held=arrays: request.get_output_tensor(0).data.copy())  # type: ignore[misc]
+
+
+def _first_reason(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "its ONNX frontend refuses the model"
+
+
+openvino_cpu = OpenVino()
