@@ -17,7 +17,7 @@ from convtune import space, workloads
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"convtune": "convtune", "schedules": "convtune/schedules", "tuned_logs": "convtune/tuned_logs"}
-INSTALLED = {".py", ".c", ".h", ".csv", ".jsonl", ".typed"}
+INSTALLED = {".py", ".c", ".h", ".csv", ".jsonl", ".typed", ".html", ".css", ".js"}
 
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 

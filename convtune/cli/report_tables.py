@@ -1,0 +1,123 @@
+"""A report for a terminal, a pull request or a script: text, Markdown, CSV, JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from convtune.cli import tables
+from convtune.report.content import content
+
+if TYPE_CHECKING:
+    from convtune.log import Problem
+    from convtune.report.digest import LayerDigest, Section
+
+_FIELDS = ("name", "spec", "variant", "default_us", "best_us", "speedup", "gflops", "roofline_share", "error")
+_COUNTS = ("trials", "elapsed_s")
+
+
+def render(form: str, sections: Sequence[Section], logs: Sequence[str], problems: Sequence[Problem]) -> str:
+    """The report in a form: text, markdown, csv or json."""
+    if form == "json":
+        return json.dumps(content(sections, logs, problems), indent=2, allow_nan=False)
+    if form == "csv":
+        return _csv(content(sections, logs, problems))
+    parts = [_section(section, form) for section in sections]
+    return "\n\n".join(parts) or "no record in these logs: nothing was tuned, or all was pruned"
+
+
+def _section(section: Section, form: str) -> str:
+    """Its heading, its layers, and what they come to."""
+    model = f"{section.target['name']}: {section.target['model']}, times {section.origin}"
+    heading = f"## {markdown(model)}" if form == "markdown" else model
+    headers = _headers(section)
+    rows = [_row(layer, section) for layer in section.layers]
+    if form == "markdown":
+        return "\n\n".join([heading, markdown_table(headers, rows), *_facts(section)])
+    return "\n".join([heading, "", tables.render(headers, rows), "", *_facts(section)])
+
+
+def _headers(section: Section) -> dict[str, str]:
+    origin = "" if section.origin == tables.MEASURED else f" {section.origin}"
+    peers = [f"{name} µs" for name in section.peers]
+    numbers = [f"default µs{origin}", f"tuned µs{origin}", "speed-up", "GFLOP/s", "of roofline", *peers]
+    compared = ["to best library"] if peers else []
+    return {"layer": "left"} | dict.fromkeys([*numbers, *compared, "error", "trials", "failed"], "right")
+
+
+def _row(layer: LayerDigest, section: Section) -> list[str | None]:
+    best, known = layer.best, layer.peers.peers_us if layer.peers else {}
+    ratio = layer.peers.ratio if layer.peers else None
+    times = (layer.default_us, layer.best_us, *(known.get(name) for name in section.peers))
+    default, tuned, *peers = (tables.TimeColumn("µs", 1.0, 2 if t and t < 10 else 1).text(t) for t in times)
+    verdict = layer.peers.verdict.replace("_", " ") if layer.peers else ""
+    compared = [f"{tables.speedup(ratio[0])} {verdict}".strip() if ratio else None] if section.peers else []
+    return [
+        layer.name,
+        default,
+        tuned or "failed",
+        tables.speedup(layer.speedup),
+        tables.number(layer.gflops),
+        tables.share(layer.share),
+        *peers,
+        *compared,
+        tables.error(best.error if best else None),
+        str(len(layer.trials)),
+        str(sum(layer.failures.values())),
+    ]
+
+
+def _facts(section: Section) -> list[str]:
+    told = [
+        f"{tables.plural(len(section.layers), 'layer')}, {tables.plural(section.trials, 'trial')} in "
+        f"{tables.duration(section.elapsed_s)}; failed: {tables.counts(section.failures) or 'none'}"
+    ]
+    if section.speedup:
+        told.append(f"geometric mean of the speed-ups, each layer once: {tables.speedup(section.speedup)}")
+    roof = section.roof
+    told.append(
+        f"roofline: {roof.gflops:.0f} GFLOP/s, {roof.memory_gbs:.0f} GB/s, {roof.source}"
+        if roof
+        else "roofline: what this machine can do at most is not known here"
+    )
+    return [*told, f"records written by {'; '.join(section.versions)}"]
+
+
+def markdown(text: str) -> str:
+    """A text that Markdown, and HTML in it, shows as it is; on one line."""
+    escaped = "".join(
+        f"\\{c}" if c in "\\`*_[]|~#" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(c, c) for c in text
+    )
+    return " ".join(escaped.split())
+
+
+def markdown_table(columns: Mapping[str, str], rows: Sequence[Sequence[str | None]]) -> str:
+    """As `tables.render`, in Markdown."""
+    from tabulate import tabulate
+
+    texts = [[tables.NOTHING if cell is None else markdown(cell) for cell in row] for row in rows]
+    headers = [markdown(header) for header in columns]
+    return tabulate(texts, headers, "pipe", colalign=list(columns.values()), disable_numparse=True) if texts else ""
+
+
+def _csv(data: Mapping[str, Any]) -> str:
+    """A line for each layer of each section, with the numbers as they are in JSON."""
+    peers = sorted({name for section in data["sections"] for name in section["peers"]})
+    failed = sorted({status for section in data["sections"] for status in section["failures"]})
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    header = ["target", "model", "fingerprint", "origin", *_FIELDS, "space", "knobs", *_COUNTS]
+    writer.writerow([*header, *failed, *(f"{name}_us" for name in peers), "ratio_to_best_library"])
+    for section in data["sections"]:
+        target = [section["target"][name] for name in ("name", "model", "fingerprint")]
+        for layer in section["layers"]:
+            candidate, bench = layer["candidate"] or {}, layer["bench"] or {}
+            knobs = json.dumps(candidate["knobs"]) if candidate else None
+            row = [*target, section["origin"], *(layer[name] for name in _FIELDS), candidate.get("space"), knobs]
+            row += [layer[name] for name in _COUNTS] + [layer["failures"].get(status, 0) for status in failed]
+            row += [bench.get("peers_us", {}).get(name) for name in peers]
+            writer.writerow([*row, (bench.get("ratio") or {}).get("median")])
+    return file.getvalue()

@@ -1,0 +1,185 @@
+// The pictures, as Vega-Lite specifications. Colours are the page's, so a theme needs no drawing again.
+const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6"].map((name) => `var(${name})`);
+const FONT = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif";
+const MOST_POINTS = 1500; // in one picture; beyond that a reader sees no difference
+
+const CONFIG = {
+  background: "transparent",
+  font: FONT,
+  view: { stroke: "transparent" },
+  axis: {
+    labelColor: "var(--text)", titleColor: "var(--text)", gridColor: "var(--line)", domainColor: "var(--faint)", tickColor: "var(--faint)",
+    labelFontSize: 11, titleFontSize: 12, titleFontWeight: "normal", gridOpacity: 0.6, labelOverlap: true,
+  },
+  legend: { labelColor: "var(--text)", titleColor: "var(--text)", labelFontSize: 11, titleFontSize: 12, titleFontWeight: "normal", orient: "bottom", columns: 4, symbolStrokeWidth: 2 },
+  text: { color: "var(--text)", fontSize: 11 },
+  title: { color: "var(--text)" },
+};
+
+/** Milliseconds where all times are that long. */
+const unitOf = (points) => (least(points.map((p) => p.us)) >= 1000 ? { name: "ms", us: 1000 } : { name: "µs", us: 1 });
+
+/** Draws a specification into an element. follow: what to do with the datum that was clicked. */
+async function draw(place, spec, follow = null) {
+  const legend = { ...CONFIG.legend, columns: Math.max(1, Math.floor(place.clientWidth / 150)) };
+  const whole = { width: "container", autosize: { type: "fit", contains: "padding", resize: true }, config: { ...CONFIG, legend }, ...spec };
+  const result = await window.vegaEmbed(place, whole, { renderer: "svg", actions: false, tooltip: { theme: "custom" } });
+  if (follow) result.view.addEventListener("click", (event, item) => item?.datum && follow(item.datum));
+  return result.view;
+}
+
+/** At most so many of the items, evenly. */
+function thinned(items, most = MOST_POINTS) {
+  if (items.length <= most) return items;
+  return Array.from({ length: most }, (_, n) => items[Math.floor((n * items.length) / most)]);
+}
+
+const logScale = { type: "log", nice: false };
+/** Round values for the axis of a logarithmic scale, as few as can be read. */
+function ticks([from, to]) {
+  for (const steps of [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
+    const found = [];
+    for (let decade = Math.floor(Math.log10(from)); decade <= Math.log10(to); decade++) {
+      found.push(...steps.map((step) => step * 10 ** decade).filter((value) => value >= from && value <= to));
+    }
+    if (found.length <= 7 && found.length >= 2) return found;
+  }
+  // within one step: evenly, in as many digits as tell them apart
+  return [0, 1, 2, 3].map((n) => Number((from * (to / from) ** (n / 3)).toPrecision(3)));
+}
+const logAxis = (domain, more = {}) => ({ values: ticks(domain), format: ",~g", ...more });
+const logScaled = (domain, more) => ({ scale: { ...logScale, domain }, axis: logAxis(domain, more) });
+const padded = (values, factor = 1.15) => [least(values) / factor, most(values) * factor];
+const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
+const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
+
+/** How the times of an origin look: measured ones are filled dots, others hollow and of their own shape. */
+const MARKS = {
+  measured: { shape: "circle", filled: true },
+  emulated: { shape: "square", filled: false },
+  estimated: { shape: "diamond", filled: false },
+};
+
+function rooflineSpec(section) {
+  const points = section.layers.filter((layer) => layer.best_us !== null).map((layer) => ({
+    layer: layer.name, variant: layer.variant, intensity: layer.flops / layer.bytes, gflops: layer.gflops, time: timeText(layer.best_us, section.origin),
+    "of roofline": percent(layer.roofline_share), href: layer.href,
+  }));
+  const variants = [...new Set(points.map((p) => p.variant))].sort();
+  const x = { field: "intensity", type: "quantitative", ...logScaled(padded(points.map((p) => p.intensity), 1.6)), title: "FLOP per byte of its tensors" };
+  const ys = points.map((p) => p.gflops);
+  const top = section.roof ? Math.max(section.roof.gflops * 1.5, most(ys) * 1.3) : most(ys) * 1.5;
+  const y = { field: "gflops", type: "quantitative", ...logScaled([least(ys) / 1.6, top]), title: `GFLOP/s (${section.origin})` };
+  const mark = { type: "point", ...MARKS[section.origin], size: points.length > 150 ? 30 : 60, opacity: 0.85, cursor: "pointer", strokeWidth: 1.5 };
+  const tooltip = ["layer", "variant", "time", "of roofline"].map((field) => ({ field, type: "nominal" })).concat([{ field: "gflops", title: "GFLOP/s", format: ".1f" }, { field: "intensity", title: "FLOP/B", format: ".1f" }]);
+  const colour = { field: "variant", type: "nominal", scale: { domain: variants, range: variants.map((_, n) => COLOURS[n % COLOURS.length]) }, title: null };
+  const encoding = { x, y, color: colour, tooltip };
+  if (variants.length > COLOURS.length) {
+    const [usual, other] = section.origin === "measured" ? ["circle", "triangle-up"] : [MARKS[section.origin].shape, "triangle-up"];
+    encoding.shape = { field: "variant", type: "nominal", scale: { domain: variants, range: variants.map((_, n) => (n < COLOURS.length ? usual : other)) }, title: null };
+    delete mark.shape;
+  }
+  const layers = section.roof ? roofLayers(section.roof, x, y) : [];
+  return { height: 380, layer: [...layers, { data: { values: points }, mark, encoding }] };
+}
+
+function roofLayers(roof, x, y) {
+  const [from, to] = x.scale.domain;
+  const knee = roof.gflops / roof.memory_gbs;
+  const at = (intensity) => Math.min(roof.gflops, intensity * roof.memory_gbs);
+  const line = [...new Set([from, Math.min(Math.max(knee, from), to), to])].map((intensity) => ({ intensity, gflops: at(intensity) })).filter((p) => p.gflops >= y.scale.domain[0]);
+  const labels = [{ intensity: to, gflops: at(to), text: knee < to ? `${roof.gflops.toFixed(0)} GFLOP/s` : `${roof.memory_gbs.toFixed(0)} GB/s` }];
+  const style = { color: "var(--text)", strokeWidth: 1.5 };
+  const found = [
+    { data: { values: line }, mark: { type: "line", ...style, clip: true }, encoding: { x, y } },
+    { data: { values: labels }, mark: { type: "text", align: "right", dy: -9, dx: -2 }, encoding: { x, y, text: { field: "text" } } },
+  ];
+  if (knee < to && knee > from) {
+    const start = line[0].intensity;
+    const slope = { intensity: start, gflops: at(start), text: `${roof.memory_gbs.toFixed(0)} GB/s` };
+    found.push({ data: { values: [slope] }, mark: { type: "text", align: "left", dx: 16, dy: 2 }, encoding: { x, y, text: { field: "text" } } });
+  }
+  return found;
+}
+
+/** Best time so far against trials or seconds: `field` of the points. */
+function convergenceSpec(timed, origin, field, title) {
+  const unit = unitOf(timed);
+  const points = timed.map((p) => ({ ...p, row: null, us: p.us / unit.us }));
+  const best = [];
+  for (const p of points) {
+    if (!best.length || p.us < best.at(-1).us) best.push(p);
+  }
+  const last = points.at(-1);
+  const steps = [...best, { ...last, us: best.at(-1).us }];
+  const x = { field, type: "quantitative", title, scale: { nice: false, domainMin: 0 }, axis: { tickCount: 6, grid: false } };
+  const y = { field: "us", type: "quantitative", ...logScaled(padded(points.map((p) => p.us), 1.1)), title: `${unit.name} (${origin})` };
+  const tooltip = [{ field: "trial", title: "trial" }, { field: "second", title: "after s", format: ".1f" }, { field: "us", title: `${unit.name} (${origin})`, format: ".4~g" }, { field: "what", title: "candidate" }];
+  const line = { type: "line", interpolate: "step-after", color: "var(--best)", strokeWidth: 2.2, strokeDash: origin === "measured" ? [1, 0] : [6, 3] };
+  return {
+    height: 220,
+    layer: [
+      { data: { values: thinned(points) }, mark: { type: "point", ...MARKS[origin], size: 18, color: "var(--c1)", opacity: 0.6 }, encoding: { x, y, tooltip } },
+      { data: { values: steps }, mark: line, encoding: { x, y } },
+      { data: { values: best }, mark: { type: "point", filled: true, size: 30, color: "var(--best)", opacity: 1 }, encoding: { x, y, tooltip } },
+    ],
+  };
+}
+
+/** How many candidates take how long, by space. */
+function spreadSpec(timed, origin, best_us) {
+  const unit = unitOf(timed);
+  const points = timed.map((p) => ({ space: p.space, us: p.us / unit.us }));
+  const marks = [{ us: best_us / unit.us }];
+  const logs = points.map((p) => Math.log10(p.us));
+  const [low, high] = [least(logs), most(logs)];
+  const bins = Math.max(1, Math.min(40, Math.ceil(2 * Math.cbrt(points.length))));
+  const width = Math.max((high - low) / bins, 1e-3);
+  const counts = new Map();
+  for (const p of points) {
+    const bin = Math.min(bins - 1, Math.floor((Math.log10(p.us) - low) / width));
+    const key = `${bin} ${p.space}`;
+    counts.set(key, { bin, space: p.space, count: (counts.get(key)?.count ?? 0) + 1 });
+  }
+  const spaces = [...new Set([...counts.values()].map((v) => v.space))].sort();
+  const height = new Map(); // the stack so far, by bin
+  const values = spaces.flatMap((space) => [...counts.values()].filter((v) => v.space === space)).map(({ bin, space, count }) => {
+    const bottom = height.get(bin) ?? 0;
+    height.set(bin, bottom + count);
+    return { space, count, bottom, top: bottom + count, from: 10 ** (low + bin * width), to: 10 ** (low + (bin + 1) * width) };
+  });
+  const domain = [10 ** (low - width / 2), 10 ** (low + (bins + 0.5) * width)];
+  const x = { field: "from", type: "quantitative", ...logScaled(domain, { grid: false }), title: `${unit.name} (${origin})` };
+  const y = { field: "bottom", type: "quantitative", title: "candidates", scale: { nice: true }, axis: { tickMinStep: 1, tickCount: 5, format: "~d" } };
+  const colour = { field: "space", type: "nominal", scale: { domain: spaces, range: spaces.map((_, n) => COLOURS[n % COLOURS.length]) }, title: null };
+  if (spaces.length === 1) colour.legend = null;
+  const tooltip = [{ field: "space" }, { field: "count", title: "candidates" }, { field: "from", title: `from ${unit.name}`, format: ".4~g" }, { field: "to", title: `to ${unit.name}`, format: ".4~g" }];
+  const bars = { type: "rect", opacity: origin === "measured" ? 0.9 : 0.45, stroke: "var(--back)", strokeWidth: 1 };
+  return {
+    height: 220,
+    layer: [
+      { data: { values }, mark: bars, encoding: { x, x2: { field: "to" }, y, y2: { field: "top" }, color: colour, tooltip } },
+      { data: { values: marks }, mark: { type: "rule", strokeWidth: 2, strokeDash: [5, 3], color: "var(--best)" }, encoding: { x: { ...x, field: "us" } } },
+    ],
+  };
+}
+
+/** Time against the values of one knob; the best of each value as a bar, the winner's value highlighted. */
+function knobSpec(timed, origin, name, winner) {
+  const unit = unitOf(timed);
+  const points = timed.map((p) => ({ ...p, us: p.us / unit.us }));
+  const order = [...new Set(points.map((p) => p.order))].sort((a, b) => a - b);
+  const text = new Map(points.map((p) => [p.order, p.value]));
+  const values = order.map((n) => text.get(n));
+  const bests = order.map((n) => ({ value: text.get(n), us: least(points.filter((p) => p.order === n).map((p) => p.us)), count: points.filter((p) => p.order === n).length }));
+  const x = { field: "value", type: "nominal", sort: values, title: null, axis: { labelAngle: values.join("").length > 24 ? -40 : 0, grid: false, labelLimit: 90 } };
+  const y = { field: "us", type: "quantitative", ...logScaled(padded(points.map((p) => p.us), 1.1)), title: `${unit.name} (${origin})` };
+  const highlight = { condition: { test: `datum.value === ${JSON.stringify(winner)}`, value: "var(--best)" }, value: "var(--c1)" };
+  return {
+    height: 150,
+    layer: [
+      { data: { values: thinned(points, 400) }, mark: { type: "point", ...MARKS[origin], size: 18, opacity: 0.5 }, encoding: { x, y, color: highlight, xOffset: { field: "jitter", type: "quantitative", scale: { domain: [-1, 1] } } } },
+      { data: { values: bests }, mark: { type: "tick", thickness: 3, bandSize: 22 }, encoding: { x, y, color: highlight, tooltip: [{ field: "value", title: name }, { field: "us", title: `best ${unit.name} (${origin})`, format: ".4~g" }, { field: "count", title: "candidates" }] } },
+    ],
+  };
+}

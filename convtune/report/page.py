@@ -1,0 +1,91 @@
+"""Page: a report as one HTML file that needs no network, with its data and its pictures' library inside."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from convtune.errors import ConvtuneError
+from convtune.log import Problem
+from convtune.record import STATUSES
+from convtune.report.content import candidates, content
+from convtune.report.digest import Section
+
+_VEGA = "window.vegaEmbed = vegaEmbed;"
+EXTRA = "pip install 'convtune[report]'"
+
+
+class MissingPackageError(ConvtuneError):
+    """A page needs a package that is not installed."""
+
+
+def page(title: str, sections: Sequence[Section], logs: Sequence[str], problems: Sequence[Problem]) -> str:
+    """The report on these sections as HTML.
+
+    Raises:
+        MissingPackageError: Jinja2 or Vega is not installed.
+    """
+    data = content(sections, logs, problems)
+    for section, shown in zip(sections, data["sections"]):
+        for layer, row in zip(section.layers, shown["layers"]):
+            row["tried"] = candidates(layer)
+    data["statuses"] = list(STATUSES)
+    return render(
+        "report.html", title=title, data=data, scripts=["page.js", "table.js", "pictures.js", "report.js", "layer.js"]
+    )
+
+
+def render(template: str, *, title: str, data: Mapping[str, Any], scripts: Sequence[str]) -> str:
+    """A template with its data, style and scripts put in. Text is escaped by Jinja2, and by JSON as a script holds it.
+
+    Raises:
+        MissingPackageError: as `page`.
+    """
+    nonce = secrets.token_urlsafe(16)  # scripts without it do not run, whoever wrote them into the page
+    return str(
+        _environment()
+        .get_template(template)
+        .render(
+            title=title,
+            nonce=nonce,
+            data=embedded(data),
+            vega=_vega(),
+            style=_asset("page.css"),
+            scripts=[_asset(name) for name in scripts],
+            sections=data.get("sections", []),
+        )
+    )
+
+
+def embedded(data: Any) -> str:
+    """JSON that may stand in a script element: nothing in it can end that, or begin a comment."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+@functools.cache
+def _environment() -> Any:
+    try:
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
+    except ImportError as error:
+        raise MissingPackageError(f"an HTML report needs {error.name}; {EXTRA}") from error
+    return Environment(loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+
+@functools.cache
+def _vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one ES module that sets `window.vegaEmbed`."""
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise MissingPackageError(f"an HTML report needs {error.name}; {EXTRA}") from error
+    # a script element ends at the first of these, wherever it stands
+    return str(vl_convert.javascript_bundle(_VEGA)).replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _asset(name: str) -> str:
+    return importlib.resources.files("convtune.report").joinpath(f"assets/{name}").read_text(encoding="utf-8")
