@@ -1,0 +1,94 @@
+"""A coarse model of minimal filtering's time and error: transforms, products, and the transformed weights' traffic."""
+
+from __future__ import annotations
+
+import math
+from math import prod
+from typing import TYPE_CHECKING
+
+from convtune.schedules.estimate import (
+    BARRIER_CYCLES,
+    L3_BYTES_PER_CYCLE,
+    TILE_CYCLES,
+    Tasks,
+    overlapped,
+    step_cycles,
+    stream_cycles,
+)
+from convtune.schedules.filtering_plan import Plan
+from convtune.schedules.tiling import ceil_div
+
+if TYPE_CHECKING:
+    from convtune.targets import CpuTarget
+
+MEMORY_BYTES_PER_CYCLE = 6.0  # of a core, where all read at once
+STORE_CYCLES = 1.0
+OPERATION_CYCLES = 0.5
+PLACE_CYCLES = 30.0  # where a tile is, and whether it lies inside
+UNIT_ROUNDOFF = 2.0**-24
+
+
+def expected_error(plan: Plan) -> float:
+    """max |y - reference| / max |reference| to expect, for independent operands of equal variance.
+
+    Errors of a direct sum grow with the square root of its length; the constant is of sums in one accumulator.
+    """
+    terms = plan.depth * plan.taps
+    amplification = prod(axis.filter.amplification for axis in plan.axes if axis.filter)
+    return UNIT_ROUNDOFF * amplification * (1.0 + 0.2 * math.sqrt(terms))
+
+
+def estimated_cycles(plan: Plan, target: CpuTarget) -> float:
+    """Cycles of one call."""
+    v_bytes, m_bytes = 4 * prod(plan.v_shape), 4 * prod(plan.m_shape)
+    tiles = plan.block
+    made = tiles * _input_cycles(plan, target, v_bytes * plan.tasks if plan.shared else v_bytes)
+    stored = tiles * plan.per_pass * plan.vectors * _output_cycles(plan, target, m_bytes)
+    of_pass = _product_cycles(plan, target, v_bytes + m_bytes) + stored
+    if plan.shared:
+        first = Tasks(plan.tasks * tiles, made / tiles).on(target)
+        return first + BARRIER_CYCLES + Tasks(plan.tasks * plan.passes, of_pass).on(target)
+    return Tasks(plan.tasks, made + plan.passes * of_pass).on(target)
+
+
+def _input_cycles(plan: Plan, target: CpuTarget, v_bytes: int) -> float:
+    """Of a tile: each pass loads and stores all it has, the last one to V."""
+    filters = [axis.filter for axis in plan.axes if axis.filter]
+    operations = sum(plan.points / f.alpha * f.operations[0] for f in filters)
+    stores = plan.points * len(filters)
+    vectors = ceil_div(plan.channels, plan.lanes)
+    to_v = stream_cycles(target, plan.points * plan.lanes * 4, v_bytes)
+    of_vector = stores * STORE_CYCLES + operations * OPERATION_CYCLES + to_v
+    return PLACE_CYCLES + plan.taps * vectors * of_vector
+
+
+def _output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:
+    """Of a tile and a vector of channels."""
+    size, operations, stores = plan.points, 0.0, 0.0
+    for axis in plan.axes:
+        if axis.filter:
+            operations += size / axis.alpha * axis.filter.operations[1]
+            size = size // axis.alpha * axis.m
+            stores += size
+    from_m = stream_cycles(target, plan.points * plan.lanes * 4, m_bytes)
+    return PLACE_CYCLES / 2 + stores * STORE_CYCLES + operations * OPERATION_CYCLES + from_m
+
+
+def _product_cycles(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
+    """Of a pass: all points and channel blocks."""
+    depth, row_tiles = plan.depth * plan.taps, plan.block_rows // plan.rows
+    steps = depth * step_cycles(plan.rows * plan.vectors, plan.rows + plan.vectors)
+    compute = row_tiles * (steps + 2 * plan.rows * plan.vectors + TILE_CYCLES)
+    panel = depth * plan.width * 4
+    streamed = panel / _weights_bandwidth(plan, target) + (row_tiles - 1) * stream_cycles(target, panel, panel)
+    rows = plan.block_rows * depth * 4
+    streamed += stream_cycles(target, rows, task_bytes if plan.per_pass == 1 else max(rows, task_bytes / plan.per_pass))
+    return plan.points * plan.per_pass * overlapped(compute, streamed)
+
+
+def _weights_bandwidth(plan: Plan, target: CpuTarget) -> float:
+    """Bytes a cycle at which transformed weights come, which a call reads as a whole."""
+    size = 4 * prod(plan.u_shape)
+    if size <= target.l2_bytes / 2:
+        return 32.0
+    return L3_BYTES_PER_CYCLE if size <= 0.75 * target.l3_bytes else MEMORY_BYTES_PER_CYCLE

@@ -1,0 +1,171 @@
+"""Minimal filtering's transform of the input, as straight-line code on vectors of channels.
+
+One dimension at a time through a small local buffer: that bounds the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.filtering_plan import Axis, Plan
+from convtune.schedules.filtering_statements import (
+    Binder,
+    Expr,
+    Stmt,
+    allocated,
+    exists,
+    flat,
+    loop,
+    nest,
+    place_of,
+    sequence,
+    when,
+)
+
+from convtune.expression import widened
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+
+class InputTransform:
+    """V = B^T d B of one tile and some neighbouring channels."""
+
+    def __init__(
+        self, spec: ConvSpec, plan: Plan, read: Callable[..., Expr], v: Callable[..., tuple[Any, Any]]
+    ) -> None:
+        """read(n, channel, position): x. v(point, tile, element): the buffer and the indices of V."""
+        self.spec, self.plan, self.read, self.v = spec, plan, read, v
+        self.filtered = [i for i, axis in enumerate(plan.axes) if axis.filter]
+
+    def tile(self, q: Expr, row: Expr, channel: Expr, width: int) -> Stmt:
+        """Of the q-th tile, stored as a block's tile `row`: channels from `channel` on."""
+        place, axes = place_of(self.plan, q), self.plan.axes
+        sizes = [prod(axes[i].alpha for i in self.filtered)] * (len(self.filtered) > 1)
+        sizes *= 1 + (len(self.filtered) > 2)
+
+        def each_tap(taps: Sequence[Expr]) -> Stmt:
+            start = [
+                axis.input(residue, tile, tap)
+                for axis, residue, tile, tap in zip(axes, place.residues, place.tiles, taps)
+            ]
+            tap = flat(taps, [axis.direct for axis in axes])
+            return self._passes(place.n, start, (row, tap * self.plan.channels + channel, channel), width, sizes)
+
+        return when(exists(self.plan, q), nest([axis.direct for axis in axes], each_tap))
+
+    def _passes(self, n: Expr, start: list[Expr], at: tuple[Expr, Expr, Expr], width: int, sizes: list[int]) -> Stmt:
+        """All passes of a tile, through as many local buffers as there are `sizes`, each once more than needed."""
+        if not sizes:
+            return self._first(n, start, at, width, None)
+
+        def with_buffers(made: list[Any]) -> Stmt:
+            if len(made) < len(sizes):
+                return allocated((sizes[0], width), "half", "local", lambda buffer: with_buffers([*made, buffer]))
+            parts = [self._first(n, start, at, width, made[0])]
+            for number in range(1, len(self.filtered)):
+                source = made[(number - 1) % len(made)]
+                last = number == len(self.filtered) - 1
+                parts.append(self._later(number, source, None if last else made[number % len(made)], at, width))
+            return sequence(parts)
+
+        return with_buffers([])
+
+    def _first(self, n: Expr, start: list[Expr], at: tuple[Expr, Expr, Expr], width: int, to: Any) -> Stmt:
+        """The first filtered dimension, read from x: without conditions where the whole tile lies inside."""
+        conditions = [
+            [*_bounds(axis, first, 0), *_bounds(axis, first, 1)] for axis, first in zip(self.plan.axes, start)
+        ]
+        inside = [c for of_axis in conditions for c in of_axis]
+        fast = self._columns(n, start, at, width, to, checked=False)
+        if not inside:
+            return fast
+        return when(inside, fast, self._columns(n, start, at, width, to, checked=True))
+
+    def _columns(
+        self, n: Expr, start: list[Expr], at: tuple[Expr, Expr, Expr], width: int, to: Any, checked: bool
+    ) -> Stmt:
+        axes, first = self.plan.axes, self.filtered[0]
+        axis = axes[first]
+
+        def column(index: Sequence[Expr]) -> Stmt:
+            place = [s + i * a.step for s, i, a in zip(start, index, axes)]
+
+            def body(lane: Expr) -> Stmt:
+                bind = Binder()
+                values = []
+                for i in range(axis.alpha):
+                    position = [*place[:first], place[first] + i * axis.step, *place[first + 1 :]]
+                    conditions = _outside(axes, position) if checked else []
+                    values.append(bind(_or_zero(conditions, widened(self.read(n, at[2] + lane, position)))))
+                return self._store(bind, 0, values, index, at, lane, to)
+
+            return loop(width, body, "VECTORIZED", "lane")
+
+        return nest([1 if i == first else a.alpha for i, a in enumerate(axes)], column)
+
+    def _later(self, number: int, source: Any, to: Any, at: tuple[Expr, Expr, Expr], width: int) -> Stmt:
+        """The next filtered dimension, from one local buffer to another, or to V."""
+        axes, current = self.plan.axes, self.filtered[number]
+        shape = [axis.alpha for axis in axes]
+
+        def column(index: Sequence[Expr]) -> Stmt:
+            def body(lane: Expr) -> Stmt:
+                from tvm import tirx
+
+                bind = Binder()
+                values = [
+                    bind(tirx.BufferLoad(source, [flat([*index[:current], i, *index[current + 1 :]], shape), lane]))
+                    for i in range(shape[current])
+                ]
+                return self._store(bind, number, values, index, at, lane, to)
+
+            return loop(width, body, "VECTORIZED", "lane")
+
+        return nest([1 if i == current else size for i, size in enumerate(shape)], column)
+
+    def _store(
+        self,
+        bind: Binder,
+        number: int,
+        values: list[Expr],
+        index: Sequence[Expr],
+        at: tuple[Expr, Expr, Expr],
+        lane: Expr,
+        to: Any,
+    ) -> Stmt:
+        current, shape = self.filtered[number], [axis.alpha for axis in self.plan.axes]
+        rule = self.plan.axes[current].filter
+        assert rule is not None
+        for i, value in enumerate(rule.transform_input(values, bind)):
+            point = flat([*index[:current], i, *index[current + 1 :]], shape)
+            if to is None:
+                bind.store(*self.v(point, at[0], at[1] + lane), value)
+            else:
+                bind.store(to, [point, lane], value)
+        return sequence(bind.statements)
+
+
+def _bounds(axis: Axis, first: Expr, side: int) -> list[Expr]:
+    """That all inputs of a tile lie inside, on one side; nothing where they always do."""
+    low, high = axis.reach
+    if side == 0:
+        return [first >= 0] if low < 0 else []
+    return [first + (axis.alpha - 1) * axis.step < axis.size] if high >= axis.size else []
+
+
+def _outside(axes: Sequence[Axis], position: Sequence[Expr]) -> list[Expr]:
+    found = []
+    for axis, place in zip(axes, position):
+        low, high = axis.reach
+        found += [place >= 0] * (low < 0) + [place < axis.size] * (high >= axis.size)
+    return found
+
+
+def _or_zero(conditions: Sequence[Expr], value: Expr) -> Expr:
+    from tvm import tirx
+
+    zero = tirx.const(0.0, "float32")
+    return tirx.if_then_else(tirx.all(*conditions), value, zero) if conditions else value

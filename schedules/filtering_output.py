@@ -1,0 +1,155 @@
+"""Minimal filtering's transform of the products to the output, with the epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.filtering_plan import Plan
+from convtune.schedules.filtering_statements import (
+    Binder,
+    Expr,
+    Stmt,
+    allocated,
+    exists,
+    flat,
+    loop,
+    nest,
+    place_of,
+    sequence,
+    when,
+)
+from convtune.schedules.tiling import LONG_ACTIVATIONS
+
+from convtune.expression import Arguments, epilogue
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+
+class OutputTransform:
+    """Y = A^T M A of one tile and a vector of channels, with the epilogue, stored where there are outputs."""
+
+    def __init__(self, spec: ConvSpec, plan: Plan, arguments: Arguments, y: Any, m: Any) -> None:
+        self.spec, self.plan, self.arguments, self.y, self.m = spec, plan, arguments, y, m
+        self.filtered = [i for i, axis in enumerate(plan.axes) if axis.filter]
+
+    def tile(self, q: Expr, row: Expr, number: Expr) -> Stmt:
+        """Of the q-th tile, a block's tile `row`: all channels of the pass with that number."""
+        plan = self.plan
+
+        def vector(index: Sequence[Expr]) -> Stmt:
+            block, cv = index
+            linear = number * plan.per_pass + block
+            group, within = (linear // plan.blocks, linear % plan.blocks) if plan.groups > 1 else (0, linear)
+            channel = (within * plan.vectors + cv) * plan.lanes
+            source = (block * plan.vectors + cv) * plan.lanes
+            whole = self._channels(q, row, source, group * plan.run + channel, plan.lanes)
+            tail = plan.run % plan.lanes
+            if plan.blocks * plan.width == plan.run:
+                return whole
+            if not tail:
+                return when([channel < plan.run], whole)
+            rest = self._channels(q, row, source, group * plan.run + channel, tail)
+            return when([channel + plan.lanes <= plan.run], whole, when([channel < plan.run], rest))
+
+        return when(exists(plan, q), nest([plan.per_pass, plan.vectors], vector))
+
+    def _channels(self, q: Expr, row: Expr, source: Expr, oc: Expr, width: int) -> Stmt:
+        axes = self.plan.axes
+        place = place_of(self.plan, q)
+        base = [axis.output(r, t) for axis, r, t in zip(axes, place.residues, place.tiles)]
+
+        def read_m(index: Sequence[Expr], lane: Expr) -> Expr:
+            from tvm import tirx
+
+            point = flat(index, [axis.alpha for axis in axes])
+            return tirx.BufferLoad(self.m, [point, row * self.plan.m_row + source + lane])
+
+        def passes(number: int, read: Callable[[Sequence[Expr], Expr], Expr]) -> Stmt:
+            """The pass over a filtered dimension and all after it; dimensions before it are outputs already."""
+            current = self.filtered[number]
+            sizes = [axis.m if i <= current else axis.alpha for i, axis in enumerate(axes)]
+            around = [1 if i == current else size for i, size in enumerate(sizes)]
+            if number == len(self.filtered) - 1:
+                return nest(around, lambda index: self._last(place.n, base, index, oc, width, read))
+
+            def with_buffer(to: Any) -> Stmt:
+                from tvm import tirx
+
+                def column(index: Sequence[Expr]) -> Stmt:
+                    return loop(width, lambda lane: keep(index, lane), "VECTORIZED", "lane")
+
+                def keep(index: Sequence[Expr], lane: Expr) -> Stmt:
+                    bind = Binder()
+                    for i, value in enumerate(self._outputs(current, bind, index, lane, read)):
+                        bind.store(to, [flat([*index[:current], i, *index[current + 1 :]], sizes), lane], value)
+                    return sequence(bind.statements)
+
+                def read_half(index: Sequence[Expr], lane: Expr) -> Expr:
+                    return tirx.BufferLoad(to, [flat(index, sizes), lane])
+
+                return sequence([nest(around, column), passes(number + 1, read_half)])
+
+            return allocated((prod(sizes), width), "half", "local", with_buffer)
+
+        return passes(0, read_m)
+
+    def _outputs(
+        self, current: int, bind: Binder, index: Sequence[Expr], lane: Expr, read: Callable[..., Expr]
+    ) -> list[Expr]:
+        axis = self.plan.axes[current]
+        assert axis.filter is not None
+        values = [bind(read([*index[:current], i, *index[current + 1 :]], lane)) for i in range(axis.alpha)]
+        return axis.filter.transform_output(values, bind)
+
+    def _last(
+        self,
+        n: Expr,
+        base: Sequence[Expr],
+        index: Sequence[Expr],
+        oc: Expr,
+        width: int,
+        read: Callable[[Sequence[Expr], Expr], Expr],
+    ) -> Stmt:
+        """The last filtered dimension: a row of outputs, to y."""
+        from tvm import tirx
+
+        axes, current = self.plan.axes, self.filtered[-1]
+        axis = axes[current]
+        first = [b + i * a.step for b, i, a in zip(base, index, axes)]
+
+        def stored(i: Expr, value: Expr, lane: Expr) -> Stmt:
+            position = [*first[:current], first[current] + i * axis.step, *first[current + 1 :]]
+            inside = [position[current] < axis.out] if axis.ragged else []
+            return when(inside, self._stored(n, oc + lane, position, value))
+
+        def direct(lane: Expr) -> Stmt:
+            bind = Binder()
+            values = [bind(value) for value in self._outputs(current, bind, index, lane, read)]
+            return sequence([*bind.statements, *(stored(i, value, lane) for i, value in enumerate(values))])
+
+        def staged(row: Any) -> Stmt:
+            def keep(lane: Expr) -> Stmt:
+                bind = Binder()
+                for i, value in enumerate(self._outputs(current, bind, index, lane, read)):
+                    bind.store(row, [i, lane], value)
+                return sequence(bind.statements)
+
+            def output(i: Expr) -> Stmt:
+                return loop(width, lambda at: stored(i, tirx.BufferLoad(row, [i, at]), at), "VECTORIZED", "lane")
+
+            return sequence([loop(width, keep, "VECTORIZED", "lane"), loop(axis.m, output)])
+
+        inside = [p < a.out for i, (p, a) in enumerate(zip(first, axes)) if a.ragged and i != current]
+        if self.spec.activation in LONG_ACTIVATIONS:  # once in the code, not for each output of the row
+            return when(inside, allocated((axis.m, width), "row", "local", staged))
+        return when(inside, loop(width, direct, "VECTORIZED", "lane"))
+
+    def _stored(self, n: Expr, channel: Expr, position: Sequence[Expr], value: Expr) -> Stmt:
+        from tvm import tirx
+
+        place = list(position)[3 - self.spec.rank :]
+        out = epilogue(self.arguments, value, n, channel, place)
+        return tirx.BufferStore(self.y, out, [n, *place, channel] if self.spec.channels_last else [n, channel, *place])

@@ -1,0 +1,207 @@
+"""How a convolution is cut into minimal-filtering tiles, points, blocks and passes: sizes only, no TVM."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.filtering_points import Filtering, filtering
+from convtune.schedules.tiling import ceil_div, round_up
+
+from convtune.expression import Geometry, cube
+
+if TYPE_CHECKING:
+    from convtune.space import Knobs
+    from convtune.spec import ConvSpec
+    from convtune.targets import CpuTarget
+
+Dims = tuple[int, ...]
+LINE = 16  # float32 elements of a cache line
+ALIASED = 512  # elements
+TILE_KNOBS = ("d_tile", "h_tile", "w_tile")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One of three spatial dimensions: cut into tiles of m outputs; or direct, its taps a part of the reduction.
+
+    Outputs of a filtered dimension are residue + dilation * (m * tile + i): a dilated convolution is `dilation`
+    interleaved dense ones.
+    """
+
+    m: int
+    taps: int
+    stride: int
+    dilation: int
+    before: int
+    size: int
+    out: int
+
+    @functools.cached_property
+    def filter(self) -> Filtering | None:
+        return filtering(self.m, self.taps) if self.m > 1 else None
+
+    @functools.cached_property
+    def alpha(self) -> int:
+        """Points, and inputs of a tile."""
+        return self.m + self.taps - 1 if self.m > 1 else 1
+
+    @functools.cached_property
+    def direct(self) -> int:
+        """Taps that are summed one by one."""
+        return 1 if self.m > 1 else self.taps
+
+    @functools.cached_property
+    def residues(self) -> int:
+        return min(self.dilation, self.out) if self.m > 1 else 1
+
+    @functools.cached_property
+    def tiles(self) -> int:
+        """Of a residue."""
+        return ceil_div(ceil_div(self.out, self.residues), self.m) if self.m > 1 else self.out
+
+    @functools.cached_property
+    def step(self) -> int:
+        """How far apart outputs of a tile are, and its inputs."""
+        return self.dilation if self.m > 1 else 1
+
+    @functools.cached_property
+    def ragged(self) -> bool:
+        """Whether there are tiles with outputs beyond the last one."""
+        return self.residues * self.tiles * self.m != self.out
+
+    def output(self, residue: Any, tile: Any) -> Any:
+        """The first output of a tile."""
+        return residue + self.dilation * self.m * tile if self.m > 1 else tile
+
+    def input(self, residue: Any, tile: Any, tap: Any) -> Any:
+        """The first input of a tile, negative where that is padding."""
+        first = self.output(residue, tile)
+        return first - self.before if self.m > 1 else first * self.stride + tap * self.dilation - self.before
+
+    @functools.cached_property
+    def reach(self) -> tuple[int, int]:
+        """The first and the last input position that tiles read, padding included."""
+        last = self.input(self.residues - 1, self.tiles - 1, self.direct - 1) + (self.alpha - 1) * self.step
+        return -self.before, last
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All sizes of a schedule."""
+
+    axes: tuple[Axis, Axis, Axis]
+    batch: int
+    channels: int  # of the input
+    groups: int
+    depth: int  # input channels of a group
+    run: int  # output channels of a group
+    lanes: int
+    vectors: int
+    rows: int  # tiles of a register tile
+    block: int  # tiles of a task
+    per_pass: int  # channel blocks of a pass
+    shared: bool  # V is made for all tiles first, and tasks are passes
+
+    @functools.cached_property
+    def points(self) -> int:
+        return prod(axis.alpha for axis in self.axes)
+
+    @functools.cached_property
+    def taps(self) -> int:
+        """Direct taps."""
+        return prod(axis.direct for axis in self.axes)
+
+    @functools.cached_property
+    def tiles(self) -> int:
+        return self.batch * prod(axis.residues * axis.tiles for axis in self.axes)
+
+    @functools.cached_property
+    def tasks(self) -> int:
+        """Blocks of tiles."""
+        return ceil_div(self.tiles, self.block)
+
+    @functools.cached_property
+    def block_rows(self) -> int:
+        """Tiles of a block, in whole register tiles."""
+        return round_up(self.block, self.rows)
+
+    @functools.cached_property
+    def width(self) -> int:
+        """Output channels of a channel block."""
+        return self.vectors * self.lanes
+
+    @functools.cached_property
+    def blocks(self) -> int:
+        """Channel blocks of a group."""
+        return ceil_div(self.run, self.width)
+
+    @functools.cached_property
+    def passes(self) -> int:
+        return self.groups * self.blocks // self.per_pass
+
+    @functools.cached_property
+    def v_row(self) -> int:
+        """Elements from tile to tile of V."""
+        return _unaliased(self.taps * self.channels, self.lanes)
+
+    @functools.cached_property
+    def v_shape(self) -> Dims:
+        """(point, tile of a block with its direct taps and channels)."""
+        return (self.points, _spread(self.block_rows * self.v_row))
+
+    @functools.cached_property
+    def m_row(self) -> int:
+        return _unaliased(self.per_pass * self.width, self.lanes)
+
+    @functools.cached_property
+    def m_shape(self) -> Dims:
+        """(point, tile of a block with its output channels of a pass)."""
+        return (self.points, _spread(self.block_rows * self.m_row))
+
+    @functools.cached_property
+    def u_shape(self) -> Dims:
+        """(pass, point, channel block of it, direct tap, input channel of a group, output channel of a block)."""
+        return (self.passes, self.points, self.per_pass, self.taps, self.depth, self.width)
+
+
+def _unaliased(elements: int, lanes: int) -> int:
+    """The length of rows that are read side by side: 2 KiB apart, many would share a set of the first cache."""
+    return elements + lanes * (elements % ALIASED == 0)
+
+
+def _spread(elements: int) -> int:
+    """The distance of points: an odd number of lines, so that a tile's points do not share the sets of a cache."""
+    lines = ceil_div(elements, LINE)
+    return (lines + (lines % 2 == 0)) * LINE
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def axes_of(spec: ConvSpec, tiles: Dims) -> tuple[Axis, Axis, Axis]:
+    """The dimensions, cut into tiles of so many outputs."""
+    geometry = Geometry.of(spec)
+    pads = cube([before for before, _ in spec.padding], 0)
+    fields = zip(tiles, geometry.kernel, geometry.stride, geometry.dilation, pads, cube(spec.in_size), geometry.out)
+    first, second, third = (Axis(*field) for field in fields)
+    return first, second, third
+
+
+def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
+    """The plan of a candidate."""
+    groups = spec.groups
+    return Plan(
+        axes=axes_of(spec, tuple(int(knobs.get(name, 1)) for name in TILE_KNOBS)),
+        batch=spec.batch,
+        channels=spec.in_channels,
+        groups=groups,
+        depth=spec.in_channels // groups,
+        run=spec.out_channels // groups,
+        lanes=target.lanes,
+        vectors=int(knobs["oc_vectors"]),
+        rows=int(knobs["tile_rows"]),
+        block=int(knobs["tile_rows"]) * int(knobs["row_blocks"]),
+        per_pass=int(knobs["pass_blocks"]),
+        shared=knobs["order"] == "channels",
+    )

@@ -1,0 +1,71 @@
+"""Minimal filtering's products: for each point a matrix product, in register tiles of tiles x channels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from convtune.schedules.filtering_plan import Plan
+from convtune.schedules.filtering_statements import Binder, Expr, Stmt, allocated, loop, nest, sequence
+
+from convtune.expression import widened
+
+
+def products(plan: Plan, v: Callable[..., tuple[Any, Any]], u: Any, m: Any, number: Expr) -> Stmt:
+    """M[point, tile, channel of the pass] = sum V[point, tile, tap, ic] * U of the pass with that number."""
+
+    def tile(index: Sequence[Expr]) -> Stmt:
+        point, block, rows = index
+        group = (number * plan.per_pass + block) // plan.blocks if plan.groups > 1 else 0
+        return allocated(
+            (plan.rows, plan.vectors, plan.lanes),
+            "acc",
+            "local",
+            lambda acc: _register_tile(plan, v, (u, m, acc), (number, point, block, rows), group),
+        )
+
+    return nest([plan.points, plan.per_pass, plan.block_rows // plan.rows], tile)
+
+
+def _register_tile(
+    plan: Plan, v: Callable[..., tuple[Any, Any]], buffers: tuple[Any, Any, Any], index: tuple[Expr, ...], group: Expr
+) -> Stmt:
+    from tvm import tirx
+
+    (u, m, acc), (number, point, block, rows) = buffers, index
+    places = list(itertools.product(range(plan.rows), range(plan.vectors)))
+
+    def vector(body: Callable[[Binder, Expr], None]) -> Stmt:
+        def statements(lane: Expr) -> Stmt:
+            bind = Binder()
+            body(bind, lane)
+            return sequence(bind.statements)
+
+        return loop(plan.lanes, statements, "VECTORIZED", "lane")
+
+    def clear(bind: Binder, lane: Expr) -> None:
+        for r, cv in places:
+            bind.store(acc, [r, cv, lane], tirx.const(0.0, "float32"))
+
+    def step(taps: Sequence[Expr]) -> Stmt:
+        tap, ic = taps
+
+        def body(bind: Binder, lane: Expr) -> None:
+            at = (number, point, block, tap, ic)
+            filters = [bind(widened(tirx.BufferLoad(u, [*at, cv * plan.lanes + lane]))) for cv in range(plan.vectors)]
+            for r in range(plan.rows):
+                source, place = v(point, rows * plan.rows + r, tap * plan.channels + group * plan.depth + ic)
+                value = tirx.BufferLoad(source, list(place))
+                for cv in range(plan.vectors):
+                    total = tirx.BufferLoad(acc, [r, cv, lane])
+                    bind.store(acc, [r, cv, lane], total + value * filters[cv])
+
+        return vector(body)
+
+    def keep(bind: Binder, lane: Expr) -> None:
+        for r, cv in places:
+            at = [point, (rows * plan.rows + r) * plan.m_row + (block * plan.vectors + cv) * plan.lanes + lane]
+            bind.store(m, at, tirx.BufferLoad(acc, [r, cv, lane]))
+
+    return sequence([vector(clear), nest([plan.taps, plan.depth], step), vector(keep)])

@@ -1,0 +1,103 @@
+"""Statements of TIR that the loops of minimal filtering are written with: loops, buffers, conditions, tiles' places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convtune.schedules.filtering_plan import Plan
+
+Expr = Any
+Stmt = Any
+Body = Callable[[Any], Stmt]
+Read = Callable[[Sequence[Expr], Expr], Expr]
+
+
+def loop(extent: int, body: Body, kind: str = "SERIAL", name: str = "i") -> Stmt:
+    """for variable in range(extent): body(variable)."""
+    from tvm import tirx
+
+    if extent == 1 and kind != "PARALLEL":
+        return body(0)
+    variable = tirx.Var(name, "int32")
+    return tirx.For(variable, 0, extent, tirx.ForKind[kind], body(variable))
+
+
+def nest(extents: Sequence[int], body: Body) -> Stmt:
+    """Loops around body(indices)."""
+    if not extents:
+        return body(())
+    return loop(extents[0], lambda i: nest(extents[1:], lambda rest: body((i, *rest))))
+
+
+def sequence(statements: Sequence[Stmt]) -> Stmt:
+    from tvm import tirx
+
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
+
+
+def allocated(shape: Sequence[int], name: str, scope: str, body: Callable[[Any], Stmt]) -> Stmt:
+    """A buffer for body(buffer)."""
+    from tvm import tirx
+
+    buffer = tirx.decl_buffer(tuple(shape), "float32", name=name, scope=scope)
+    return tirx.SeqStmt([tirx.AllocBuffer(buffer), body(buffer)])
+
+
+def when(conditions: Sequence[Expr], then: Stmt, otherwise: Stmt | None = None) -> Stmt:
+    from tvm import tirx
+
+    return tirx.IfThenElse(tirx.all(*conditions), then, otherwise) if conditions else then
+
+
+class Binder:
+    """Names expressions that are used more than once; `statements` are these bindings, and what is stored."""
+
+    def __init__(self) -> None:
+        self.statements: list[Stmt] = []
+
+    def __call__(self, value: Expr) -> Expr:
+        from tvm import tirx
+
+        variable = tirx.Var("value", "float32")
+        self.statements.append(tirx.Bind(variable, value))
+        return variable
+
+    def store(self, buffer: Any, place: Sequence[Expr], value: Expr) -> None:
+        from tvm import tirx
+
+        self.statements.append(tirx.BufferStore(buffer, value, list(place)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tile is: image, and per dimension its residue and number."""
+
+    n: Expr
+    residues: tuple[Expr, ...]
+    tiles: tuple[Expr, ...]
+
+
+def place_of(plan: Plan, q: Expr) -> Place:
+    """The q-th tile: images outside, then residues, then tiles of a row."""
+    extents = [*(axis.residues for axis in plan.axes), *(axis.tiles for axis in plan.axes)]
+    found: list[Expr] = []
+    for extent in reversed(extents):
+        found.append(q % extent if extent > 1 else 0)
+        q = q // extent if extent > 1 else q
+    found.reverse()
+    return Place(q if plan.batch > 1 else 0, tuple(found[:3]), tuple(found[3:]))
+
+
+def exists(plan: Plan, q: Expr) -> list[Expr]:
+    """That there is a q-th tile: the last block may have fewer."""
+    return [q < plan.tiles] if plan.tiles % plan.block else []
+
+
+def flat(index: Sequence[Expr], shape: Sequence[int]) -> Expr:
+    """The row-major place of an index."""
+    flat: Expr = 0
+    for i, size in zip(index, shape):
+        flat = flat * size + i if size > 1 else flat
+    return flat
