@@ -113,14 +113,13 @@ def candidates(layer: LayerDigest) -> dict[str, Any]:
     spaces = _spaces(layer.trials)
     numbers = {name: number for number, name in enumerate(spaces)}
     rows = [_row(record, at, numbers, spaces) for record, at in zip(layer.trials, layer.clock_s)]
-    first = {record.candidate.key: number for number, record in reversed(list(enumerate(layer.trials)))}
     shown = layer.messages[:MOST_MESSAGES]
     return {
         "spaces": [{"name": name, "knobs": {k: list(v) for k, v in knobs.items()}} for name, knobs in spaces.items()],
         "trials": rows,
-        "finals": [[first.get(r.candidate.key), _digits(r.times_us)] for r in layer.finals],
-        "best": first.get(layer.best.candidate.key) if layer.best else None,
-        "default": first.get(layer.default.candidate.key) if layer.default else None,
+        "finals": [[layer.numbers.get(r.candidate.key), _digits(r.times_us)] for r in layer.finals],
+        "best": layer.numbers.get(layer.best.candidate.key) if layer.best else None,
+        "default": layer.numbers.get(layer.default.candidate.key) if layer.default else None,
         "best_times_us": _digits(layer.best.times_us) if layer.best else [],
         "messages": [list(message) for message in shown],
         "other_messages": sum(count for _, _, count in layer.messages[MOST_MESSAGES:]),

@@ -42,10 +42,31 @@ class LayerDigest:
     @cached_property
     def trials(self) -> Sequence[Record]:
         """One record of each candidate tried: that of the search; of finalists whose search a log lacks, theirs."""
-        searched = [r for r in self.records if r.round == "search"]
-        known = {r.candidate.key for r in searched}
-        others = {r.candidate.key: r for r in self.records if r.candidate.key not in known}
-        return [*searched, *others.values()]
+        finals = {r.candidate.key: r for r in self.records if r.round == "final"}
+        return [*self._searched, *(r for key, r in finals.items() if key not in self._search_us)]
+
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """The place of each candidate among the trials, by its key; the first of several."""
+        return {key: n for n, key in reversed(list(enumerate(self._keys)))}
+
+    @cached_property
+    def _keys(self) -> Sequence[str]:
+        return [*self._search_keys, *(r.candidate.key for r in self.trials[len(self._searched) :])]
+
+    @cached_property
+    def _searched(self) -> Sequence[Record]:
+        return [r for r in self.records if r.round == "search"]
+
+    @cached_property
+    def _search_keys(self) -> Sequence[str]:
+        return [r.candidate.key for r in self._searched]
+
+    @cached_property
+    def _search_us(self) -> Mapping[str, float]:
+        """Of each candidate of the search; infinite where it failed."""
+        times = (r.time_us if r.status == "ok" else math.inf for r in self._searched)
+        return dict(zip(self._search_keys, times))
 
     @cached_property
     def best(self) -> Record | None:
@@ -66,17 +87,15 @@ class LayerDigest:
         A log does not name it, but it is tried first, and is the first of the finalists unless it failed. A log that
         was pruned may have lost it.
         """
-        searches = [r for r in self.records if r.round == "search"]
-        if not searches:
+        if not self._searched:
             return None
-        tried = searches[0].candidate
+        tried = self._searched[0]
         if not self.finals:
-            return next((r for r in standing(self.records) if r is searches[0]), None)
+            return next((r for r in standing(self.records) if r is tried), None)
         first = self.finals[0]
-        searched = {r.candidate.key: r.time_us for r in searches if r.status == "ok"}
-        own = searched.get(first.candidate.key, math.inf)
-        overtaken = any(searched.get(r.candidate.key, math.inf) < own for r in self.finals[1:])
-        return first if first.candidate == tried or (overtaken and own < math.inf) else None
+        own, *others = (self._search_us.get(r.candidate.key, math.inf) for r in self.finals)
+        overtaken = own < math.inf and min(others, default=math.inf) < own
+        return first if first.candidate == tried.candidate or overtaken else None
 
     @property
     def default_us(self) -> float | None:
