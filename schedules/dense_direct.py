@@ -8,6 +8,13 @@
                 acc[...] += pad[..., ow_inner * stride + kw, ic] * weight[oc_outer, kd, kh, kw, ic, oc_vector, lane]
             y[...] = activation(acc + bias + residual)
 
+Where the weights of a channel block are more than the second cache holds, a task goes over its tiles once for every
+`ic_block` input channels, whose weights stay there meanwhile, and adds the tiles up in memory:
+
+        for [oc_outer,] ic_outer, oh_inner, ow_block:
+            sums[oh_inner, ow_block, ow_inner, oc_vector, lane] += acc[...]   of ic_block channels
+        for oh_inner, ow_block: y[...] = activation(sums + bias + residual)
+
 A step of the reduction reads `ow_tile` broadcast inputs and `oc_vectors` vectors of weights for ow_tile * oc_vectors
 FMAs; ow_tile * oc_vectors + oc_vectors + 1 registers hold it. The output is rounded up to whole tiles, which keeps the
 reduction free of conditions: only the store looks at the border.
@@ -39,10 +46,12 @@ from convtune.schedules.tiling import (
     place_accumulators,
     place_pad,
     place_store,
+    place_sums,
     round_up,
     spaced,
     split_output,
     suits_registers,
+    summed_output,
     tiled_output,
 )
 
@@ -55,6 +64,9 @@ from convtune.targets import CpuTarget
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
+
+
+FEWEST_STEPS = 128  # of the reduction between two additions to sums in memory
 
 
 class DenseDirect(Estimating[CpuTarget]):
@@ -76,6 +88,7 @@ class DenseDirect(Estimating[CpuTarget]):
         run = spec.out_channels // spec.groups
         tiles = ceil_div(out[2], max(columns))
         inside = Geometry.of(spec).inside(spec)
+        blocks = _reduction_blocks(spec, target)
         return {
             "ow_tile": columns,
             "oc_vectors": tuple(range(1, min(4, ceil_div(run, target.lanes)) + 1)),
@@ -83,6 +96,7 @@ class DenseDirect(Estimating[CpuTarget]):
             "ow_block": spaced(even_blocks(tiles, 64), 4) if spec.rank == 1 else (out[2],),
             "oc_order": ("parallel", "outer", "inner"),
             "pad_at": ("none", "root", "task") if inside else ("root", "task"),
+            **({"ic_block": blocks} if blocks else {}),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
@@ -92,6 +106,8 @@ class DenseDirect(Estimating[CpuTarget]):
             return False
         if Geometry.of(spec).inside(spec) and (pad_at == "none") != (width % columns == 0):
             return False
+        if _parts(spec, knobs) > 1 and knobs["oc_order"] == "inner":
+            return False  # its tiles want the weights of all channel blocks one after the other
         return not (knobs["oc_order"] == "parallel" and pad_at == "task")
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
@@ -101,17 +117,19 @@ class DenseDirect(Estimating[CpuTarget]):
         order, pad_at = knobs["oc_order"], knobs["pad_at"]
         oh_block, tiles_wide = int(knobs["oh_block"]), ceil_div(out[2], tile.columns)
         ow_block = min(int(knobs["ow_block"]), tiles_wide)
-        depth = spec.in_channels // spec.groups * count(spec.kernel)
-        block_bytes = depth * tile.block * 4
-        blocks = tile.groups * tile.blocks
-        resident = block_bytes * (blocks if order == "inner" else 1)
-        compute = depth * step_cycles(tile.columns * tile.vectors, tile.columns + tile.vectors)
-        compute += 2 * tile.columns * tile.vectors + TILE_CYCLES
-        per_tile = overlapped(compute, stream_cycles(target, block_bytes, resident))
+        parts, blocks = _parts(spec, knobs), tile.groups * tile.blocks
+        steps = spec.in_channels // spec.groups * count(spec.kernel) // parts
+        part_bytes = steps * tile.block * 4
+        sums = tile.columns * tile.vectors
+        compute = steps * step_cycles(sums, tile.columns + tile.vectors) + 2 * sums + TILE_CYCLES
+        compute += (2 + 3 / parts) * sums if parts > 1 else 0
+        resident = part_bytes * (blocks if order == "inner" else 1)
+        per_tile = overlapped(compute, stream_cycles(target, part_bytes, resident))
+        first = overlapped(compute, stream_cycles(target, part_bytes, part_bytes * parts * blocks))
         rows = ((oh_block - 1) * stride[1] + span[1]) * span[0]
         rows_bytes = rows * ((ow_block * tile.columns - 1) * stride[2] + span[2]) * spec.in_channels * 4
         passes = 1 if order != "outer" else blocks
-        cycles = oh_block * ow_block * per_tile * (1 if order == "parallel" else blocks)
+        cycles = ((oh_block * ow_block - 1) * per_tile + first) * parts * (1 if order == "parallel" else blocks)
         cycles += passes * stream_cycles(target, rows_bytes, rows_bytes) / 2
         tasks = spec.batch * out[0] * ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
         if pad_at == "task":
@@ -123,13 +141,13 @@ class DenseDirect(Estimating[CpuTarget]):
         return total + transpose_cycles(spec, count(spec.out_shape)) / target.threads
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
-        return (pack_blocks(spec, self._tile(spec, target, knobs)),)
+        return (pack_blocks(spec, self._tile(spec, target, knobs), _parts(spec, knobs)),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
         tile = self._tile(spec, target, knobs)
-        sch = Schedule(self._expression(spec, tile, knobs["pad_at"]))
+        sch = Schedule(self._expression(spec, tile, knobs))
         loops = split_output(sch, spec, tile, int(knobs["oh_block"]), int(knobs["ow_block"]))
         order = [*loops.outer, loops.channels, *loops.inner]
         if knobs["oc_order"] == "inner":
@@ -138,8 +156,13 @@ class DenseDirect(Estimating[CpuTarget]):
         shared = len(loops.outer) + (knobs["oc_order"] == "parallel")
         task = sch.fuse(*order[:shared])
         sch.parallel(task)
-        place_store(sch, spec, tile, order[-1], loops.store)
-        place_accumulators(sch, order[-1], reductions=4, order=(0, 1, 2, 3), unrolled=0)
+        if _parts(spec, knobs) > 1:
+            channels = task if knobs["oc_order"] == "parallel" else loops.channels
+            at = place_sums(sch, spec, tile, channels, loops.store)
+        else:
+            at = order[-1]
+            place_store(sch, spec, tile, at, loops.store)
+        place_accumulators(sch, at, reductions=4, order=(0, 1, 2, 3), unrolled=0)
         if knobs["pad_at"] != "none":
             place_pad(sch, spec, target, task if knobs["pad_at"] == "task" else None)
         merge_groups(sch, spec, tile)
@@ -149,32 +172,58 @@ class DenseDirect(Estimating[CpuTarget]):
         run = spec.out_channels // spec.groups
         return Tile(1, int(knobs["ow_tile"]), int(knobs["oc_vectors"]), target.lanes, target.lanes, spec.groups, run)
 
-    def _expression(self, spec: ConvSpec, tile: Tile, pad_at: KnobValue) -> Any:
+    def _expression(self, spec: ConvSpec, tile: Tile, knobs: Knobs) -> Any:
         from tvm import te
 
         out = Geometry.of(spec).out
         geometry = Geometry.of(spec, (*out[:2], round_up(out[2], tile.columns)))
-        depth = spec.in_channels // spec.groups
-        arguments = Arguments(spec, [packed_blocks(spec, tile)])
+        parts = _parts(spec, knobs)
+        depth = spec.in_channels // spec.groups // parts
+        arguments = Arguments(spec, [packed_blocks(spec, tile, parts)])
         read = arguments.read_x
-        if pad_at != "none":
+        if knobs["pad_at"] != "none":
             pad = padded_input(arguments, geometry)
             read = lambda n, ic, position: pad(n, *position, ic)  # noqa: E731
         kernel = [te.reduce_axis((0, extent), name) for name, extent in zip(("kd", "kh", "kw"), geometry.kernel)]
         ic = te.reduce_axis((0, depth), "ic")
         variant = variants.primitive(spec)
 
-        def summand(n: Any, d: Any, h: Any, wo: Any, g: Any, co: Any, hi: Any, wi: Any, cv: Any, lane: Any) -> Any:
-            weight = arguments.weights[0]
-            term = variant.term(
-                spec, operands(geometry, read, lambda _oc, i, taps: weight(g, co, *taps, i, cv * tile.lanes + lane))
-            )
+        def summand(n: Any, d: Any, h: Any, wo: Any, part: Any, *index: Any) -> Any:
+            g, co, hi, wi, cv, lane = index
+            block = (g, co, part) if parts > 1 else (g, co)
+            weight = lambda _oc, _ic, taps: arguments.weights[0](*block, *taps, ic, cv * tile.lanes + lane)  # noqa: E731
+            term = variant.term(spec, operands(geometry, read, weight))
             position = (d, h + hi, wo * tile.columns + wi)[3 - spec.rank :]
             oc = variant.channel(spec, g, 0)  # any channel of the group reads the same input
-            return te.sum(term.at(n, oc, position, (ic, *kernel[3 - spec.rank :])), axis=[*kernel, ic])
+            place = term.at(n, oc, position, (part * depth + ic, *kernel[3 - spec.rank :]))
+            return te.sum(place, axis=[*kernel, ic])
 
         shape = (spec.batch, *out[:2], geometry.out[2] // tile.columns)
-        return arguments.primfunc(tiled_output(arguments, tile, shape, summand))
+        if parts > 1:
+            return arguments.primfunc(summed_output(arguments, tile, shape, parts, summand))
+        whole = lambda n, d, h, wo, *index: summand(n, d, h, wo, 0, *index)  # noqa: E731
+        return arguments.primfunc(tiled_output(arguments, tile, shape, whole))
+
+
+def _parts(spec: ConvSpec, knobs: Knobs) -> int:
+    """Of the reduction."""
+    depth = spec.in_channels // spec.groups
+    return depth // int(knobs.get("ic_block", depth))
+
+
+def _reduction_blocks(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
+    """Input channels whose weights one pass of a task reads: all, or as many as leave the second cache half empty.
+
+    None where the weights of every channel block do that anyway.
+    """
+    depth, taps = spec.in_channels // spec.groups, count(spec.kernel)
+    most = min(4, ceil_div(spec.out_channels // spec.groups, target.lanes))
+    blocks = {depth}
+    for vectors in range(most, 0, -2):
+        room = target.l2_bytes // 2 // (taps * vectors * target.vector_bytes)
+        fitting = [n for n in range(ceil_div(FEWEST_STEPS, taps), min(room, depth) + 1) if depth % n == 0]
+        blocks.update(fitting[-1:])
+    return tuple(sorted(blocks)) if len(blocks) > 1 else ()
 
 
 dense_direct = DenseDirect()

@@ -20,6 +20,7 @@ LOADS_PER_CYCLE = 1.8  # two ports, less the conflicts of unaligned and broadcas
 FEWEST_SUMS = 8  # 4 cycles of latency on 2 ports
 L2_BYTES_PER_CYCLE = 32.0
 L3_BYTES_PER_CYCLE = 10.0
+MEMORY_BYTES_PER_CYCLE = 4.0  # of one core, while others read too
 TILE_CYCLES = 20.0  # loop and address arithmetic
 TASK_CYCLES = 300.0
 BARRIER_CYCLES = 4000.0  # one more parallel region
@@ -35,8 +36,9 @@ def stream_cycles(target: CpuTarget, size_bytes: float, resident_bytes: float) -
     """Reading `size_bytes` that are part of a working set of `resident_bytes`, from the cache that holds the set."""
     if resident_bytes <= target.l1d_bytes / 2:
         return 0.0
-    fits_l2 = resident_bytes <= target.l2_bytes * 0.75
-    return size_bytes / (L2_BYTES_PER_CYCLE if fits_l2 else L3_BYTES_PER_CYCLE)
+    if resident_bytes <= target.l2_bytes * 0.75:
+        return size_bytes / L2_BYTES_PER_CYCLE
+    return size_bytes / (L3_BYTES_PER_CYCLE if resident_bytes <= target.l3_bytes / 2 else MEMORY_BYTES_PER_CYCLE)
 
 
 def transpose_cycles(spec: ConvSpec, elements: int) -> float:

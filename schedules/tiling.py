@@ -167,6 +167,24 @@ def place_store(sch: Any, spec: ConvSpec, tile: Tile, at: Any, store: Sequence[A
     staged = sch.get_sblock(f"tile{stage}")
     sch.compute_at(staged, at, preserve_unit_loops=True)
     unroll(sch, sch.get_loops(staged)[-4:])
+    _vectorize_copy(sch, spec, tile, store)
+
+
+def place_sums(sch: Any, spec: ConvSpec, tile: Tile, at: Any, store: Sequence[Any]) -> Any:
+    """Computes `sums` at a loop around tiles, part after part; returns the innermost loop over the tiles of a part."""
+    sums = sch.get_sblock("sums")
+    sch.compute_at(sums, at, preserve_unit_loops=True)
+    *around, part = sch.get_loops(sums)
+    tiles, inner = around[-10:-4], around[-4:]
+    sch.reorder(part, *tiles, *inner)
+    unroll(sch, inner)
+    unroll(sch, sch.get_loops(sch.decompose_reduction(sums, part))[-4:])
+    _vectorize_copy(sch, spec, tile, store)
+    return tiles[-1]
+
+
+def _vectorize_copy(sch: Any, spec: ConvSpec, tile: Tile, store: Sequence[Any]) -> None:
+    """Arranges the store of a tile that lies in memory."""
     if stores_vectors(spec, tile):
         sch.vectorize(store[-1])
     elif not spec.channels_last:  # one channel after the other, for the reason of `copy_channels`
@@ -212,8 +230,26 @@ def tiled_output(arguments: Any, tile: Tile, outer: Sequence[int], summand: Any)
     acc: (n, d, h_tile, w_tile, group, block, row, column, vector, lane) sums `summand` of these ten indices; `outer`
     are the first four extents.
     """
-    result = tiled_sums(arguments.spec, tile, outer, summand)
+    return _tiles_to_output(arguments, tile, tiled_sums(arguments.spec, tile, outer, summand))
 
+
+def summed_output(arguments: Any, tile: Tile, outer: Sequence[int], parts: int, summand: Any) -> Any:
+    """As `tiled_output`, for a reduction in `parts`: `sums` has the shape of its `acc`, and lies in memory.
+
+    acc: (n, d, h_tile, w_tile, part, group, block, row, column, vector, lane), of which `summand` takes the indices.
+    """
+    from tvm import te
+
+    channels = (tile.groups, tile.blocks, tile.rows, tile.columns, tile.vectors, tile.width)
+    acc = te.compute((*outer, parts, *channels), summand, name="acc")
+    part = te.reduce_axis((0, parts), "part")
+    sums = te.compute(
+        (*outer, *channels), lambda *i: te.sum(acc(*i[: len(outer)], part, *i[len(outer) :]), axis=[part]), name="sums"
+    )
+    return _tiles_to_output(arguments, tile, sums)
+
+
+def _tiles_to_output(arguments: Any, tile: Tile, result: Any) -> Any:
     def value(n: Any, group: Any, within: Any, position: Any) -> Any:
         d, h, w = position
         block, vector, lane = tile.locate(within)
@@ -223,22 +259,27 @@ def tiled_output(arguments: Any, tile: Tile, outer: Sequence[int], summand: Any)
     return output(arguments, tile.groups, value)
 
 
-def pack_blocks(spec: ConvSpec, tile: Tile) -> tuple[PackStep, ...]:
-    """PyTorch's (oc, ic, taps) to (group, block, kd, kh, kw, ic, channel in block), zeros where a run ends."""
+def pack_blocks(spec: ConvSpec, tile: Tile, parts: int = 1) -> tuple[PackStep, ...]:
+    """PyTorch's (oc, ic, taps) to (group, block, part, kd, kh, kw, ic of a part, channel in block), zeros where a run
+    ends; with one part, that dimension is left out."""
     rank, depth = spec.rank, spec.in_channels // spec.groups
     full = tile.blocks * tile.block
+    split = [depth] if parts == 1 else [parts, depth // parts]
+    last = 2 + len(split)  # after group, block, channel in block and input channels come the taps
     return (
         {"op": "reshape", "shape": [tile.groups, tile.run, depth, *spec.kernel]},
         {"op": "pad", "widths": [[0, 0], [0, full - tile.run], *([0, 0] for _ in range(rank + 1))]},
-        {"op": "reshape", "shape": [tile.groups, tile.blocks, tile.block, depth, *spec.kernel]},
-        {"op": "transpose", "axes": [0, 1, *range(4, 4 + rank), 3, 2]},
-        {"op": "reshape", "shape": list(packed_blocks(spec, tile))},
+        {"op": "reshape", "shape": [tile.groups, tile.blocks, tile.block, *split, *spec.kernel]},
+        {"op": "transpose", "axes": [0, 1, *range(3, last), *range(last + 1, last + 1 + rank), last, 2]},
+        {"op": "reshape", "shape": list(packed_blocks(spec, tile, parts))},
     )
 
 
-def packed_blocks(spec: ConvSpec, tile: Tile) -> tuple[int, ...]:
+def packed_blocks(spec: ConvSpec, tile: Tile, parts: int = 1) -> tuple[int, ...]:
     """The shape that `pack_blocks` makes of a weight."""
-    return (tile.groups, tile.blocks, *cube(spec.kernel), spec.in_channels // spec.groups, tile.block)
+    depth = spec.in_channels // spec.groups
+    split = () if parts == 1 else (parts,)
+    return (tile.groups, tile.blocks, *split, *cube(spec.kernel), depth // parts, tile.block)
 
 
 def suits_registers(target: CpuTarget, columns: int, vectors: int, width: int) -> bool:

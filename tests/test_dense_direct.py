@@ -1,0 +1,46 @@
+"""The dense register tile where a task splits its reduction: what small specs ask for on machines with small caches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from conformance_cases import runnable_targets
+from test_conformance import check
+
+from convtune import ConvSpec, space, targets
+
+DENSE = space.get("dense_direct")
+DEEP = ConvSpec("conv", 60, 21, (7, 11), 3, batch=2, padding=1)
+SPLIT = [
+    DEEP.replace(layout="NHWC", bias=True, activation="gelu", residual=True),
+    DEEP.replace(stride=(2, 1), padding=((3, 0), 4)),
+    DEEP.replace(layout="NHWC", out_channels=64, in_size=(3, 29), padding=0),
+    ConvSpec("grouped", 120, 38, (7, 5), 3, groups=2, layout="NHWC"),
+    ConvSpec("dilated", 52, 32, 37, 5, dilation=3, padding=((2, 5),), layout="NWC"),
+    ConvSpec("conv", 60, 7, (3, 5, 13), (3, 1, 3), padding=1, layout="NDHWC"),
+]
+
+
+@pytest.mark.parametrize("turn", range(len(SPLIT)), ids=[str(spec) for spec in SPLIT])
+def test_a_reduction_in_parts_is_right(turn: int) -> None:
+    target = runnable_targets()[turn % len(runnable_targets())]
+    target = replace(target, l2_bytes=1024 * target.vector_bytes)
+    spec = SPLIT[turn]
+    depth = spec.in_channels // spec.groups
+    split = [k for k in space.all_knobs(DENSE, spec, target) if k.get("ic_block", depth) != depth]
+    orders = {(k["oc_order"], k["pad_at"]) for k in split}
+    assert ("outer", "task") in orders or ("outer", "none") in orders
+    for order in sorted(orders, key=str)[turn % 2 :: 2]:
+        check(
+            DENSE, spec, target, next(k for k in split if (k["oc_order"], k["pad_at"]) == order and k["ow_tile"] != 1)
+        )
+
+
+def test_only_weights_too_large_for_the_cache_are_read_in_parts() -> None:
+    native = replace(targets.resolve("x86-64-v3"), l2_bytes=1 << 20)
+    assert "ic_block" not in DENSE.knobs(DEEP, native)
+    deep = DEEP.replace(in_channels=512, out_channels=512, kernel=(3, 3))
+    assert max(DENSE.knobs(deep, native)["ic_block"]) == 512
+    assert DENSE.default(deep.replace(in_channels=2048, in_size=(28, 28)), native)["ic_block"] < 2048
+    assert "ic_block" not in DENSE.knobs(deep.replace(in_channels=2039, kernel=(1, 1), padding=0), native)
