@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -171,33 +171,44 @@ class CompiledConv:
 
         Raises KernelError when a shape or dtype is not the kernel's, and where an argument is missing or superfluous.
         """
-        if self._own is not None:
-            self._check_not_fixed("packed", packed)
-            packed = self._own
-        if not isinstance(packed, Packed):
-            raise self._error(f"packed is a {type(packed).__name__}; it must come from this kernel's pack()")
-        if packed.library_sha256 != self.manifest.library_sha256:
-            raise self._error("packed was made by another kernel; pack the weights with this one")
-        arrays: dict[int, NDArray[Any] | GpuArray] = {}
-        given = x, offset, mask, residual
-        if (x is None, offset is None, mask is None, residual is None) != self._left_out:
-            for name, value in zip(_INPUTS, given):
-                self._check_presence(name, value)
-        for index, place in self._taken:
-            shape, dtype, _ = self._signature[index]
-            arrays[index] = self._checked(_INPUTS[place], given[place], shape, dtype)
+        packed = self._weights(packed)
+        arrays = self._inputs(x, offset, mask, residual)
         shape, dtype, _ = self._signature[self._y_index]
         convert = None
         if out is None and isinstance(arrays[self._indices["x"][0]], GpuArray):
             out = gpu_arrays.empty_like(x, shape)
         elif out is None:
             convert, out = converter_to(x), empty_aligned(shape, dtype)
-        result = self._checked("out", out, shape, dtype)
-        if isinstance(result, np.ndarray) and not result.flags.writeable:
-            raise self._error("out is read-only")
-        arrays[self._y_index] = result
+        arrays[self._y_index] = self._output(out)
         self._call(self._parameters_for(arrays, packed), arrays)
         return convert(out) if convert else out
+
+    def bind(
+        self,
+        x: Any,
+        packed: Packed | None = None,
+        *,
+        out: Any,
+        offset: Any = None,
+        mask: Any = None,
+        residual: Any = None,
+    ) -> Callable[[], None]:
+        """A function without arguments that does what `run` does with these, and little beside it: nothing is checked
+        again. For small convolutions whose arrays stay where they are; it keeps them, and is for one thread at a time.
+
+        Raises KernelError as `run` does, and where an array would have to be copied: when it is not C-contiguous, or
+        not aligned as the kernel assumes.
+        """
+        packed = self._weights(packed)
+        arrays = {**self._inputs(x, offset, mask, residual), self._y_index: self._output(out)}
+        call = Call(self.kernel, self._signature)
+        for index, array in {**self._parameters_for(arrays, packed), **arrays}.items():
+            if not call.bind(index, array):
+                name, alignment = self.manifest.arguments[index].name, self._signature[index][2]
+                takes = f"only C-contiguous arrays at multiples of {alignment} bytes can be bound"
+                raise self._error(f"{'out' if name == 'y' else name} does not lie as the kernel needs it; {takes}")
+        self._check_overlap(call)
+        return call
 
     def time(self, repeat: int = 10) -> NDArray[np.float64]:
         """Seconds per call on random data, `repeat` times, each the mean of calls that take 10 ms together.
@@ -230,6 +241,40 @@ class CompiledConv:
         files = self._directory / self.manifest.library_name, self._directory / RUNTIME_NAME
         return write_package(Path(directory), self.manifest, *files, constants.files(self.manifest, self._constants))
 
+    def _weights(self, packed: Packed | None) -> Packed:
+        if self._own is not None:
+            self._check_not_fixed("packed", packed)
+            return self._own
+        if not isinstance(packed, Packed):
+            raise self._error(f"packed is a {type(packed).__name__}; it must come from this kernel's pack()")
+        if packed.library_sha256 != self.manifest.library_sha256:
+            raise self._error("packed was made by another kernel; pack the weights with this one")
+        return packed
+
+    def _inputs(self, *given: Any) -> dict[int, NDArray[Any] | GpuArray]:
+        """What `run` is given, in the order of _INPUTS, checked, by argument index."""
+        if tuple([value is None for value in given]) != self._left_out:
+            for name, value in zip(_INPUTS, given):
+                self._check_presence(name, value)
+        arrays = {}
+        for index, place in self._taken:
+            shape, dtype, _ = self._signature[index]
+            arrays[index] = self._checked(_INPUTS[place], given[place], shape, dtype)
+        return arrays
+
+    def _output(self, out: Any) -> NDArray[Any] | GpuArray:
+        shape, dtype, _ = self._signature[self._y_index]
+        result = self._checked("out", out, shape, dtype)
+        if isinstance(result, np.ndarray) and not result.flags.writeable:
+            raise self._error("out is read-only")
+        return result
+
+    def _check_overlap(self, call: Call) -> None:
+        overlapped = call.overlapping(self._y_index)
+        if overlapped is not None:
+            name = self.manifest.arguments[overlapped].name
+            raise self._error(f"out overlaps {name}; the kernel would read its own output")
+
     def _parameters_for(
         self, arrays: Mapping[int, NDArray[Any] | GpuArray], packed: Packed
     ) -> Mapping[int, NDArray[Any] | GpuArray]:
@@ -259,10 +304,7 @@ class CompiledConv:
                     call.bind(index, copy)
                     if index == self._y_index:
                         scratch = copy
-        overlapped = call.overlapping(self._y_index)
-        if overlapped is not None:
-            name = self.manifest.arguments[overlapped].name
-            raise self._error(f"out overlaps {name}; the kernel would read its own output")
+        self._check_overlap(call)
         call()
         if scratch is not None:
             y = arrays[self._y_index]

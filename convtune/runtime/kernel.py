@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .gpu_arrays import GpuArray
 ALIGNMENT = 64
 """Bytes. TVM's generated code assumes it of every buffer: a vector load from a lesser address may fault."""
 
-_first_byte = ctypes.c_char.from_buffer
+_first_byte: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
 _MAX_THREADS = 1024  # MAX_THREADS of runtime.c
 _RUNTIME_SYMBOLS = (
     "convtune_fill_workspace",
