@@ -83,32 +83,6 @@ def test_out_is_filled_and_returned(conv: CompiledConv, operands: dict[str, np.n
         check(out, operands)
 
 
-def test_a_bound_call_reads_what_its_arrays_hold_then(conv: CompiledConv, operands: dict[str, np.ndarray]) -> None:
-    x, residual = operands["x"].copy(), operands["residual"].copy()
-    out, x0 = empty_aligned((PIXELS, OUT), "float32"), empty_aligned((PIXELS, IN), "float32")
-    residual0 = empty_aligned(residual.shape, "float32")
-    x0[...], residual0[...] = x, residual
-    call = conv.bind(x0, conv.pack(operands["weight"], operands["bias"]), residual=residual0, out=out)
-    call()
-    check(out, operands)
-    x0 *= -2
-    call()
-    check(out, {**operands, "x": x * np.float32(-2)})
-
-
-def test_what_cannot_be_bound(conv: CompiledConv, operands: dict[str, np.ndarray]) -> None:
-    packed, x = conv.pack(operands["weight"], operands["bias"]), empty_aligned((PIXELS, IN), "float32")
-    out, residual = empty_aligned((PIXELS, OUT), "float32"), empty_aligned((PIXELS, OUT), "float32")
-    with pytest.raises(KernelError, match="x does not lie as the kernel needs it"):
-        conv.bind(np.asfortranarray(x), packed, residual=residual, out=out)
-    with pytest.raises(KernelError, match="out overlaps residual"):
-        conv.bind(x, packed, residual=out, out=out)
-    with pytest.raises(KernelError, match="residual is missing"):
-        conv.bind(x, packed, out=out)
-    with pytest.raises(KernelError, match="out has shape"):
-        conv.bind(x, packed, residual=residual, out=x)
-
-
 def test_inputs_may_lie_anywhere(conv: CompiledConv, operands: dict[str, np.ndarray]) -> None:
     x = np.empty((IN, 3 * PIXELS), np.float32)[:, ::3].T
     x[...] = operands["x"]
