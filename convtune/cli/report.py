@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convtune.cli import options
+from convtune.cli import options, outputs
 from convtune.cli.application import DONE
 from convtune.cli.notices import warn_of
-from convtune.errors import LogError
 
 if TYPE_CHECKING:
     from convtune.log import Problem
     from convtune.record import Record
 
 FORMATS = ("html", "text", "markdown", "csv", "json")
-_ENDINGS = {".html": "html", ".htm": "html", ".txt": "text", ".md": "markdown", ".csv": "csv", ".json": "json"}
 
 
 @click.command("report")
@@ -46,7 +44,7 @@ def command(
     from convtune.report.digest import digest
     from convtune.report.roof import roofs_of
 
-    form = _format(form, output)
+    form = outputs.format_of(form, output, FORMATS)
     places = logs or (log_path(),)
     read = [peers.read(path) for path in benches]
     records, problems = _records(places)
@@ -62,20 +60,8 @@ def command(
         from convtune.cli.report_tables import render
 
         text = render(form, sections, names, problems)
-    write(text, output)
+    outputs.write(text, output)
     return DONE
-
-
-def _format(form: str | None, output: Path | None) -> str:
-    if form is None and output is not None and output.suffix.lower() not in _ENDINGS:
-        endings = ", ".join(_ENDINGS)
-        raise click.UsageError(
-            f"-o {output}: its ending tells no format; it must be one of {endings}, or give --format."
-        )
-    form = form or (_ENDINGS[output.suffix.lower()] if output else "text")
-    if form == "html" and output is None:
-        raise click.UsageError("--format html needs -o FILE.")
-    return form
 
 
 def _records(paths: Sequence[Path]) -> tuple[list[Record], list[Problem]]:
@@ -87,17 +73,3 @@ def _records(paths: Sequence[Path]) -> tuple[list[Record], list[Problem]]:
         records += log.records()
         problems += [*log.problems, *([log.torn] if log.torn else [])]
     return records, problems
-
-
-def write(text: str, output: Path | None) -> None:
-    """Prints the text, or writes the file whole or not at all, and says where it is."""
-    if output is None:
-        click.echo(text, nl=not text.endswith("\n"))
-        return
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(output)
-    except OSError as error:
-        raise LogError(f"report {output} cannot be written: {error.strerror}") from error
-    click.echo(f"{output}", err=True)

@@ -14,6 +14,8 @@ from convtune.log import Problem
 from convtune.record import STATUSES
 from convtune.report.content import candidates, content
 from convtune.report.digest import Section
+from convtune.report.versus import Versus
+from convtune.report.versus_content import versus_data
 
 _VEGA = "window.vegaEmbed = vegaEmbed;"
 EXTRA = "pip install 'convtune[report]'"
@@ -35,8 +37,15 @@ def page(title: str, sections: Sequence[Section], logs: Sequence[str], problems:
             row["tried"] = candidates(layer)
     data["statuses"] = list(STATUSES)
     return render(
-        "report.html", title=title, data=data, scripts=["page.js", "table.js", "pictures.js", "report.js", "layer.js"]
+        "page.html", title=title, data=data, scripts=["page.js", "table.js", "pictures.js", "report.js", "layer.js"]
     )
+
+
+def versus_page(versus: Versus, tolerance: float | None) -> str:
+    """The comparison as HTML, tolerance as for `versus_data`. Raises MissingPackageError as `page` does."""
+    scripts = ["page.js", "table.js", "pictures.js", "compare.js"]
+    title = f"{versus.b} against {versus.a}"
+    return render("page.html", title=title, data=versus_data(versus, tolerance), scripts=scripts)
 
 
 def render(template: str, *, title: str, data: Mapping[str, Any], scripts: Sequence[str]) -> str:
@@ -56,7 +65,6 @@ def render(template: str, *, title: str, data: Mapping[str, Any], scripts: Seque
             vega=_vega(),
             style=_asset("page.css"),
             scripts=[_asset(name) for name in scripts],
-            sections=data.get("sections", []),
         )
     )
 

@@ -1,0 +1,46 @@
+"""Where the text of a report goes, and in which format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from convtune.errors import LogError
+
+_ENDINGS = {".html": "html", ".htm": "html", ".txt": "text", ".md": "markdown", ".csv": "csv", ".json": "json"}
+
+
+def format_of(form: str | None, output: Path | None, allowed: Sequence[str]) -> str:
+    """The format asked for, or that of the file's ending; raises UsageError where that is none of the allowed."""
+    known = {ending: named for ending, named in _ENDINGS.items() if named in allowed}
+    if form is None and output is not None:
+        form = known.get(output.suffix.lower())
+        if form is None:
+            endings = ", ".join(known)
+            raise click.UsageError(
+                f"-o {output}: its ending tells no format; it must be one of {endings}, or give --format."
+            )
+    form = form or "text"
+    if form == "html" and output is None:
+        raise click.UsageError("--format html needs -o FILE.")
+    return form
+
+
+def write(text: str, output: Path | None) -> None:
+    """Prints the text, or writes the file whole or not at all, and says where it is.
+
+    Raises:
+        LogError: the file cannot be written.
+    """
+    if output is None:
+        click.echo(text, nl=not text.endswith("\n"))
+        return
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(output)
+    except OSError as error:
+        raise LogError(f"report {output} cannot be written: {error.strerror}") from error
+    click.echo(f"convtune: wrote {output}", err=True)
