@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import pytest
 from runtime_kernels import IN, OUT, PIXELS, pointwise_library, pointwise_manifest
