@@ -2,19 +2,21 @@
 
     pad: x with its channels last, in a parallel region of its own    where the layout has them first
     parallel task = (n, block of outputs [, oc_outer]):               oc_order: parallel
-        offsets[channel, output]: the task's, outputs side by side
+        offsets[channel, output], masks[...]: the task's, outputs side by side
         for offset group, kh, kw, output:                             vectors of outputs
             index[q], weights[q] for its neighbours q, outside        `variants.deformable`
-        for output, kh, kw, ic:                                       vectors of channels
-            col[output, kh, kw, ic] = mask * (outside ? 0 : sum over q of pad[index[q], ic] * weights[q])
-        for [oc_outer,] tiles of outputs [, oc_outer]:                oc_order: outer, inner
-            acc[output, oc_vector, lane] = 0                          in registers
-            for kh, kw, ic:
-                acc[...] += col[output, kh, kw, ic] * weight[oc_outer, kh, kw, ic, oc_vector, lane]
-            y[...] = activation(acc + bias + residual)
+        for row of the kernel, or once for all of them:               rows: one, all
+            for tile, kh, kw, column, chunk, lane:                    vectors of channels
+                col[tile, kh, kw, chunk, column, lane]
+                    = mask * (outside ? 0 : sum over q of pad[index[q], chunk, lane] * weights[q])
+            for [oc_outer,] tiles of outputs [, oc_outer]:            oc_order: outer, inner
+                for kh, kw, chunk, ic:                                acc in registers, from 0 or the row before
+                    acc[column, oc_vector, lane] += col[tile, kh, kw, chunk, column, ic]
+                                                    * weight[oc_outer, kh, kw, chunk, ic, oc_vector, lane]
+        y[...] = activation(acc + bias + residual)                    tile by tile
 
-The outputs of an image are one row, cut into tiles and blocks wherever its lines end; the last output is sampled in
-place of those beyond it. Of `col`, which is kh * kw times as large as x, there is only what a block needs, within L2.
+The outputs of an image are one row, cut into tiles and blocks wherever its lines end. Of `col`, which is kh * kw times
+as large as x, there is only what a block needs, within L2, in the order in which its tiles read it.
 """
 
 from __future__ import annotations
@@ -49,10 +51,11 @@ from convtune.schedules.tiling import (
     split_channels,
     suits_registers,
     tiled_sums,
+    unroll,
 )
 
 from convtune import variants
-from convtune.expression import Arguments, Geometry, cube, epilogue, operands, padded_input
+from convtune.expression import Arguments, Geometry, cube, epilogue, operands, or_zero, padded_input, widened
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
 from convtune.targets import CpuTarget
@@ -75,13 +78,15 @@ class DeformableGather(Estimating[CpuTarget]):
         return isinstance(target, CpuTarget) and spec.variant == "deformable"
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
-        most = min(count(spec.out_size), _outputs_in_l2(spec, target))
+        rows = ("all", "one") if spec.kernel[0] > 1 else ("all",)
+        most = min(count(spec.out_size), max(_outputs_in_l2(spec, target, only) for only in rows))
         run = spec.out_channels // spec.groups
         return {
             "tile": _columns(count(spec.out_size), self._most_columns(spec, target)),
             "oc_vectors": tuple(range(1, min(4, ceil_div(run, target.lanes)) + 1)),
             "block": spaced((tiles for tiles in BLOCKS if tiles <= most), 8),
             "oc_order": ("parallel", "outer", "inner"),
+            "rows": rows,
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
@@ -89,27 +94,20 @@ class DeformableGather(Estimating[CpuTarget]):
         widest = _columns(count(spec.out_size), self._most_columns(spec, target))[-1]
         if not suits_registers(target, columns, vectors, widest):
             return False
-        fits = columns * block <= _outputs_in_l2(spec, target)
+        fits = columns * block <= _outputs_in_l2(spec, target, str(knobs["rows"]))
         return fits and block <= ceil_div(count(spec.out_size), columns)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         tile, block, order = self._tile(spec, target, knobs), int(knobs["block"]), knobs["oc_order"]
-        depth = spec.in_channels // spec.groups * count(spec.kernel)
-        block_bytes, blocks = depth * tile.block * 4, tile.groups * tile.blocks
-        compute = depth * step_cycles(tile.columns * tile.vectors, tile.columns + tile.vectors)
-        compute += 2 * tile.columns * tile.vectors + TILE_CYCLES
-        col_bytes = tile.columns * depth * 4
-        again = stream_cycles(target, block_bytes, block_bytes * blocks if order == "inner" else block_bytes)
-        again += stream_cycles(target, col_bytes, col_bytes * (1 if order == "inner" else block))
-        first = stream_cycles(target, block_bytes, block_bytes * blocks)
-        per_block = overlapped(block * compute, first + (block - 1) * again)
+        blocks, parts = tile.groups * tile.blocks, spec.kernel[0] if knobs["rows"] == "one" else 1
+        products = self._product_cycles(spec, target, tile, block, parts, order == "inner")
         gathered = block * tile.columns * self._gather_cycles(spec, target, order == "parallel")
         tasks = spec.batch * ceil_div(ceil_div(count(spec.out_size), tile.columns), block)
         if order == "parallel":
-            total = Tasks(tasks * blocks, gathered + per_block).on(target)
+            total = Tasks(tasks * blocks, gathered + products).on(target)
         else:
-            total = Tasks(tasks, gathered + per_block * blocks).on(target)
+            total = Tasks(tasks, gathered + products * blocks).on(target)
         if not spec.channels_last:
             total += BARRIER_CYCLES + transpose_cycles(spec, count(spec.in_shape)) / 2 / target.threads
         return total + transpose_cycles(spec, count(spec.out_shape)) / target.threads
@@ -128,15 +126,35 @@ class DeformableGather(Estimating[CpuTarget]):
         task = sch.fuse(*loops[: 3 if order == "parallel" else 2])
         sch.parallel(task)
         place_store(sch, spec, tile, loops[-1], store)
-        place_accumulators(sch, loops[-1], reductions=3, order=(0, 1, 2), unrolled=0)
-        _place_gather(sch, spec, target, task)
+        gathered = task
+        if knobs["rows"] == "all":
+            place_accumulators(sch, loops[-1], reductions=4, order=(0, 1, 2, 3), unrolled=0)
+        else:
+            gathered = _place_sums(sch, task, order == "inner")
+        _place_gather(sch, spec, target, task, gathered)
         if not spec.channels_last:
             place_pad(sch, spec, target, None)
         _merge(sch, spec, tile)
         return sch.mod
 
     def _most_columns(self, spec: ConvSpec, target: CpuTarget) -> int:
-        return min(target.vector_registers - 2, _outputs_in_l2(spec, target))
+        return min(target.vector_registers - 2, _outputs_in_l2(spec, target, "all"))
+
+    def _product_cycles(
+        self, spec: ConvSpec, target: CpuTarget, tile: Tile, block: int, parts: int, inner: bool
+    ) -> float:
+        """Of a block of outputs and one of channels; inner: a tile meets all of these before the next tile does."""
+        depth, sums = spec.in_channels // spec.groups * count(spec.kernel), tile.columns * tile.vectors
+        compute = depth * step_cycles(sums, tile.columns + tile.vectors) + 2 * sums + TILE_CYCLES
+        if parts > 1:
+            compute += count(spec.kernel) * 2 * sums + parts * TILE_CYCLES
+        weight_bytes, all_weight_bytes = depth * tile.block * 4, depth * tile.block * 4 * tile.groups * tile.blocks
+        col_bytes = tile.columns * depth * 4
+        first = stream_cycles(target, weight_bytes, all_weight_bytes + block * col_bytes / parts)
+        kept = all_weight_bytes if inner else weight_bytes + block * col_bytes
+        again = stream_cycles(target, weight_bytes, kept / parts)
+        read = stream_cycles(target, col_bytes, col_bytes * (1 if inner else block) / parts)
+        return overlapped(block * compute, first + (block - 1) * again + block * read)
 
     def _gather_cycles(self, spec: ConvSpec, target: CpuTarget, one_block: bool) -> float:
         """Of an output; in a task of one channel block only what its group reads."""
@@ -144,7 +162,9 @@ class DeformableGather(Estimating[CpuTarget]):
         taps, channels = count(spec.kernel), spec.in_channels // (spec.groups if one_block else 1)
         vectors = ceil_div(min(channels, spec.in_channels // spec.offset_groups), target.lanes)
         groups = ceil_div(channels * spec.offset_groups, spec.in_channels)
-        loads = groups * vectors * (len(CORNERS) / LOADS_PER_CYCLE + 1)
+        neighbours = len(CORNERS) * target.vector_bytes  # which lie anywhere around
+        read = stream_cycles(target, neighbours, count(spec.in_shape[1:]) * 4)
+        loads = groups * vectors * (max(len(CORNERS) / LOADS_PER_CYCLE, read) + 1)
         return taps * (loads + spec.offset_groups * (TABLE_CYCLES / target.lanes + MOVE_CYCLES))
 
     def _tile(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Tile:
@@ -155,47 +175,67 @@ class DeformableGather(Estimating[CpuTarget]):
 _columns = functools.lru_cache(maxsize=64)(even_blocks)  # which looks at every number of blocks that there could be
 
 
-def _outputs_in_l2(spec: ConvSpec, target: CpuTarget) -> int:
-    """As many outputs as have what they gather in half of L2; at least one."""
-    return max(1, target.l2_bytes // 2 // (count(spec.kernel) * spec.in_channels * 4))
+def _outputs_in_l2(spec: ConvSpec, target: CpuTarget, rows: str) -> int:
+    """As many outputs as have what they gather, and their sums if these are kept, in half of L2; at least one."""
+    if rows == "all":
+        return max(1, target.l2_bytes // 2 // (count(spec.kernel) * spec.in_channels * 4))
+    return max(1, target.l2_bytes // 2 // ((spec.kernel[1] * spec.in_channels + spec.out_channels) * 4))
 
 
 def _expression(spec: ConvSpec, tile: Tile, block: int) -> Any:
     from tvm import te
 
-    depth, tiles = spec.in_channels // spec.groups, ceil_div(count(spec.out_size), tile.columns)
+    depth, chunk = spec.in_channels // spec.groups, _chunk(spec, tile.width)
+    tiles = ceil_div(count(spec.out_size), tile.columns)
     arguments = Arguments(spec, [packed_blocks(spec, tile)])
-    col, weight = _gathered(arguments, round_up(tiles, block) * tile.columns), arguments.weights[0]
+    col, weight = _gathered(arguments, tile, round_up(tiles, block)), arguments.weights[0]
     kernel = [te.reduce_axis((0, extent), name) for name, extent in zip(("kh", "kw"), spec.kernel)]
-    ic = te.reduce_axis((0, depth), "ic")
+    part, ic = te.reduce_axis((0, depth // chunk), "part"), te.reduce_axis((0, chunk), "ic")
 
     def summand(n: Any, at: Any, g: Any, co: Any, _row: Any, column: Any, cv: Any, lane: Any) -> Any:
-        sampled = col(n, at * tile.columns + column, *kernel, g * depth + ic)
-        return te.sum(sampled * weight(g, co, 0, *kernel, ic, cv * tile.lanes + lane), axis=[*kernel, ic])
+        sampled = col(n, at, *kernel, g * (depth // chunk) + part, column, ic)
+        return te.sum(
+            sampled * weight(g, co, 0, *kernel, part * chunk + ic, cv * tile.lanes + lane), axis=[*kernel, part, ic]
+        )
 
     return arguments.primfunc(_output(arguments, tile, tiled_sums(spec, tile, (spec.batch, tiles), summand)))
 
 
-def _gathered(arguments: Arguments, outputs: int) -> Any:
-    """The stage `col`: (n, output, kh, kw, ic), and those that it reads, for that many outputs of an image."""
+def _run(spec: ConvSpec) -> int:
+    """Channels side by side that are of one group and of one offset group."""
+    assert spec.offset_groups is not None
+    return gcd(spec.in_channels // spec.groups, spec.in_channels // spec.offset_groups)
+
+
+def _chunk(spec: ConvSpec, lanes: int) -> int:
+    """Channels of a run that `col` has side by side: a vector, or where the run has no such part all of it."""
+    widest = max(size for size in range(1, lanes + 1) if _run(spec) % size == 0)
+    return widest if widest > lanes // 4 else _run(spec)
+
+
+def _gathered(arguments: Arguments, tile: Tile, tiles: int) -> Any:
+    """The stage `col`: (n, tile, kh, kw, chunk, column, channel), and those that it reads, for that many tiles."""
     from tvm import te
 
     spec, variant = arguments.spec, _variant(arguments.spec)
-    given = operands(Geometry.of(spec), _rows(arguments), None, arguments)
-    index, weights, outside = _tables(arguments, outputs)
-    width = spec.in_size[1]
+    x = operands(Geometry.of(spec), _rows(arguments), None).x
+    outputs, width, chunk = tiles * tile.columns, spec.in_size[1], _chunk(spec, tile.width)
+    staged = {name: _staged(arguments, name, outputs + tile.width) for name in arguments.inputs}
+    index, weights, outside = _tables(arguments, staged["offset"], outputs + tile.width)
 
-    def sample(n: Any, output: Any, kh: Any, kw: Any, ic: Any) -> Any:
+    def sample(n: Any, at: Any, kh: Any, kw: Any, part: Any, column: Any, lane: Any) -> Any:
+        ic, output = part * chunk + lane, at * tile.columns + column
         group = variant.offset_group(spec, ic)
         of = [[table(n, group, kh, kw, q, output) for q in range(len(CORNERS))] for table in (index, weights)]
         places = [(at // width, at % width) for at in of[0]]
         beyond = outside(n, group, kh, kw, 0, output) != 0
-        value = interpolated(lambda q: given.x(n, ic, *places[q]), of[1], beyond)
-        if given.mask is None:
+        value = interpolated(lambda q: x(n, ic, *places[q]), of[1], beyond)
+        if not spec.modulated:
             return value
-        return given.mask(n, variant.tap_channel(spec, group, (kh, kw)), *_position(spec, output)) * value
+        return staged["mask"](n, variant.tap_channel(spec, group, (kh, kw)), output) * value
 
-    return te.compute((spec.batch, outputs, *spec.kernel, spec.in_channels), sample, name="col")
+    shape = (spec.batch, tiles, *spec.kernel, spec.in_channels // chunk, tile.columns, chunk)
+    return te.compute(shape, sample, name="col")
 
 
 def _rows(arguments: Arguments) -> Callable[..., Any]:
@@ -206,18 +246,26 @@ def _rows(arguments: Arguments) -> Callable[..., Any]:
     return lambda n, ic, position: pad(n, *position, ic)
 
 
-def _tables(arguments: Arguments, outputs: int) -> list[Any]:
+def _staged(arguments: Arguments, name: str, outputs: int) -> Any:
+    """The stage `offsets` or `masks`: (n, channel, output) of that input, with zeros after the last output."""
+    from tvm import te
+
+    spec, channels = arguments.spec, _variant(arguments.spec).inputs(arguments.spec)[name]
+
+    def at(n: Any, c: Any, output: Any) -> Any:
+        exists = [] if outputs <= count(spec.out_size) else [output < count(spec.out_size)]
+        return or_zero(exists, widened(arguments.read_input(name, n, c, cube(_position(spec, output), 0))))
+
+    return te.compute((spec.batch, channels, outputs), at, name=f"{name}s")
+
+
+def _tables(arguments: Arguments, offsets: Any, outputs: int) -> list[Any]:
     """The stages `index`, of neighbours in an image, `weights` and `outside`: each (n, group, kh, kw, q, output)."""
     from tvm import te, tirx
 
     spec, variant, width = arguments.spec, _variant(arguments.spec), arguments.spec.in_size[1]
     given = operands(Geometry.of(spec), arguments.read_x, None, arguments)
-    assert given.offset is not None and spec.offset_groups is not None
-    read = given.offset
-    channels = variant.inputs(spec)["offset"]
-    offsets = te.compute(
-        (spec.batch, channels, outputs), lambda n, c, output: read(n, c, *_position(spec, output)), name="offsets"
-    )
+    assert spec.offset_groups is not None
 
     def table(name: str, entries: int, entry: Callable[[Sampling], Sequence[Any]]) -> Any:
         def at(n: Any, group: Any, kh: Any, kw: Any, q: Any, output: Any) -> Any:
@@ -244,11 +292,8 @@ def _variant(spec: ConvSpec) -> Deformable:
 
 
 def _position(spec: ConvSpec, output: Any) -> tuple[Any, Any]:
-    """Where an output, or the last one in place of those beyond it, is."""
-    from tvm import tirx
-
-    existing = tirx.min(output, count(spec.out_size) - 1)
-    return existing // spec.out_size[1], existing % spec.out_size[1]
+    """Where an output is; one beyond the last is below the image."""
+    return output // spec.out_size[1], output % spec.out_size[1]
 
 
 def _output(arguments: Arguments, tile: Tile, sums: Any) -> Any:
@@ -279,27 +324,42 @@ def _split(sch: Any, spec: ConvSpec, tile: Tile, tiles: int) -> tuple[list[Any],
     return [n, block, inner], oc_outer, [column, vector, lane]
 
 
-def _place_gather(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any) -> None:
-    """Computes `col` and what it reads in a task."""
-    col = sch.get_sblock("col")
-    sch.compute_at(col, task, preserve_unit_loops=True)
-    channels = sch.get_loops(col)[-1]
-    assert spec.offset_groups is not None
-    run = gcd(spec.in_channels // spec.offset_groups, int(sch.get(channels).extent))  # of one offset group
-    _, channels = sch.split(channels, [None, run])
-    if run % target.lanes == 0:  # else LLVM finds vectors for what there is
-        sch.vectorize(sch.split(channels, [None, target.lanes])[1])
+def _place_sums(sch: Any, task: Any, tiles_outer: bool) -> Any:
+    """Computes `acc` in a task, row after row of the kernel; returns their loop."""
+    acc = sch.get_sblock("acc")
+    sch.compute_at(acc, task, preserve_unit_loops=True)
+    at, g, co, row, column, vector, lane, kh, kw, part, ic = sch.get_loops(acc)[-11:]
+    tiles = [at, g, co] if tiles_outer else [g, co, at]
+    sch.reorder(kh, *tiles, kw, part, ic, row, column, vector, lane)
+    unroll(sch, [row, column, vector, lane])
+    unroll(sch, sch.get_loops(sch.decompose_reduction(acc, kh))[-4:])
+    sch.set_scope(acc, 0, "global")
+    return kh
+
+
+def _place_gather(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any, at: Any) -> None:
+    """Computes `col` at a loop within a task, and what it reads in the task."""
+    col, chunk = sch.get_sblock("col"), _chunk(spec, target.lanes)
+    sch.compute_at(col, at, preserve_unit_loops=True)
+    kh, kw, part, column, lane = sch.get_loops(col)[-5:]
+    group, part = sch.split(part, [None, gcd(_run(spec) // chunk, int(sch.get(part).extent))])  # of one offset group
+    sch.reorder(kh, kw, group, column, part, lane)
+    if chunk <= target.lanes:  # else LLVM finds vectors for what there is
+        sch.vectorize(lane)
     for name in ("index", "weights", "outside"):
         table = sch.get_sblock(name)
         sch.compute_at(table, task, preserve_unit_loops=True)
         q, output = sch.get_loops(table)[-2:]
-        sch.reorder(output, q)
+        output, lane = sch.split(output, [None, target.lanes], disable_predication=True)  # there is room for them
+        sch.reorder(output, q, lane)
         sch.unroll(q)
-    offsets = sch.get_sblock("offsets")
-    sch.compute_at(offsets, task, preserve_unit_loops=True)
-    if spec.channels_last:
-        channel, output = sch.get_loops(offsets)[-2:]
-        sch.reorder(output, channel)
+        sch.vectorize(lane)
+    for name in variants.primitive(spec).inputs(spec):
+        stage = sch.get_sblock(f"{name}s")
+        sch.compute_at(stage, task, preserve_unit_loops=True)
+        if spec.channels_last:
+            channel, output = sch.get_loops(stage)[-2:]
+            sch.reorder(output, channel)
 
 
 def _merge(sch: Any, spec: ConvSpec, tile: Tile) -> None:
