@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convtune.cli import options, outputs, tables
+from convtune.cli import kernels, options, outputs, tables
 from convtune.cli.application import DONE, FAILED
 from convtune.cli.notices import warn_of
 from convtune.errors import LogError
 
 if TYPE_CHECKING:
     from convtune.record import Record
+    from convtune.report.kernels import Kernels
     from convtune.report.versus import Versus
 
 FORMATS = ("html", "text", "markdown", "json")
@@ -39,6 +40,7 @@ def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
 )
 @click.option("-o", "--output", type=options.PLACE, metavar="FILE", help="Where it goes; its ending tells the format.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Otherwise by FILE's ending, and text without one.")
+@kernels.option
 @options.accuracy
 @options.as_json
 def command(
@@ -49,6 +51,7 @@ def command(
     fail_on: float | None,
     output: Path | None,
     form: str | None,
+    show_kernels: bool,
     accuracy: str,
     as_json: bool,
 ) -> int:
@@ -59,10 +62,13 @@ def command(
     if as_json and form not in (None, "json"):
         raise click.UsageError(f"--json is --format json, and --format {form} is given.")
     form = outputs.format_of("json" if as_json else form, output, FORMATS)
+    if show_kernels and form not in ("html", "json"):
+        raise click.UsageError(f"--kernels is for html and json; {form} has no place for them.")
     found = _sides(a, b, log, accuracy)
     if not found.compared:
         raise LogError(_nothing(found))
-    outputs.write(_text(form, found, fail_on), output)
+    built = _built(found) if show_kernels else None
+    outputs.write(_text(form, found, fail_on, built), output)
     regressions = [] if fail_on is None else found.regressions(fail_on)
     for pair in regressions:
         lost = f"{100 / pair.bounds.ratio - 100:.1f} % slower" if pair.bounds else pair.verdict
@@ -70,14 +76,22 @@ def command(
     return FAILED if regressions else DONE
 
 
-def _text(form: str, found: Versus, fail_on: float | None) -> str:
+def _text(form: str, found: Versus, fail_on: float | None, built: Kernels | None) -> str:
     if form == "html":
         from convtune.report.page import versus_page
 
-        return versus_page(found, fail_on)
+        return versus_page(found, fail_on, built)
     from convtune.cli.compare_tables import render
 
-    return render(form, found, fail_on)
+    return render(form, found, fail_on, built)
+
+
+def _built(found: Versus) -> Kernels:
+    """The kernels of both sides, where they differ."""
+    from convtune.record import Record
+
+    pairs = [pair for group in found.groups for pair in group.compared if pair.differing]
+    return kernels.inspected(side for pair in pairs for side in (pair.a, pair.b) if isinstance(side, Record))
 
 
 def _sides(a: str, b: str, log: Path | None, accuracy: str) -> Versus:

@@ -13,16 +13,17 @@ from convtune.report.versus import MISSING
 from convtune.report.versus_content import versus_data
 
 if TYPE_CHECKING:
+    from convtune.report.kernels import Kernels
     from convtune.report.versus import Group, Pair, Versus
 
 _MOST_DIFFERING = 4
 """Knobs named in a row; JSON and the page have all."""
 
 
-def render(form: str, versus: Versus, fail_on: float | None) -> str:
+def render(form: str, versus: Versus, fail_on: float | None, kernels: Kernels | None = None) -> str:
     """The comparison in a form: text, markdown or json."""
     if form == "json":
-        return json.dumps(versus_data(versus, fail_on), indent=2, allow_nan=False)
+        return json.dumps(versus_data(versus, fail_on, kernels), indent=2, allow_nan=False)
     sides = [f"A: {versus.a}", f"B: {versus.b}"]
     groups = [_group(group, form) for group in versus.groups if group.compared]
     skipped = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convtune.cli import options, outputs
+from convtune.cli import kernels, options, outputs
 from convtune.cli.application import DONE
 from convtune.cli.notices import warn_of
 
@@ -25,6 +25,7 @@ FORMATS = ("html", "text", "markdown", "csv", "json")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Otherwise by FILE's ending, and text without one.")
 @click.option("--bench", "benches", type=options.PLACE, multiple=True, metavar="FILE", help="Of `convtune bench -o`.")
 @click.option("--title", default="convtune report", show_default=True, help="Of the page.")
+@kernels.option
 @options.accuracy
 def command(
     *,
@@ -33,6 +34,7 @@ def command(
     form: str | None,
     benches: tuple[Path, ...],
     title: str,
+    show_kernels: bool,
     accuracy: str,
 ) -> int:
     """Report what was tuned: layers, speed-ups, roofline, every candidate. Without LOG: your own log.
@@ -46,20 +48,24 @@ def command(
 
     form = outputs.format_of(form, output, FORMATS)
     places = logs or (log_path(),)
+    if show_kernels and form not in ("html", "json"):
+        raise click.UsageError(f"--kernels is for html and json; {form} has no place for them.")
     read = [peers.read(path) for path in benches]
     records, problems = _records(places)
     warn_of(problems)
     roofs = {**roofs_of(records), **{bench.fingerprint: bench.roof for bench in read if bench.roof}}
     sections = digest(records, accuracy=accuracy, roofs=roofs, benches=read)
     names = [str(path) for path in places]
+    winners = [layer.best for section in sections for layer in section.layers if layer.best]
+    built = kernels.inspected(winners) if show_kernels else None
     if form == "html":
         from convtune.report.page import page
 
-        text = page(title, sections, names, problems)
+        text = page(title, sections, names, problems, built)
     else:
         from convtune.cli.report_tables import render
 
-        text = render(form, sections, names, problems)
+        text = render(form, sections, names, problems, built)
     outputs.write(text, output)
     return DONE
 

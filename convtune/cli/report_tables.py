@@ -14,15 +14,22 @@ from convtune.report.content import content
 if TYPE_CHECKING:
     from convtune.log import Problem
     from convtune.report.digest import LayerDigest, Section
+    from convtune.report.kernels import Kernels
 
 _FIELDS = ("name", "spec", "variant", "default_us", "best_us", "speedup", "gflops", "roofline_share", "error")
 _COUNTS = ("trials", "elapsed_s")
 
 
-def render(form: str, sections: Sequence[Section], logs: Sequence[str], problems: Sequence[Problem]) -> str:
+def render(
+    form: str,
+    sections: Sequence[Section],
+    logs: Sequence[str],
+    problems: Sequence[Problem],
+    kernels: Kernels | None = None,
+) -> str:
     """The report in a form: text, markdown, csv or json."""
     if form == "json":
-        return json.dumps(content(sections, logs, problems), indent=2, allow_nan=False)
+        return json.dumps(content(sections, logs, problems, kernels), indent=2, allow_nan=False)
     if form == "csv":
         return _csv(content(sections, logs, problems))
     parts = [_section(section, form) for section in sections]

@@ -9,6 +9,7 @@ from typing import Any
 from convtune.log import Problem
 from convtune.record import METASCHEDULE, STATUSES, Record, installed_versions
 from convtune.report.digest import LayerDigest, Section
+from convtune.report.kernels import MOST_SCRIPT_BYTES, Kernels, key, shown
 from convtune.report.names import names_of
 from convtune.report.roof import Roof
 from convtune.space import KnobValue
@@ -17,14 +18,27 @@ MOST_MESSAGES = 12
 """Of a layer's failures; further kinds are counted."""
 
 
-def content(sections: Sequence[Section], logs: Sequence[str], problems: Sequence[Problem]) -> dict[str, Any]:
-    """The whole report, without the candidates."""
-    return {
+def content(
+    sections: Sequence[Section], logs: Sequence[str], problems: Sequence[Problem], kernels: Kernels | None = None
+) -> dict[str, Any]:
+    """The whole report, without the candidates. kernels: of the winners, where they were built."""
+    found: dict[str, Any] = {
         "versions": dict(installed_versions()),
         "logs": list(logs),
         "skipped_lines": [str(problem) for problem in problems],
         "sections": [section_data(section) for section in sections],
     }
+    if kernels is not None:
+        _add_kernels(found["sections"], sections, kernels)
+    return found
+
+
+def _add_kernels(data: Sequence[dict[str, Any]], sections: Sequence[Section], kernels: Kernels) -> None:
+    room = MOST_SCRIPT_BYTES
+    for section, described in zip(sections, data):
+        for layer, row in zip(section.layers, described["layers"]):
+            row["kernel"] = shown(kernels, key(layer.best), room) if layer.best else None
+            room -= len(((row["kernel"] or {}).get("script") or "").encode())
 
 
 def section_data(section: Section) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from convtune.log import Problem
 from convtune.record import STATUSES
 from convtune.report.content import candidates, content
 from convtune.report.digest import Section
+from convtune.report.kernels import Kernels
 from convtune.report.versus import Versus
 from convtune.report.versus_content import versus_data
 
@@ -25,27 +26,36 @@ class MissingPackageError(ConvtuneError):
     """A page needs a package that is not installed."""
 
 
-def page(title: str, sections: Sequence[Section], logs: Sequence[str], problems: Sequence[Problem]) -> str:
+def page(
+    title: str,
+    sections: Sequence[Section],
+    logs: Sequence[str],
+    problems: Sequence[Problem],
+    kernels: Kernels | None = None,
+) -> str:
     """The report on these sections as HTML.
 
     Raises:
         MissingPackageError: Jinja2 or Vega is not installed.
     """
-    data = content(sections, logs, problems)
+    data = content(sections, logs, problems, kernels)
     for section, shown in zip(sections, data["sections"]):
         for layer, row in zip(section.layers, shown["layers"]):
             row["tried"] = candidates(layer)
     data["statuses"] = list(STATUSES)
     return render(
-        "page.html", title=title, data=data, scripts=["page.js", "table.js", "pictures.js", "report.js", "layer.js"]
+        "page.html",
+        title=title,
+        data=data,
+        scripts=["page.js", "table.js", "pictures.js", "kernels.js", "report.js", "layer.js"],
     )
 
 
-def versus_page(versus: Versus, tolerance: float | None) -> str:
+def versus_page(versus: Versus, tolerance: float | None, kernels: Kernels | None = None) -> str:
     """The comparison as HTML, tolerance as for `versus_data`. Raises MissingPackageError as `page` does."""
-    scripts = ["page.js", "table.js", "pictures.js", "compare.js"]
+    scripts = ["page.js", "table.js", "pictures.js", "kernels.js", "compare.js"]
     title = f"{versus.b} against {versus.a}"
-    return render("page.html", title=title, data=versus_data(versus, tolerance), scripts=scripts)
+    return render("page.html", title=title, data=versus_data(versus, tolerance, kernels), scripts=scripts)
 
 
 def render(template: str, *, title: str, data: Mapping[str, Any], scripts: Sequence[str]) -> str:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from convtune.record import Record, installed_versions
+from convtune.report.kernels import Kernels, key, side_by_side
 from convtune.report.versus import Group, Pair, Versus
 
 
-def versus_data(versus: Versus, tolerance: float | None) -> dict[str, Any]:
-    """The whole comparison. tolerance: a slower B than by this share is a regression; None: not asked."""
+def versus_data(versus: Versus, tolerance: float | None, kernels: Kernels | None = None) -> dict[str, Any]:
+    """The whole comparison.
+
+    tolerance: a slower B than by this share is a regression; None: not asked. kernels: of both sides' schedules that
+    differ, where they were built.
+    """
     regressions = [] if tolerance is None else versus.regressions(tolerance)
     return {
         "versions": dict(installed_versions()),
@@ -18,17 +23,17 @@ def versus_data(versus: Versus, tolerance: float | None) -> dict[str, Any]:
         "compared": versus.compared,
         "fail_on": tolerance,
         "regressions": [{"name": pair.name, "spec": str(pair.spec), "origin": pair.origin} for pair in regressions],
-        "groups": [_group(group) for group in versus.groups],
+        "groups": [_group(group, kernels) for group in versus.groups],
     }
 
 
-def _group(group: Group) -> dict[str, Any]:
+def _group(group: Group, kernels: Kernels | None) -> dict[str, Any]:
     return {
         "target": dict(group.target),
         "origin": group.origin,
         "verdicts": dict(group.verdicts),
         "ratio_geometric_mean": group.geometric_mean,
-        "layers": [_pair(pair) for pair in group.pairs],
+        "layers": [_pair(pair) | _kernels(pair, kernels) for pair in group.pairs],
     }
 
 
@@ -47,6 +52,17 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "a": _side(pair.a),
         "b": _side(pair.b),
     }
+
+
+def _kernels(pair: Pair, kernels: Kernels | None) -> dict[str, Any]:
+    """Both sides' kernels and how their loop nests differ; nothing where they were not built, or are the same."""
+    if kernels is None or not isinstance(pair.a, Record) or not isinstance(pair.b, Record) or not pair.differing:
+        return {}
+    sides = [kernels[key(side)] for side in (pair.a, pair.b)]
+    scripts = [side["script"] for side in sides]
+    diff = side_by_side(*scripts) if all(scripts) else []
+    a, b = ({"why": side["why"], "instructions": side["instructions"]} for side in sides)
+    return {"kernels": {"a": a, "b": b, "diff": [list(row) for row in diff]}}
 
 
 def _side(side: Record | str) -> dict[str, Any]:

@@ -60,6 +60,7 @@ function ratiosSpec(group) {
   const values = rows.map((r, n) => ({ rank: n + 1, layer: r.name, ratio: r.ratio, lower: r.lower ?? r.ratio, upper: r.upper ?? r.ratio, B: verdictText(r.verdict), interval: between(r), href: r.href }));
   const domain = padded(values.flatMap((v) => [v.lower, v.upper, 1]), 1.1);
   const x = { field: "rank", type: "quantitative", title: "layers, by ratio", scale: { domain: [0, values.length + 1] }, axis: { grid: false, tickMinStep: 1, format: "d" } };
+  if (values.length <= 20) x.axis.values = values.map((v) => v.rank);
   const y = { field: "ratio", type: "quantitative", ...logScaled(domain), title: `A's time over B's (${group.origin})` };
   const colour = { field: "B", type: "nominal", scale: { domain: Object.values(WORDS), range: ["var(--good)", "var(--bad)", "var(--faint)"] }, title: "B" };
   const tooltip = ["layer", "B", "interval"].map((field) => ({ field, type: "nominal" })).concat([{ field: "ratio", title: "A/B", format: ".3f" }]);
@@ -110,8 +111,9 @@ function sidesTable(row) {
 function said(row) {
   if (row.ratio === null) return `They do not compare: ${row.verdict}.`;
   const way = row.in_turn ? "measured in turn, pair by pair" : "measured at different times: what changed in the machine between them is not in the interval";
-  const percentFaster = row.ratio >= 1 ? `B is ${((row.ratio - 1) * 100).toFixed(1)} % faster` : `B is ${((1 / row.ratio - 1) * 100).toFixed(1)} % slower`;
-  return `${verdictText(row.verdict)}: ${percentFaster}; A over B is ${row.ratio.toFixed(3)} (${between(row)}); ${way}.`;
+  const percentFaster = row.ratio >= 1 ? `B is ${((row.ratio - 1) * 100).toFixed(1)} % faster` : `B takes ${((1 / row.ratio - 1) * 100).toFixed(1)} % longer`;
+  const judged = row.verdict === "no_difference" ? `No difference beyond the spread, though by the medians ${percentFaster}` : `A ${row.verdict}: ${percentFaster}`;
+  return `${judged}; A over B is ${row.ratio.toFixed(3)} (${between(row)}); ${way}.`;
 }
 
 async function show(row, scroll) {
@@ -120,7 +122,7 @@ async function show(row, scroll) {
   const drawing = el("div", { class: "picture" });
   group.detail.replaceChildren(
     el("h2", { id: row.id }, row.name, " ", originBadge(group.origin)), el("p", {}, el("code", {}, row.spec)), el("p", {}, said(row)),
-    sidesTable(row), place);
+    sidesTable(row), place, row.kernels ? differenceView(row.kernels) : "");
   place.append(drawing);
   group.detail.hidden = false;
   group.table.mark(row);

@@ -35,7 +35,7 @@ function layerView(layer) {
   const save = el("button", { type: "button", onclick: () => saveTrials(layer) }, "download its candidates as CSV");
   return [
     el("dl", { class: "plain" }, ...lines.flatMap(([title, text]) => [el("dt", {}, title), el("dd", {}, text)])),
-    el("p", { class: "no-print" }, save), finalsView(layer), failuresView(layer), el("div", { class: "pictures", id: `${layer.id}-pictures` }), el("div", { id: `${layer.id}-knobs` }),
+    el("p", { class: "no-print" }, save), finalsView(layer), failuresView(layer), el("div", { class: "pictures", id: `${layer.id}-pictures` }), el("div", { id: `${layer.id}-knobs` }), layer.kernel ? kernelView(layer.kernel) : null,
   ].filter(Boolean);
 }
 

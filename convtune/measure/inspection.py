@@ -1,0 +1,79 @@
+"""Inspection: what a candidate's schedule and machine code look like, in a worker process that may die."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune import codegen, targets
+from convtune.assembly import Listing, listing
+from convtune.errors import TargetError, UnknownNameError
+from convtune.measure.builder import scheduled
+from convtune.measure.home import Home
+from convtune.measure.worker import MEMORY_BYTES, Pool
+
+if TYPE_CHECKING:
+    from convtune.space import Candidate
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+TIMEOUT_S = 120.0
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A schedule as TVM script, and its machine code's instructions; None for a GPU, whose code ptxas made."""
+
+    script: str
+    listing: Listing | None
+
+
+class Inspector:
+    """The service of a worker: schedules, compiles and lists one candidate at a time."""
+
+    def __init__(self, target: Target) -> None:
+        self._target, self._tvm_target = target, target.to_tvm()
+
+    def __call__(self, request: tuple[ConvSpec, Candidate]) -> Inspected:
+        """Raises what scheduling and compiling raise."""
+        import tvm
+
+        spec, candidate = request
+        module, _ = scheduled(spec, self._target, candidate)
+        if not isinstance(self._target, targets.CpuTarget):
+            return Inspected(module.script(), None)
+        compiled = tvm.compile(codegen.any_alignment(module), target=self._tvm_target)
+        return Inspected(module.script(), listing(compiled.mod.inspect_source("asm")))
+
+
+def inspect(facts: Mapping[str, Any], requests: Sequence[tuple[ConvSpec, Candidate]]) -> list[Inspected | str]:
+    """What each candidate looks like on a record's target; where it cannot be built, why not.
+
+    Raises:
+        MeasureError: no worker starts.
+    """
+    try:
+        target = named(facts)
+    except (TargetError, UnknownNameError) as error:
+        return [str(error)] * len(requests)
+    home = Home()
+    try:
+        with Pool(Inspector, (target,), WORKERS, home.path) as pool:
+            replies = pool.map(requests, TIMEOUT_S, MEMORY_BYTES)
+    finally:
+        home.close()
+    return [reply.value if reply.status == "ok" else reply.message or reply.status for reply in replies]
+
+
+def named(facts: Mapping[str, Any]) -> Target:
+    """The target that a record was made for, by its name.
+
+    Raises:
+        TargetError: that name means another machine here. UnknownNameError: there is no such name.
+    """
+    target = targets.resolve(str(facts["name"]), facts.get("threads"))
+    if target.fingerprint != facts["fingerprint"]:
+        raise TargetError(f"{facts['name']!r} is {target.model} here, and the record is of {facts['model']}")
+    return target

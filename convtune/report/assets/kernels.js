@@ -1,0 +1,41 @@
+// Kernels: the instructions of their assembly, their loop nests, and two of them side by side.
+const KIND_NOTES = { "multiply-add": "what is loaded by the same instruction included", scalar: "addresses, counters, checks of arguments" };
+
+/** A table of instructions by kind. sides: {title: mix or null}. */
+function mixTable(sides) {
+  const known = Object.entries(sides).filter(([, mix]) => mix);
+  if (!known.length) return null;
+  const kinds = Object.keys(known[0][1].kinds);
+  const line = (title, value, note = null) => el("tr", {}, el("td", { class: "left", title: note }, title), ...known.map(([, mix]) => el("td", {}, String(value(mix)))));
+  const lines = [
+    line("instructions", (mix) => mix.instructions),
+    ...kinds.filter((kind) => known.some(([, mix]) => mix.kinds[kind])).map((kind) => line(kind, (mix) => mix.kinds[kind], KIND_NOTES[kind] ?? null)),
+    line("vector registers used", (mix) => mix.vector_registers),
+    line("vectors put on the stack", (mix) => mix.stack_stores, "spills, and arrays that are not in registers"),
+    line("vectors taken from the stack", (mix) => mix.stack_loads),
+  ];
+  const head = el("tr", {}, ...["", ...known.map(([title]) => title)].map((title, n) => el("th", { scope: "col", class: n ? null : "left" }, title)));
+  return el("div", { class: "scroll narrow" }, el("table", { class: "mix" }, el("thead", {}, head), el("tbody", {}, ...lines)));
+}
+
+function kernelView(kernel) {
+  const { script, instructions, why, left_out: leftOut } = kernel;
+  const cut = leftOut ? `\n… ${plural(leftOut, "further line")}` : "";
+  return el("div", {},
+    el("h3", {}, "The winner's kernel"),
+    why ? el("p", { class: "notice" }, `Not shown whole: ${why}.`) : null,
+    instructions ? mixTable({ "in the whole kernel": instructions.kernel, "in its busiest innermost loop": instructions.loop }) : null,
+    script ? el("details", {}, el("summary", {}, "Its loop nest as TVM script"), el("pre", { tabindex: "0" }, script + cut)) : null);
+}
+
+function differenceView({ a, b, diff }) {
+  const why = [["A", a.why], ["B", b.why]].filter(([, text]) => text).map(([side, text]) => el("p", { class: "notice" }, `${side} could not be built: ${text}.`));
+  const loops = mixTable({ "A's busiest loop": a.instructions?.loop, "B's busiest loop": b.instructions?.loop, "A's kernel": a.instructions?.kernel, "B's kernel": b.instructions?.kernel });
+  const classes = { "-": "removed", "+": "added", "~": "changed" };
+  const rows = diff.map(([mark, left, right]) => (mark === "…"
+    ? el("tr", {}, el("td", { class: "left faint", colspan: "2" }, "…"))
+    : el("tr", { class: classes[mark] ?? null }, ...[left, right].map((text) => el("td", { class: "left code" }, text ?? "")))));
+  const head = el("tr", {}, ...["A", "B"].map((side) => el("th", { class: "left", scope: "col" }, side)));
+  const table = diff.length ? el("div", { class: "scroll tall", tabindex: "0" }, el("table", { class: "diff" }, el("thead", {}, head), el("tbody", {}, ...rows))) : null;
+  return el("div", {}, ...why, ...(loops ? [el("h3", {}, "Instructions"), loops] : []), ...(table ? [el("h3", {}, "Loop nests"), table] : []));
+}
