@@ -39,9 +39,11 @@ class Reply:
 class Worker:
     """One process, in its own session so that the terminal's Ctrl-C passes it by. Starts on demand."""
 
-    def __init__(self, service: Service, arguments: tuple[Any, ...], directory: Path) -> None:
+    def __init__(
+        self, service: Service, arguments: tuple[Any, ...], directory: Path, unset: frozenset[str] = frozenset()
+    ) -> None:
         self._first_message = (service, arguments)
-        self._directory = directory
+        self._directory, self._unset = directory, unset
         self._process: subprocess.Popen[bytes] | None = None
         self._timeout_s = 0.0
         self.busy = self.ready = False
@@ -61,7 +63,7 @@ class Worker:
             stdout=self._output,  # C code prints here too, so replies need a channel of their own
             stderr=subprocess.STDOUT,
             cwd=self._directory,  # which python -m searches first: not where the user happens to be
-            env={**os.environ, "PYTHONPATH": path},
+            env={name: text for name, text in os.environ.items() if name not in self._unset} | {"PYTHONPATH": path},
             pass_fds=descriptors,
             start_new_session=True,
         )
@@ -163,14 +165,22 @@ class Pool:
             import, so a module-level name.
         size: number of workers.
         directory: for their output; exists.
+        unset: environment variables that the workers do not get.
 
     Attributes:
         on_wait: called every `WAITING_S` seconds in which no worker answers. What it raises ends the requests.
     """
 
-    def __init__(self, service: Service, arguments: tuple[Any, ...], size: int, directory: Path) -> None:
+    def __init__(
+        self,
+        service: Service,
+        arguments: tuple[Any, ...],
+        size: int,
+        directory: Path,
+        unset: frozenset[str] = frozenset(),
+    ) -> None:
         self.on_wait: Callable[[], None] | None = None
-        self._workers = [Worker(service, arguments, directory) for _ in range(size)]
+        self._workers = [Worker(service, arguments, directory, unset) for _ in range(size)]
 
     def start(self) -> None:
         """Starts all workers, without waiting until they are ready."""
