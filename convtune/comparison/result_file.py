@@ -105,7 +105,7 @@ def _loaded(path: Path) -> Mapping[str, Any]:
         raise ConvtuneError(f"{path} has version {found.get('version')!r}; this convtune reads {VERSION}")
     try:
         whole = isinstance(found["machine"]["fingerprint"], str) and isinstance(found["accuracy"], str)
-        whole &= isinstance(found["runs"], list)
+        whole &= isinstance(found["runs"], list) and isinstance(found["layers"], list)
         for layer in found["layers"]:
             whole &= all(field in layer for field in _LAYER_FIELDS)
             whole &= layer["run"] is None or 0 <= layer["run"] < len(found["runs"])

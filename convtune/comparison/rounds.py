@@ -25,19 +25,16 @@ def play(ours: Side, peers: Sequence[Side], spec: ConvSpec, rounds: int, turn_s:
             if side is ours and not ours.playing:
                 return
         if number + 1 == TRIED:
-            entries = [entry for side in peers for entry in side.playing]
-            for given in (True, False):
-                drop_hopeless([entry for entry in entries if (entry.configuration.layout == spec.layout) is given])
+            drop_hopeless([entry for side in peers for entry in side.playing], spec.layout)
 
 
-def drop_hopeless(entries: Sequence[Entry]) -> None:
-    """Leaves out those that are slower by HOPELESS in their fastest turn than the fastest in its slowest.
+def drop_hopeless(entries: Sequence[Entry], layout: str) -> None:
+    """Leaves out what cannot become the best any more: slower by HOPELESS in its fastest turn than another in its
+    slowest.
 
-    They cannot become the best of these, and their turns may be long. Those in the spec's layout are compared with
-    each other, and the rest too, as the best of both kinds are looked for.
+    Its turns may be long. The best in the spec's layout is looked for, too: there is always one of that left.
     """
-    if not entries:
-        return
-    bound = HOPELESS * min(max(entry.turns_us) for entry in entries)
+    given = [entry for entry in entries if entry.configuration.layout == layout]
     for entry in entries:
-        entry.dropped = min(entry.turns_us) > bound
+        rivals = given if entry in given else entries
+        entry.dropped = min(entry.turns_us) > HOPELESS * min(max(rival.turns_us) for rival in rivals)

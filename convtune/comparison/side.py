@@ -11,7 +11,7 @@ from convtune.errors import MeasureError
 from convtune.measure.bench import Limits
 from convtune.measure.worker import Pool, Reply
 from convtune.peers.base import Unsupported
-from convtune.peers.process import Checked, Contender, Job, Prepare, Turn
+from convtune.peers.process import UNSET, Checked, Contender, Job, Prepare, Turn
 
 if TYPE_CHECKING:
     from convtune.peers import Configuration, Peer
@@ -56,7 +56,7 @@ class Side:
         self.peer, self._limits = peer, limits
         self.entries: list[Entry] = []
         self.refusal: tuple[str, str] | None = None
-        self._pool = Pool(Contender, (peer, threads), 1, directory)
+        self._pool = Pool(Contender, (peer, threads), 1, directory, UNSET)
         self._broken = ""
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
 
     from convtune.spec import ConvSpec
 
-_HASWELL = "OPENBLAS_CORETYPE"
+UNSET = frozenset({"OPENBLAS_CORETYPE"})
+"""Not for the process's environment: on some machines it is set to Haswell, which is not the processor."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _REST_STEP_S, _REST_CPU_S, _REST_LONGEST_S = 2e-3, 4e-4, 0.25
 
@@ -65,8 +65,6 @@ class Contender:
     """Answers `Prepare` with `Checked`, and `Turn` with a time. Holds the configurations of one job at a time."""
 
     def __init__(self, peer: Peer, threads: int) -> None:
-        # set on some machines for NumPy's sake; before NumPy is loaded, or it would have been read
-        os.environ.pop(_HASWELL, None)
         _keep_freed_memory()
         self._peer, self._threads = peer, threads
         peer.start(threads)
@@ -76,6 +74,8 @@ class Contender:
 
     def __call__(self, request: Prepare | Turn) -> Checked | float:
         if isinstance(request, Turn):
+            if request.configuration not in self._prepared:
+                raise RuntimeError("its process ended between two turns")
             return self._turn(self._prepared[request.configuration].call, request)
         return self._prepare(request.job, request.configuration)
 

@@ -158,6 +158,8 @@ def _lifted(spec: ConvSpec, values: Sequence[int], neutral: int) -> list[int]:
 def _pads(spec: ConvSpec) -> list[int]:
     """Zeros that the convolution itself adds, on both sides alike."""
     if spec.variant == "transposed":
+        if any(after < 0 for _, after in spec.padding):
+            raise Unsupported(f"transposed with padding {spec.padding}: none may be negative")
         return _lifted(spec, [min(pair) for pair in spec.padding], 0)
     symmetric = all(before == after for before, after in spec.padding)
     return _lifted(spec, [before if symmetric else 0 for before, _ in spec.padding], 0)
@@ -177,8 +179,6 @@ def _cropped_after(spec: ConvSpec) -> list[Step]:
     """Takes away what a transposed convolution with the lesser padding has too many at one end."""
     if spec.variant != "transposed" or all(before == after for before, after in spec.padding):
         return []
-    if any(after < 0 for _, after in spec.padding):
-        raise Unsupported(f"transposed with padding {spec.padding}: none may be negative")
     starts = [before - min(before, after) for before, after in spec.padding]
     index = (..., *(slice(start, start + size) for start, size in zip(starts, spec.out_size)))
     return [lambda v: v[index]]
