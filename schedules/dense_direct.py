@@ -35,6 +35,7 @@ from convtune.schedules.estimate import (
     step_cycles,
     stream_cycles,
     transpose_cycles,
+    write_cycles,
 )
 from convtune.schedules.tiling import (
     Tile,
@@ -124,6 +125,9 @@ class DenseDirect(Estimating[CpuTarget]):
         compute = steps * step_cycles(sums, tile.columns + tile.vectors) + 2 * sums + TILE_CYCLES
         compute += (2 + 3 / parts) * sums if parts > 1 else 0
         resident = part_bytes * (blocks if order == "inner" else 1)
+        run_bytes = 4 * (tile.block if blocks > 1 else tile.columns * tile.run)
+        written = min(tile.block, tile.run) * tile.columns * 4
+        compute = overlapped(compute, write_cycles(target, written, run_bytes, 4 * count(spec.out_shape)) / parts)
         per_tile = overlapped(compute, stream_cycles(target, part_bytes, resident))
         first = overlapped(compute, stream_cycles(target, part_bytes, part_bytes * parts * blocks))
         rows = ((oh_block - 1) * stride[1] + span[1]) * span[0]
@@ -148,7 +152,8 @@ class DenseDirect(Estimating[CpuTarget]):
 
         tile = self._tile(spec, target, knobs)
         sch = Schedule(self._expression(spec, tile, knobs))
-        loops = split_output(sch, spec, tile, int(knobs["oh_block"]), int(knobs["ow_block"]))
+        tiles_wide = ceil_div(Geometry.of(spec).out[2], tile.columns)
+        loops = split_output(sch, spec, tile, int(knobs["oh_block"]), min(int(knobs["ow_block"]), tiles_wide))
         order = [*loops.outer, loops.channels, *loops.inner]
         if knobs["oc_order"] == "inner":
             order = [*loops.outer, *loops.inner, loops.channels]

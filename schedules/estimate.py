@@ -21,6 +21,8 @@ FEWEST_SUMS = 8  # 4 cycles of latency on 2 ports
 L2_BYTES_PER_CYCLE = 32.0
 L3_BYTES_PER_CYCLE = 10.0
 MEMORY_BYTES_PER_CYCLE = 4.0  # of one core, while others read too
+WRITTEN_BYTES_PER_CYCLE = 4.0  # to memory, of one core: each line is read first
+LONG_RUN_BYTES = 256  # lines side by side that are fetched ahead; of shorter runs half as much is written
 TILE_CYCLES = 20.0  # loop and address arithmetic
 TASK_CYCLES = 300.0
 BARRIER_CYCLES = 4000.0  # one more parallel region
@@ -39,6 +41,14 @@ def stream_cycles(target: CpuTarget, size_bytes: float, resident_bytes: float) -
     if resident_bytes <= target.l2_bytes * 0.75:
         return size_bytes / L2_BYTES_PER_CYCLE
     return size_bytes / (L3_BYTES_PER_CYCLE if resident_bytes <= target.l3_bytes / 2 else MEMORY_BYTES_PER_CYCLE)
+
+
+def write_cycles(target: CpuTarget, size_bytes: float, run_bytes: float, whole_bytes: float) -> float:
+    """Writing `size_bytes` in pieces of `run_bytes` to a tensor of `whole_bytes`; nothing where caches hold it."""
+    if whole_bytes <= target.l2_bytes * target.threads / 2:
+        return 0.0
+    cycles = size_bytes / WRITTEN_BYTES_PER_CYCLE * (1 if run_bytes >= LONG_RUN_BYTES else 2)
+    return cycles / 2 if whole_bytes <= target.l3_bytes / 2 else cycles
 
 
 def transpose_cycles(spec: ConvSpec, elements: int) -> float:

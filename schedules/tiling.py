@@ -190,6 +190,14 @@ def _vectorize_copy(sch: Any, spec: ConvSpec, tile: Tile, store: Sequence[Any]) 
     elif not spec.channels_last:  # one channel after the other, for the reason of `copy_channels`
         *_, column, vector, lane = store
         sch.reorder(vector, lane, column)
+    elif tile.lanes == tile.width and not _interleaved(spec, tile):
+        vectorize_inside(sch, store[-2], store[-1])
+
+
+def vectorize_inside(sch: Any, vectors: Any, lane: Any) -> None:
+    """Makes vectors of `lane` for all turns of `vectors` but the last, if a border cuts that one short."""
+    sch.vectorize(lane)
+    sch.annotate(vectors, "pragma_loop_partition_hint", 1)
 
 
 def place_accumulators(
@@ -319,3 +327,6 @@ def copy_channels(sch: Any, spec: ConvSpec, target: CpuTarget, column: Any, chan
         sch.vectorize(few)
     elif spec.in_channels % target.lanes == 0:
         sch.vectorize(sch.split(channel, [None, target.lanes])[1])
+    else:
+        # a row lies in one piece, so only its ends have to be looked at element by element
+        vectorize_inside(sch, *sch.split(sch.fuse(column, channel), [None, target.lanes]))
