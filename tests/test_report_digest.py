@@ -97,11 +97,14 @@ def test_the_share_is_of_the_roof_that_binds() -> None:
 
 
 def test_a_gpus_roof_is_published_where_its_facts_tell() -> None:
-    facts = gpu(fp32_lanes=64)
+    facts = gpu(fp32_lanes=64, fp16_tensor_lanes=1024)
     roof = roof_of(facts)
     assert roof is not None
     assert roof.gflops == pytest.approx(2e-3 * 108 * 64 * 1410)
     assert roof.memory_gbs == 1555.0
+    spec = ConvSpec.parse(SPEC)
+    half = roof.least_us(spec.replace(dtype="float16", layout="NHWC"))
+    assert half == pytest.approx(max(roof.least_us(spec) / 16, spec.bytes / 2 / 1555e3))
     assert roof_of(gpu()) is None
     assert roof_of(target()) is None  # another machine
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from convtune.log import Problem
@@ -69,6 +70,7 @@ def layer_data(layer: LayerDigest) -> dict[str, Any]:
         "names": list(names_of(spec)),
         "spec": str(spec),
         "variant": spec.variant,
+        "dtype": spec.dtype,
         "shape": shape(layer),
         "flops": spec.flops,
         "bytes": spec.bytes,
@@ -114,7 +116,7 @@ def _knobs(record: Record) -> dict[str, KnobValue]:
 
 
 def _roof(roof: Roof | None) -> dict[str, Any] | None:
-    return None if roof is None else {"gflops": roof.gflops, "memory_gbs": roof.memory_gbs, "source": roof.source}
+    return None if roof is None else asdict(roof)
 
 
 def candidates(layer: LayerDigest) -> dict[str, Any]:

@@ -12,18 +12,23 @@ from convtune.spec import ConvSpec
 
 @dataclass(frozen=True)
 class Roof:
-    """A machine's peak and its memory's bandwidth. source: how they are known, for people."""
+    """A machine's peak and its memory's bandwidth. source: how they are known, for people.
+
+    tensor_gflops: of float16 by Tensor Cores, where there are any.
+    """
 
     gflops: float
     memory_gbs: float
     source: str
+    tensor_gflops: float | None = None
 
     def least_us(self, spec: ConvSpec) -> float:
         """The least time that a spec can take where each tensor crosses the memory bus once.
 
         Tensors that are in a cache already may take less.
         """
-        return max(spec.flops / self.gflops, spec.bytes / self.memory_gbs) / 1e3
+        gflops = (self.tensor_gflops if spec.dtype == "float16" else None) or self.gflops
+        return max(spec.flops / gflops, spec.bytes / self.memory_gbs) / 1e3
 
 
 def roofs_of(records: Iterable[Record]) -> dict[str, Roof]:
@@ -44,8 +49,10 @@ def roof_of(facts: Mapping[str, Any]) -> Roof | None:
 
 def _published(facts: Mapping[str, Any]) -> Roof | None:
     try:
-        gflops = 2e-3 * facts["sms"] * facts["fp32_lanes"] * facts["clock_mhz"]
-        return Roof(gflops, float(facts["dram_gbs"]), "published: float32 peak and memory bandwidth by its facts")
+        gflops, tensor = (
+            2e-3 * facts["sms"] * facts[lanes] * facts["clock_mhz"] for lanes in ("fp32_lanes", "fp16_tensor_lanes")
+        )
+        return Roof(gflops, float(facts["dram_gbs"]), "published: peak and bandwidth by its facts", tensor or None)
     except (KeyError, TypeError):  # an older record, or one of another program
         return None
 

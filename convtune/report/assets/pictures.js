@@ -68,7 +68,8 @@ function rooflineSpec(section) {
   const variants = [...new Set(points.map((p) => p.variant))].sort();
   const x = { field: "intensity", type: "quantitative", ...logScaled(padded(points.map((p) => p.intensity), 1.6)), title: "FLOP per byte of its tensors" };
   const ys = points.map((p) => p.gflops);
-  const top = section.roof ? Math.max(section.roof.gflops * 1.5, most(ys) * 1.3) : most(ys) * 1.5;
+  const roof = section.roof && roofFor(section);
+  const top = roof ? Math.max(roof.tensor_gflops ?? 0, roof.gflops, most(ys)) * 1.5 : most(ys) * 1.5;
   const y = { field: "gflops", type: "quantitative", ...logScaled([least(ys) / 1.6, top]), title: `GFLOP/s (${section.origin})` };
   const mark = { type: "point", ...MARKS[section.origin], size: points.length > 150 ? 30 : 60, opacity: 0.85, cursor: "pointer", strokeWidth: 1.5 };
   const tooltip = ["layer", "variant", "time", "of roofline"].map((field) => ({ field, type: "nominal" })).concat([{ field: "gflops", title: "GFLOP/s", format: ".1f" }, { field: "intensity", title: "FLOP/B", format: ".1f" }]);
@@ -79,8 +80,14 @@ function rooflineSpec(section) {
     encoding.shape = { field: "variant", type: "nominal", scale: { domain: variants, range: variants.map((_, n) => (n < COLOURS.length ? usual : other)) }, title: null };
     delete mark.shape;
   }
-  const layers = section.roof ? roofLayers(section.roof, x, y) : [];
+  const layers = roof ? roofLayers(roof, x, y) : [];
   return { height: 380, layer: [...layers, { data: { values: points }, mark, encoding }] };
+}
+
+/** The section's roof; that of Tensor Cores only where a layer is of their dtype. */
+function roofFor(section) {
+  const half = section.layers.some((layer) => layer.dtype === "float16");
+  return { ...section.roof, tensor_gflops: half ? section.roof.tensor_gflops : null };
 }
 
 function roofLayers(roof, x, y) {
@@ -90,9 +97,14 @@ function roofLayers(roof, x, y) {
   const line = [...new Set([from, Math.min(Math.max(knee, from), to), to])].map((intensity) => ({ intensity, gflops: at(intensity) })).filter((p) => p.gflops >= y.scale.domain[0]);
   const labels = [{ intensity: to, gflops: at(to), text: knee < to ? `${roof.gflops.toFixed(0)} GFLOP/s` : `${roof.memory_gbs.toFixed(0)} GB/s` }];
   const style = { color: "var(--text)", strokeWidth: 1.5 };
+  const tensor = roof.tensor_gflops;
+  const tensorLine = tensor ? [Math.max(from, Math.min(tensor / roof.memory_gbs, to)), to].map((intensity) => ({ intensity, gflops: Math.min(tensor, intensity * roof.memory_gbs) })) : [];
+  if (tensor && knee < to) tensorLine.unshift({ intensity: Math.max(from, knee), gflops: Math.max(from, knee) * roof.memory_gbs });
+  if (tensor) labels.push({ ...tensorLine.at(-1), text: `${tensor.toFixed(0)} GFLOP/s, float16 by Tensor Cores` });
   const found = [
     { data: { values: line }, mark: { type: "line", ...style, clip: true }, encoding: { x, y } },
-    { data: { values: labels }, mark: { type: "text", align: "right", dy: -9, dx: -2 }, encoding: { x, y, text: { field: "text" } } },
+    { data: { values: tensorLine }, mark: { type: "line", ...style, strokeDash: [5, 3], clip: true }, encoding: { x, y } },
+    { data: { values: labels }, mark: { type: "text", align: "right", dy: -9, dx: -6 }, encoding: { x, y, text: { field: "text" } } },
   ];
   if (knee < to && knee > from) {
     const start = line[0].intensity;
