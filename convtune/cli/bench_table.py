@@ -10,6 +10,9 @@ from convtune.comparison.kinds import ALL, KINDS
 
 Data = Mapping[str, Any]
 
+_DISTURBED = 0.05
+"""Share of the CPUs' time that others had, from which on a layer is named: what is measured then may be theirs."""
+_NAMED = 5
 _VERDICTS = {"win": "win", "loss": "loss", "no_difference": "no difference"}
 
 
@@ -89,6 +92,11 @@ def _notes(layers: Sequence[Data], names: Sequence[str]) -> list[str]:
     for (peer, reason), where in reasons.items():
         more = f" and {len(where) - 1} more" if len(where) > 1 else ""
         notes.append(f"{where[0]}{more}: {peer}: {reason}")
+    disturbed = [name for layer, name in zip(layers, names) if (layer["others"] or 0.0) > _DISTURBED]
+    if disturbed:
+        share, which = tables.share(_DISTURBED), ", ".join(disturbed[:_NAMED])
+        more = f" and {len(disturbed) - _NAMED} more" if len(disturbed) > _NAMED else ""
+        notes.append(f"disturbed: other processes had over {share} of the CPUs' time during the turns of {which}{more}")
     return [*notes, ""] if notes else []
 
 

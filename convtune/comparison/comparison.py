@@ -134,9 +134,11 @@ class Comparison:
                 side.refuse("error", entrants.refusals[side.name])
             else:
                 side.prepare(Job(spec, SEED, reference, package.directory if package else None), loose)
+        repeated = 0
         if self._ours.playing:
-            play(self._ours, self._peers, spec, self.settings.rounds, self.settings.turn_s)
-        return layer.data(workload, entrants.ours, self._ours, self._peers, self.identity(entrants))
+            repeated = play(self._ours, self._peers, spec, self.settings.rounds, self.settings.turn_s)
+        found = layer.data(workload, entrants.ours, self._ours, self._peers, self.identity(entrants))
+        return {**found, "rounds_repeated": repeated}
 
     def close(self) -> None:
         """Ends all processes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ def failed(workload: Workload, why: str) -> Layer:
         "ratio": None,
         "ratio_converted": None,
         "verdict": None,
+        "others": None,
+        "rounds_repeated": 0,
         "failure": why,
         "identity": None,
     }
@@ -50,6 +53,9 @@ def data(workload: Workload, package: Package, ours: Side, peers: Sequence[Side]
         return found
     (own,) = ours.entries
     found |= {"ours": _ours(own, package), "identity": dict(identity)}
+    found["others"] = statistics.fmean(
+        share for side in (ours, *peers) for entry in side.entries for share in entry.others
+    )
     best, compared = _best(peers, None), None
     if best is not None:
         side, entry = best

@@ -16,7 +16,21 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 SCHEMA, VERSION = "convtune-bench", 1
-_LAYER_FIELDS = ("name", "spec", "count", "kind", "run", "flops", "bytes", "ours", "peers", "ratio", "verdict")
+_LAYER_FIELDS = (
+    "name",
+    "spec",
+    "count",
+    "kind",
+    "run",
+    "flops",
+    "bytes",
+    "ours",
+    "peers",
+    "ratio",
+    "verdict",
+    "others",
+    "failure",
+)
 
 
 class ResultFile:

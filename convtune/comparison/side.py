@@ -11,7 +11,7 @@ from convtune.errors import MeasureError
 from convtune.measure.bench import Limits
 from convtune.measure.worker import Pool, Reply
 from convtune.peers.base import Unsupported
-from convtune.peers.process import UNSET, Checked, Contender, Job, Prepare, Turn
+from convtune.peers.process import UNSET, Checked, Contender, Job, Prepare, Taken, Turn
 
 if TYPE_CHECKING:
     from convtune.peers import Configuration, Peer
@@ -28,7 +28,8 @@ class Entry:
     """A configuration of a side, and what came of it.
 
     status: "ok", or as a peer's in the file. error: of its result. call_s: of its first calls. turns_us: the median of
-    each turn that it took; fewer than there were rounds where it was `dropped` as hopeless.
+    each turn that it took; fewer than there were rounds where it was `dropped` as hopeless. others: of each turn, the
+    share of the CPUs' time that other processes had.
     """
 
     configuration: Configuration
@@ -37,12 +38,18 @@ class Entry:
     error: float | None = None
     call_s: float = 0.0
     turns_us: list[float] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
     dropped: bool = False
 
     @property
     def us(self) -> float | None:
         """The median of its turns; None where it has no right result, or did not last."""
         return statistics.median(self.turns_us) if self.status == "ok" and self.turns_us else None
+
+    def take_back(self) -> None:
+        """Forgets the last turn."""
+        self.turns_us.pop()
+        self.others.pop()
 
     def fail(self, reply: Reply) -> None:
         self.status, self.message = reply.status, reply.message
@@ -95,9 +102,14 @@ class Side:
 
     def turn(self, entry: Entry, seconds: float, spec: ConvSpec) -> None:
         """One turn of an entry. Where the process dies, the side is out of the rest of the rounds."""
-        reply = self._ask(Turn(entry.configuration, seconds, FEWEST_CALLS), spec)
+        try:
+            reply = self._ask(Turn(entry.configuration, seconds, FEWEST_CALLS), spec)
+        except MeasureError as problem:  # it ended between two turns, and does not start again
+            reply = Reply("crash", message=str(problem))
         if reply.status == "ok":
-            entry.turns_us.append(reply.value * 1e6)
+            taken: Taken = reply.value
+            entry.turns_us.append(taken.seconds * 1e6)
+            entry.others.append(taken.others)
             return
         entry.fail(reply)
         for other in self.entries if reply.status in _DIED else ():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,15 +56,23 @@ class Checked:
 
 @dataclass(frozen=True)
 class Turn:
-    """Asks for the median seconds of calls of a prepared configuration that fill `seconds`, at least `fewest`."""
+    """Asks for a `Taken` of a prepared configuration: calls that fill `seconds`, at least `fewest`."""
 
     configuration: Configuration
     seconds: float
     fewest: int
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A turn that was taken. seconds: the median of its calls. others: see `CpuTimes`."""
+
+    seconds: float
+    others: float
+
+
 class Contender:
-    """Answers `Prepare` with `Checked`, and `Turn` with a time. Holds the configurations of one job at a time."""
+    """Answers `Prepare` with `Checked`, and `Turn` with `Taken`. Holds the configurations of one job at a time."""
 
     def __init__(self, peer: Peer, threads: int) -> None:
         _keep_freed_memory()
@@ -72,7 +82,7 @@ class Contender:
         self._problem: Problem | None = None
         self._prepared: dict[Configuration, Prepared] = {}
 
-    def __call__(self, request: Prepare | Turn) -> Checked | float:
+    def __call__(self, request: Prepare | Turn) -> Checked | Taken:
         if isinstance(request, Turn):
             if request.configuration not in self._prepared:
                 raise RuntimeError("its process ended between two turns")
@@ -101,9 +111,10 @@ class Contender:
         self._problem = Problem(job.spec, random_operands(job.spec, job.seed), self._threads, job.package)
         self._job = job
 
-    def _turn(self, call: Callable[[], object], turn: Turn) -> float:
+    def _turn(self, call: Callable[[], object], turn: Turn) -> Taken:
         """What others did since has put data and code out of the caches and threads to sleep, so that a part of the
         turn is not counted."""
+        before = CpuTimes.now()
         warm = time.perf_counter() + turn.seconds / 4
         call()
         while time.perf_counter() < warm:
@@ -112,10 +123,32 @@ class Contender:
         end = time.perf_counter() + turn.seconds
         while time.perf_counter() < end or len(times) < turn.fewest:
             times.append(_seconds(call))
+        others = CpuTimes.now().others_since(before)
         _rest()
-        times.sort()
-        middle = len(times) // 2
-        return times[middle] if len(times) % 2 else (times[middle - 1] + times[middle]) / 2
+        return Taken(statistics.median(times), others)
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """Seconds so far: of the clock, of this process on all CPUs, and that the CPUs it may use were busy or stolen."""
+
+    clock: float
+    own: float
+    busy: float
+    cpus: int
+
+    @classmethod
+    def now(cls) -> CpuTimes:
+        mine = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        # user nice system idle iowait irq softirq steal, in ticks; guests are counted as user already
+        ticks = sum(sum(map(int, line[1:4])) + sum(map(int, line[6:9])) for line in lines if line[0] in mine)
+        return cls(time.perf_counter(), time.process_time(), ticks / os.sysconf("SC_CLK_TCK"), len(mine))
+
+    def others_since(self, before: CpuTimes) -> float:
+        """The share of these CPUs' time that others had; the kernel counts ticks, so that a short turn's is rough."""
+        others = (self.busy - before.busy) - (self.own - before.own)
+        return max(others / max((self.clock - before.clock) * self.cpus, 1e-9), 0.0)
 
 
 def _seconds(call: Callable[[], object]) -> float:
