@@ -343,7 +343,7 @@ def _place_gather(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any, at: An
     sch.compute_at(col, at, preserve_unit_loops=True)
     kh, kw, part, column, lane = sch.get_loops(col)[-5:]
     group, part = sch.split(part, [None, gcd(_run(spec) // chunk, int(sch.get(part).extent))])  # of one offset group
-    sch.reorder(kh, kw, group, column, part, lane)
+    sch.reorder(group, column, kh, kw, part, lane)  # what the taps of an output sample lies close together
     if chunk <= target.lanes:  # else LLVM finds vectors for what there is
         sch.vectorize(lane)
     for name in ("index", "weights", "outside"):
