@@ -1,0 +1,305 @@
+"""The loops of a depthwise convolution's register tiles as TIR: borders are peeled, no input is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.depthwise_plan import Axis, Plan, place
+from convtune.schedules.tiling import LONG_ACTIVATIONS
+
+from convtune.expression import Arguments, epilogue
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+Expr = Any
+Stmt = Any
+Range = tuple[Any, Any]
+
+
+def loop(start: Expr, stop: Expr, body: Callable[[Any], Stmt], kind: str = "SERIAL", name: str = "i") -> Stmt:
+    """for variable in range(start, stop): body(variable).
+
+    The loop itself counts from 0: of one in a parallel loop that begins elsewhere, and whose body takes the maximum of
+    its variable and a number, TVM 0.27 makes wrong code.
+    """
+    from tvm import tirx
+
+    if isinstance(start, int) and isinstance(stop, int) and stop - start == 1 and kind == "SERIAL":
+        return body(start)
+    variable, kinds = tirx.Var(name, "int32"), tirx.ForKind
+    if isinstance(start, int) and start == 0:
+        return tirx.For(variable, 0, stop, kinds[kind], body(variable))
+
+    def shifted(first: Expr) -> Stmt:
+        inner = named(first + variable, name, body)
+        return tirx.For(variable, 0, stop - first, kinds[kind], inner)
+
+    return named(start, f"{name}_start", shifted)
+
+
+def sequence(statements: Sequence[Stmt]) -> Stmt:
+    from tvm import tirx
+
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
+
+
+def named(value: Expr, name: str, body: Callable[[Any], Stmt]) -> Stmt:
+    """body(variable) with an integer variable of that value."""
+    from tvm import tirx
+
+    if isinstance(value, int):
+        return body(value)
+    variable = tirx.Var(name, "int32")
+    return tirx.SeqStmt([tirx.Bind(variable, value), body(variable)])
+
+
+def allocated(shape: Sequence[int], name: str, body: Callable[[Any], Stmt]) -> Stmt:
+    """A local buffer for body(buffer)."""
+    from tvm import tirx
+
+    buffer = tirx.decl_buffer(tuple(shape), "float32", name=name, scope="local")
+    return tirx.SeqStmt([tirx.AllocBuffer(buffer), body(buffer)])
+
+
+def least(a: Expr, b: Expr) -> Expr:
+    from tvm import tirx
+
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(a, b)
+
+
+def most(a: Expr, b: Expr) -> Expr:
+    from tvm import tirx
+
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.max(a, b)
+
+
+def part(size: int, parts: int, number: Expr) -> Range:
+    """The range of a size that is the part with that number, of nearly equal ones."""
+    return number * size // parts, (number + 1) * size // parts
+
+
+def valid_taps(axis: Axis, first: Expr) -> Range:
+    """The range of taps that read inputs, for an output whose tap 0 is at `first`; maybe empty."""
+    start: Expr = 0
+    if axis.before:
+        start = most(0, (axis.dilation - 1 - first) // axis.dilation)
+    stop: Expr = axis.taps
+    if (axis.out - 1) * axis.stride - axis.before + (axis.taps - 1) * axis.dilation >= axis.size:
+        stop = least(axis.taps, (axis.size - 1 - first) // axis.dilation + 1)
+    return start, stop
+
+
+class Tiles:
+    """The statements of a plan: `kernel` is all of them."""
+
+    def __init__(self, spec: ConvSpec, plan: Plan, arguments: Arguments, weight: Any, x: Any, y: Any) -> None:
+        """arguments: whose tensors can be read in statements. weight, x, y: buffers."""
+        self.spec, self.plan, self.arguments = spec, plan, arguments
+        self.weight, self.x, self.y = weight, x, y
+
+    def kernel(self) -> Stmt:
+        plan = self.plan
+        view = plan.view
+        extents = (view.batch, plan.depth_blocks, plan.row_blocks, plan.column_blocks, plan.chunks if plan.split else 1)
+
+        def task(number: Expr) -> Stmt:
+            index: list[Expr] = []
+            for extent in reversed(extents):
+                index.append(number % extent if extent > 1 else 0)
+                number = number // extent if extent > 1 else number
+            chunk, column_block, row_block, depth_block, n = index
+            planes = part(view.depth.out, plan.depth_blocks, depth_block)
+            rows = part(view.rows.out, plan.row_blocks, row_block)
+            tiles = part(plan.tiles, plan.column_blocks, column_block)
+            if plan.split:
+                return self._chunk(n, planes, rows, tiles, chunk)
+            return loop(0, plan.chunks, lambda c: self._chunk(n, planes, rows, tiles, c), name="chunk")
+
+        return loop(0, prod(extents), task, "PARALLEL", "task")
+
+    def _chunk(self, n: Expr, planes: Range, rows: Range, tiles: Range, chunk: Expr) -> Stmt:
+        plan, (low, high) = self.plan, rows
+        blocks = (chunk * plan.chunk, least(chunk * plan.chunk + plan.chunk, plan.blocks))
+        if plan.blocks % plan.chunk == 0:
+            blocks = (blocks[0], blocks[0] + plan.chunk)
+
+        def depth(d: Expr) -> Stmt:
+            def row_tile(number: Expr) -> Stmt:
+                first = least(low + number * plan.rows, high - plan.rows)
+                return named(first, "oh", lambda h: self._row_tile((n, d, h), tiles, blocks))
+
+            return loop(0, (high - low + plan.rows - 1) // plan.rows, row_tile, name="row_tile")
+
+        return loop(*planes, depth, name="od")
+
+    def _row_tile(self, at: tuple[Expr, ...], tiles: Range, blocks: Range) -> Stmt:
+        """The tiles of a row: those at the left border, those inside, those at the right one."""
+        from tvm import tirx
+
+        plan = self.plan
+        inner, parts = plan.inner, []
+        one = plan.column_blocks == 1
+
+        def border(tile: int) -> Stmt:
+            code = self._blocks(at, plan.start(tile), tile, blocks)
+            return code if one else tirx.IfThenElse(tirx.all(tiles[0] <= tile, tile < tiles[1]), code, None)
+
+        def inside(tile: Expr) -> Stmt:
+            start = tile * plan.columns
+            if plan.start(inner.stop - 1) % plan.columns:
+                start = least(start, plan.view.columns.out - plan.columns)
+            return named(start, "ow", lambda w: self._blocks(at, w, inner.start, blocks))
+
+        parts += [border(tile) for tile in range(inner.start)]
+        if inner:
+            low, high = (inner.start, inner.stop) if one else (most(tiles[0], inner.start), least(tiles[1], inner.stop))
+            parts.append(loop(low, high, inside, name="tile"))
+        parts += [border(tile) for tile in range(inner.stop, plan.tiles)]
+        return sequence(parts)
+
+    def _blocks(self, at: tuple[Expr, ...], w: Expr, tile: int, blocks: Range) -> Stmt:
+        plan = self.plan
+
+        def block(number: Expr) -> Stmt:
+            first = number * plan.width
+            if plan.channels % plan.width:
+                first = least(first, plan.channels - plan.width)
+            sums = (plan.rows, plan.columns, plan.vectors, plan.lanes)
+            return named(first, "oc", lambda oc: allocated(sums, "acc", lambda acc: self._tile(acc, at, w, tile, oc)))
+
+        return loop(*blocks, block, name="block")
+
+    def _tile(self, acc: Any, at: tuple[Expr, ...], w: Expr, tile: int, oc: Expr) -> Stmt:
+        from tvm import tirx
+
+        plan = self.plan
+        n, d, h = at
+        reads = plan.reads(tile)
+        first = [axis.first(out) for axis, out in zip(plan.view.axes, (d, h, w))]
+        depth, rows = plan.view.depth, plan.view.rows
+        zero = tirx.const(0.0, "float32")
+        clear = self._lanes(lambda lane: [tirx.BufferStore(acc, zero, [*i, lane]) for i in self._places()])
+        statements = [clear]
+        if reads:
+
+            def plane(kd: Expr) -> Stmt:
+                position = first[0] + kd * depth.dilation
+                if plan.whole:
+                    return sequence(self._rows(acc, n, position, first, reads, kd, oc))
+                taps = valid_taps(rows, first[1])
+
+                def row(kh: Expr) -> Stmt:
+                    line = (position, first[1] + kh * rows.dilation, first[2])
+                    return self._row(acc, n, line, reads, [(0, kh)], kd, oc)
+
+                return loop(*taps, row, name="kh")
+
+            statements.append(loop(*valid_taps(depth, first[0]), plane, name="kd") if depth.taps > 1 else plane(0))
+        return sequence([*statements, self._store(acc, n, (d, h, w), oc)])
+
+    def _rows(
+        self, acc: Any, n: Expr, depth: Expr, first: Sequence[Expr], reads: dict[int, Any], kd: Expr, oc: Expr
+    ) -> list[Stmt]:
+        """Every input row of a tile, with a condition where it may lie outside."""
+        from tvm import tirx
+
+        rows, found = self.plan.view.rows, []
+        last = rows.first(rows.out - self.plan.rows)
+        for offset, pairs in self.plan.row_reads().items():
+            position = first[1] + offset
+            code = self._row(acc, n, (depth, position, first[2]), reads, pairs, kd, oc)
+            conditions = [position >= 0] * (offset < rows.before) + [position < rows.size] * (
+                last + offset >= rows.size
+            )
+            found.append(tirx.IfThenElse(tirx.all(*conditions), code, None) if conditions else code)
+        return found
+
+    def _row(
+        self,
+        acc: Any,
+        n: Expr,
+        at: tuple[Expr, Expr, Expr],
+        reads: dict[int, Any],
+        pairs: Sequence[tuple[int, Expr]],
+        kd: Expr,
+        oc: Expr,
+    ) -> Stmt:
+        """acc += an input row times the rows of the kernel in `pairs` of (row of the tile, tap)."""
+        from tvm import tirx
+
+        plan, spec = self.plan, self.spec
+        kernel = [axis.taps for axis in plan.view.axes]
+
+        def body(lane: Expr) -> list[Stmt]:
+            code: list[Stmt] = []
+
+            def bind(value: Expr) -> Expr:
+                variable = tirx.Var("value", "float32")
+                code.append(tirx.Bind(variable, value))
+                return variable
+
+            for vector in range(plan.vectors):
+                channel = oc + vector * plan.lanes + lane
+                filters: dict[Any, Expr] = {}
+                for offset, uses in reads.items():
+                    place_of_x = place(spec, n, (at[0], at[1], at[2] + offset), channel, spec.in_size)
+                    value = bind(tirx.BufferLoad(self.x, place_of_x))
+                    for (row, kh), (column, kw) in ((p, u) for u in uses for p in pairs):
+                        key = (row if not plan.whole else kh, kw)
+                        if key not in filters:
+                            tap = (kd * kernel[1] + kh) * kernel[2] + kw
+                            blocked = [oc // plan.width, tap, vector * plan.lanes + lane]
+                            whole = plan.channels % plan.width == 0
+                            filters[key] = bind(tirx.BufferLoad(self.weight, blocked if whole else [tap, channel]))
+                        index = [row, column, vector, lane]
+                        total = tirx.BufferLoad(acc, index) + value * filters[key]
+                        code.append(tirx.BufferStore(acc, total, index))
+            return code
+
+        return self._lanes(body)
+
+    def _store(self, acc: Any, n: Expr, at: tuple[Expr, ...], oc: Expr) -> Stmt:
+        """The epilogue of a tile; a long one loops over a copy of the sums, as it would be too much code unrolled."""
+        from tvm import tirx
+
+        plan = self.plan
+        if self.spec.activation not in LONG_ACTIVATIONS:
+            return self._lanes(lambda lane: [self._output(acc, i, n, at, oc, lane) for i in self._places()])
+
+        def through(copy: Any) -> Stmt:
+            keep = self._lanes(
+                lambda lane: [
+                    tirx.BufferStore(copy, tirx.BufferLoad(acc, [*i, lane]), [*i, lane]) for i in self._places()
+                ]
+            )
+
+            def store(row: Expr, column: Expr, vector: Expr) -> Stmt:
+                return self._lanes(lambda lane: [self._output(copy, (row, column, vector), n, at, oc, lane)])
+
+            def column(row: Expr) -> Stmt:
+                each = lambda c: loop(0, plan.vectors, lambda v: store(row, c, v), name="vector")  # noqa: E731
+                return loop(0, plan.columns, each, name="column")
+
+            return sequence([keep, loop(0, plan.rows, column, name="row")])
+
+        return allocated((plan.rows, plan.columns, plan.vectors, plan.lanes), "tile", through)
+
+    def _output(self, sums: Any, index: Sequence[Expr], n: Expr, at: tuple[Expr, ...], oc: Expr, lane: Expr) -> Stmt:
+        from tvm import tirx
+
+        row, column, vector = index
+        d, h, w = at
+        channel = oc + vector * self.plan.lanes + lane
+        where = place(self.spec, n, (d, h + row, w + column), channel, self.spec.out_size)
+        value = tirx.BufferLoad(sums, [*index, lane])
+        return tirx.BufferStore(self.y, epilogue(self.arguments, value, where[0], channel, where[1:-1]), where)
+
+    def _places(self) -> list[tuple[int, int, int]]:
+        plan = self.plan
+        return [(r, c, v) for r in range(plan.rows) for c in range(plan.columns) for v in range(plan.vectors)]
+
+    def _lanes(self, body: Callable[[Expr], list[Stmt]]) -> Stmt:
+        return loop(0, self.plan.lanes, lambda lane: sequence(body(lane)), "VECTORIZED", "lane")

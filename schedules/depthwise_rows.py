@@ -1,0 +1,152 @@
+"""Depthwise convolution, channels last: register tiles of rows x columns x vectors of channels, read from x itself.
+
+    parallel task = (n, row block, column block [, channel chunk]):     oc_order: parallel
+        for [channel chunk], od, oh_tile, ow_tile, channel block:       oc_order: outer
+            acc[row, column, vector, lane] = 0                          in registers
+            for kd, kh: (those whose input plane and row exist)
+                for input column of the tile: (unrolled)
+                    acc[every column that it serves] += x * weight[kd, kh, kw]
+            y[...] = activation(acc + bias + residual)
+
+Where the weights of all rows fit in registers, kh is unrolled too: each input row of the tile, if it exists, serves all
+rows of outputs. Tiles at the left and right border have code of their own, without the taps that would read zeros. What
+does not divide is covered by a last tile, or a last vector of channels, that begins earlier and computes some outputs
+once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.depthwise_cost import code_of, cycles
+from convtune.schedules.depthwise_loops import Tiles
+from convtune.schedules.depthwise_plan import plan_of, view_of
+from convtune.schedules.tiling import ceil_div, even_blocks, spaced
+
+from convtune.expression import Arguments
+from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.targets import CpuTarget
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+
+WHOLE = 1 << 20  # all blocks of channels
+LARGEST_CODE = 1200  # FMAs of all tiles' codes: LLVM needs a second for some thousand
+
+
+class DepthwiseRows(Estimating[CpuTarget]):
+    name = "depthwise_rows"
+    summary = "depthwise, channels last: tiles of rows and columns read x in place, borders have code of their own"
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        return (
+            isinstance(target, CpuTarget)
+            and spec.variant == "depthwise"
+            and spec.in_channels == spec.out_channels
+            and spec.channels_last
+        )
+
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
+        view = view_of(spec)
+        lanes = _widths(spec, target)
+        blocks = ceil_div(spec.out_channels, lanes[0])
+        rows = view.rows.out
+        wide = view.columns.out * spec.out_channels * 4 > target.l1d_bytes
+        tiles = ceil_div(view.columns.out, 4)
+        return {
+            "lanes": lanes,
+            "rows": tuple(count for count in (1, 2, 3, 4, 8) if count <= rows),
+            "columns": spaced(even_blocks(view.columns.out, target.vector_registers * 3 // 4), 10),
+            "vectors": tuple(count for count in (1, 2, 4) if count <= blocks),
+            "depth_blocks": spaced(even_blocks(view.depth.out, 2 * target.threads), 2),
+            "row_blocks": spaced({1, *(count for count in _parts(target) if count <= rows)}, 6),
+            "column_blocks": spaced({1, *(count for count in _parts(target) if wide and count <= tiles)}, 4),
+            "chunk": (*(count for count in (1, 2, 4) if count < blocks), WHOLE),
+            "oc_order": ("outer", "parallel") if blocks > 1 else ("outer",),
+        }
+
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
+        plan, registers = plan_of(spec, target, knobs), target.vector_registers
+        view, sums = plan.view, plan.rows * plan.columns * plan.vectors
+        if (
+            plan.width > plan.channels
+            or plan.rows > view.rows.out // plan.row_blocks
+            or plan.column_blocks > plan.tiles
+        ):
+            return False
+        if plan.split and (plan.chunks == 1 or plan.channels % plan.width):  # tasks would store some channels twice
+            return False
+        if sums < min(6, view.columns.out * view.rows.out) or sums > registers * 5 // 8:
+            return False
+        if not plan.whole:
+            return plan.rows == 1 or view.rows.taps == 1
+        held = view.rows.taps * view.columns.taps * plan.vectors
+        spills = sums + held + 2 * view.columns.taps > registers
+        if spills and (plan.vectors > 1 or sums > registers // 2):
+            return False
+        return plan.rows * plan.vectors * view.rows.taps * code_of(view.columns, plan.columns) <= LARGEST_CODE
+
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely."""
+        return cycles(plan_of(spec, target, knobs), target)
+
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        """PyTorch's (oc, 1, taps) to (tap, oc)."""
+        shape = plan_of(spec, target, knobs).weight_shape
+        if len(shape) == 2:
+            steps: list[PackStep] = [
+                {"op": "reshape", "shape": [shape[1], shape[0]]},
+                {"op": "transpose", "axes": [1, 0]},
+            ]
+        else:
+            blocks, taps, width = shape
+            steps = [{"op": "reshape", "shape": [blocks, width, taps]}, {"op": "transpose", "axes": [0, 2, 1]}]
+        return (tuple(steps),)
+
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
+        from tvm import ir, te
+
+        plan = plan_of(spec, target, knobs)
+        arguments = Arguments(spec, [plan.weight_shape])
+        tensors = [arguments.x, arguments.weights[0], arguments.bias, arguments.residual]
+        given = [tensor for tensor in tensors if tensor is not None]
+
+        def body(sources: list[Any], results: list[Any]) -> Any:
+            left = iter(sources)
+            x, weight, bias, residual = (None if tensor is None else next(left) for tensor in tensors)
+            return Tiles(spec, plan, _Held(spec, bias, residual), weight, x, results[0]).kernel()
+
+        y = te.extern([spec.out_shape], given, body, name="y", dtype=[spec.dtype])
+        return ir.IRModule({"main": arguments.primfunc(y)})
+
+
+def _widths(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
+    """Lanes of a vector: as many as there are channels at most, in powers of two."""
+    most = min(target.lanes, 1 << (spec.out_channels.bit_length() - 1))
+    half = most // 2
+    return (most, half) if spec.out_channels % most and half and spec.out_channels % half == 0 else (most,)
+
+
+def _parts(target: CpuTarget) -> tuple[int, ...]:
+    return tuple(target.threads << shift for shift in range(7))
+
+
+class _Held(Arguments):
+    """The epilogue's arguments as buffers, read as the tensors of an expression are."""
+
+    def __init__(self, spec: ConvSpec, bias: Any, residual: Any) -> None:
+        self.spec = spec
+        self.bias, self.residual = _reader(bias), _reader(residual)
+        self.biases, self.inputs = [self.bias], {}
+
+
+def _reader(buffer: Any) -> Any:
+    from tvm import tirx
+
+    return None if buffer is None else lambda *index: tirx.BufferLoad(buffer, list(index))
+
+
+depthwise_rows = DepthwiseRows()
