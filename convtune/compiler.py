@@ -129,6 +129,7 @@ class Compiler:
         """A verified package in the user's cache; raises as `compile` does."""
         limit = accuracies.limit(checked(spec), self.accuracy)
         refused: list[str] = []
+        problem: BuildError | VerifyError | None = None
         for choice in resolution.choices(spec, self.target, self.logs, limit, candidate):
             home = cache_dir() / "kernels" / self._key(spec, choice, limit)
             why = Resolution(choice.kind, "; ".join([choice.reason, *refused]))
@@ -137,10 +138,10 @@ class Compiler:
             try:
                 return self._build(spec, choice, limit, why, home)
             except (BuildError, VerifyError) as error:
-                if choice.kind in ("explicit", "default"):
-                    raise
                 refused.append(f"{choice.kind} gave {choice.candidate}, refused: {error}")
-        raise AssertionError("the default is always a choice")
+                problem = error
+        assert problem is not None, "the default is always a choice"
+        raise problem
 
     def _key(self, spec: ConvSpec, choice: Choice, limit: float) -> str:
         """Names all that a kernel depends on, so that an equal name is an equal kernel, for whatever reason chosen."""

@@ -4,7 +4,7 @@
 2. log        the winner of this spec on this machine, the user's log before the shipped one
 3. log        the winner of this spec on another machine that is alike, the most alike first (`Target.distance`)
 4. transfer   the winner of the nearest spec, its knobs snapped to this spec's domain
-5. default    the space's own choice, from the target's facts
+5. default    the space's own choice, from the target's facts; after one whose sums are not direct, one whose are
 
 For a GPU 2 and 3 look for measured times first, then for estimated ones, and so does 4: they never compete.
 """
@@ -50,7 +50,11 @@ def choices(
             seen.add(choice.candidate.key)
             yield choice
     reason = "; ".join(gone) or "no log has this spec or one near it"
-    yield Choice(space.default_candidate(spec, target), "default", reason)
+    default = space.default_candidate(spec, target, max_error)
+    yield Choice(default, "default", reason)
+    direct = space.default_candidate(spec, target, 0.0)
+    if direct != default:
+        yield Choice(direct, "default", f"{reason}; sums are direct")
 
 
 def _from_logs(spec: ConvSpec, target: Target, logs: LogStack, max_error: float, gone: list[str]) -> Iterator[Choice]:
@@ -78,7 +82,7 @@ def _transferred(
     spec: ConvSpec, target: Target, logs: LogStack, max_error: float, origin: str, gone: list[str]
 ) -> Iterator[Choice]:
     """The knobs of the nearest spec that has a winner by times of this origin."""
-    spaces = space.accepting(spec, target)
+    spaces = space.accepting(spec, target, max_error)
     found = nearest_winner(spec, target, logs.records(), *spaces, max_error=max_error, origin=origin)
     candidate = fitted(found, spec, target, *spaces) if found else None
     if found and candidate:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from convtune.accuracy import STANDARD
 from convtune.discovery import discover
 from convtune.errors import TargetError, UnknownNameError
 
@@ -58,6 +59,16 @@ class Space(ABC, Generic[Machine]):
     def default(self, spec: ConvSpec, target: Machine) -> Knobs:
         """Knobs that are good with no tuning, from the target's facts. Always in the domain."""
 
+    def expected_error(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> float:
+        """What the error will be about, rather above than below it, so that no time is lost on schedules that cannot
+        pass an accuracy; 0 where it is that of direct sums. What is measured decides all the same."""
+        return 0.0
+
+    def default_within(self, spec: ConvSpec, target: Machine, max_error: float) -> Knobs | None:
+        """The default among knobs whose expected error is at most that; None where there are none."""
+        knobs = self.default(spec, target)
+        return knobs if self.expected_error(spec, target, knobs) <= max_error else None
+
     def features(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> Mapping[str, float]:
         """Numbers that explain a schedule's speed better than its knobs do, such as the registers it holds, for the
         search's model; the same names whatever the knobs. Called for thousands of candidates, so it must be cheap."""
@@ -88,6 +99,48 @@ class Estimating(Space[Machine]):
 
     def features(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> Mapping[str, float]:
         return {"log_estimate": math.log(self.estimate(spec, target, knobs))}
+
+
+@dataclass(frozen=True)
+class Within(Estimating[Machine]):
+    """A space without the candidates whose expected error is above a limit."""
+
+    space: Estimating[Machine]
+    max_error: float
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # the space's own: its candidates are that space's
+        return self.space.name
+
+    @property
+    def summary(self) -> str:  # type: ignore[override]
+        return self.space.summary
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        return self.space.accepts(spec, target)
+
+    def knobs(self, spec: ConvSpec, target: Machine) -> Mapping[str, tuple[KnobValue, ...]]:
+        return self.space.knobs(spec, target)
+
+    def allows(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> bool:
+        allowed = self.space.allows(spec, target, knobs)
+        return allowed and self.space.expected_error(spec, target, knobs) <= self.max_error
+
+    def default(self, spec: ConvSpec, target: Machine) -> Knobs:
+        knobs = self.space.default_within(spec, target, self.max_error)
+        return knobs if knobs is not None else super().default(spec, target)
+
+    def estimate(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> float:
+        return self.space.estimate(spec, target, knobs)
+
+    def features(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> Mapping[str, float]:
+        return self.space.features(spec, target, knobs)
+
+    def pack(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        return self.space.pack(spec, target, knobs)
+
+    def schedule(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> Any:
+        return self.space.schedule(spec, target, knobs)
 
 
 @dataclass(frozen=True)
@@ -124,8 +177,10 @@ def get(name: str) -> Space[Any]:
         raise UnknownNameError("space", name, known()) from None
 
 
-def accepting(spec: ConvSpec, target: Target) -> list[Space[Any]]:
+def accepting(spec: ConvSpec, target: Target, max_error: float = math.inf) -> list[Space[Any]]:
     """The spaces that accept the spec, the last resort only where it is the only one. Never empty.
+
+    Without candidates whose expected error is above max_error.
 
     Raises:
         TargetError: no space accepts it on this target.
@@ -136,7 +191,15 @@ def accepting(spec: ConvSpec, target: Target) -> list[Space[Any]]:
         others = dtypes and spec.dtype not in dtypes
         refused = f"{spec.dtype}; allowed: {', '.join(dtypes)}" if others else "it"
         raise TargetError(f"target {target.name!r}: no schedule space of this version accepts {refused} (spec: {spec})")
-    return [s for s in spaces if not s.last_resort] or spaces
+    first = [s for s in spaces if not s.last_resort]
+    limited = [within(space, max_error) for space in first or spaces]
+    return [space for space in limited if space.takes(spec, target)] or spaces
+
+
+def within(space: Space[Any], max_error: float) -> Space[Any]:
+    """The space without candidates whose expected error is above that; itself where all sums are direct."""
+    approximates = type(space).expected_error is not Space.expected_error
+    return Within(space, max_error) if approximates and isinstance(space, Estimating) else space
 
 
 def enumerate_candidates(space: Space[Machine], spec: ConvSpec, target: Machine) -> Iterator[Candidate]:
@@ -170,9 +233,12 @@ def contains(space: Space[Machine], spec: ConvSpec, target: Machine, knobs: Knob
     return valid and space.allows(spec, target, knobs)
 
 
-def default_candidate(spec: ConvSpec, target: Target) -> Candidate:
-    """What is used with no tuning: the default of the space that estimates its own to be the fastest."""
-    spaces = accepting(spec, target)
+def default_candidate(spec: ConvSpec, target: Target, max_error: float = STANDARD["float32"]) -> Candidate:
+    """What is used with no tuning: the default of the space that estimates its own to be the fastest.
+
+    max_error: none is used whose expected error is above.
+    """
+    spaces = accepting(spec, target, max_error)
     estimating = [space for space in spaces if isinstance(space, Estimating)]
     if not estimating:
         return Candidate(spaces[0].name, dict(spaces[0].default(spec, target)))

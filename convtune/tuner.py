@@ -162,7 +162,7 @@ class Tuner:
         _check_limits(trials, budget_s)
         history = _settled(self._records(spec))
         limit = accuracies.limit(spec, self.accuracy)
-        default = space.default_candidate(spec, self.target)
+        default = space.default_candidate(spec, self.target, limit)
         tried = {
             r.candidate.key for r in history if (r.candidate.space == METASCHEDULE) == (self.engine == METASCHEDULE)
         }
@@ -201,7 +201,7 @@ class Tuner:
             )
         from convtune.search import Search
 
-        spaces = space.accepting(run.spec, self.target)
+        spaces = space.accepting(run.spec, self.target, run.limit)
         spaces.sort(key=lambda each: each.name != run.default.space)  # what `compile` would take is tried in any case
         return Search(
             run.spec,

@@ -21,7 +21,7 @@ from convtune.spec import ConvSpec
 from convtune.tuner import Tuner, tune
 from convtune.tuning import Progress
 
-SPEC = ConvSpec.parse("conv,ic=16,oc=32,in=14x14,k=3x3,p=1,layout=NHWC")
+SPEC = ConvSpec.parse("conv,ic=16,oc=32,in=28x28,k=3x3,s=2,p=1,layout=NHWC")
 NATIVE = targets.resolve("native")
 
 

@@ -1,0 +1,66 @@
+"""Which schedules an accuracy leaves: what is expected to fail it is neither a default nor tried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from convtune import accuracy, resolution, space, targets
+from convtune.log import Log, LogStack
+from convtune.search import Search
+from convtune.spec import ConvSpec
+
+NATIVE = targets.resolve("x86-64-v4", threads=2)
+SPEC = ConvSpec.parse("conv,ic=64,oc=64,in=56x56,k=3x3,p=1,layout=NHWC")
+FILTERING = space.get("minimal_filtering")
+
+
+def expected(candidate: space.Candidate) -> float:
+    return space.get(candidate.space).expected_error(SPEC, NATIVE, candidate.knobs)
+
+
+@pytest.mark.parametrize("name", accuracy.NAMES)
+def test_the_default_is_expected_to_pass(name: str) -> None:
+    limit = accuracy.limit(SPEC, name)
+    assert expected(space.default_candidate(SPEC, NATIVE, limit)) <= limit
+
+
+def test_what_would_fail_is_not_the_default() -> None:
+    limits = [accuracy.limit(SPEC, name) for name in accuracy.NAMES]
+    errors = [expected(space.default_candidate(SPEC, NATIVE, limit)) for limit in limits]
+    assert errors == sorted(errors) and errors[0] < errors[-1], "a higher accuracy costs larger tiles"
+    assert expected(space.default_candidate(SPEC, NATIVE, 0.0)) == 0.0
+
+
+def test_what_would_fail_is_not_tried() -> None:
+    limit = accuracy.limit(SPEC, "strict")
+    spaces = space.accepting(SPEC, NATIVE, limit)
+    assert {owner.name for owner in spaces} >= {"minimal_filtering", "dense_direct"}
+    search = Search(SPEC, NATIVE, spaces, trials=64, max_error=limit)
+    asked = search.ask(64)
+    assert len(asked) == 64 and max(map(expected, asked)) <= limit
+    every = [space.Candidate(FILTERING.name, knobs) for knobs in space.all_knobs(FILTERING, SPEC, NATIVE)]
+    assert max(map(expected, every)) > limit
+
+
+def test_no_space_is_left_over_that_has_no_candidate() -> None:
+    names = [owner.name for owner in space.accepting(SPEC, NATIVE, 1e-9)]
+    assert "dense_direct" in names and "minimal_filtering" not in names
+
+
+def test_a_default_that_fails_gives_way_to_direct_sums(tmp_path: Path) -> None:
+    found = list(resolution.choices(SPEC, NATIVE, LogStack([Log(tmp_path / "log")]), 2e-5))
+    first, second = found
+    assert first.candidate.space == "minimal_filtering" and expected(first.candidate) > 0
+    assert (second.kind, expected(second.candidate)) == ("default", 0.0) and "sums are direct" in second.reason
+
+
+def test_a_limited_space_is_the_space_otherwise() -> None:
+    limited: Any = space.within(FILTERING, 5e-6)
+    knobs = limited.default(SPEC, NATIVE)
+    assert limited.name == FILTERING.name and limited.summary == FILTERING.summary
+    assert limited.pack(SPEC, NATIVE, knobs) == FILTERING.pack(SPEC, NATIVE, knobs)
+    assert limited.features(SPEC, NATIVE, knobs) == FILTERING.features(SPEC, NATIVE, knobs)
+    direct = space.get("dense_direct")
+    assert space.within(direct, 5e-6) is direct
