@@ -20,9 +20,8 @@ from convtune.schedules.filtering_statements import (
     sequence,
     when,
 )
+from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.tiling import LONG_ACTIVATIONS
-
-from convtune.expression import Arguments, epilogue
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 class OutputTransform:
     """Y = A^T M A of one tile and a vector of channels, with the epilogue, stored where there are outputs."""
 
-    def __init__(self, spec: ConvSpec, plan: Plan, arguments: Arguments, y: Any, m: Any) -> None:
-        self.spec, self.plan, self.arguments, self.y, self.m = spec, plan, arguments, y, m
+    def __init__(self, spec: ConvSpec, plan: Plan, tensors: Tensors, m: Any) -> None:
+        self.spec, self.plan, self.tensors, self.m = spec, plan, tensors, m
         self.filtered = [i for i, axis in enumerate(plan.axes) if axis.filter]
 
     def tile(self, q: Expr, row: Expr, number: Expr) -> Stmt:
@@ -123,7 +122,7 @@ class OutputTransform:
         def stored(i: Expr, value: Expr, lane: Expr) -> Stmt:
             position = [*first[:current], first[current] + i * axis.step, *first[current + 1 :]]
             inside = [position[current] < axis.out] if axis.ragged else []
-            return when(inside, self._stored(n, oc + lane, position, value))
+            return when(inside, self.tensors.store(n, oc + lane, position, value))
 
         def direct(lane: Expr) -> Stmt:
             bind = Binder()
@@ -146,10 +145,3 @@ class OutputTransform:
         if self.spec.activation in LONG_ACTIVATIONS:  # once in the code, not for each output of the row
             return when(inside, allocated((axis.m, width), "row", "local", staged))
         return when(inside, loop(width, direct, "VECTORIZED", "lane"))
-
-    def _stored(self, n: Expr, channel: Expr, position: Sequence[Expr], value: Expr) -> Stmt:
-        from tvm import tirx
-
-        place = list(position)[3 - self.spec.rank :]
-        out = epilogue(self.arguments, value, n, channel, place)
-        return tirx.BufferStore(self.y, out, [n, *place, channel] if self.spec.channels_last else [n, channel, *place])

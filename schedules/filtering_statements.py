@@ -54,13 +54,14 @@ def when(conditions: Sequence[Expr], then: Stmt, otherwise: Stmt | None = None) 
 class Binder:
     """Names expressions that are used more than once; `statements` are these bindings, and what is stored."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str = "float32") -> None:
+        self.dtype = dtype
         self.statements: list[Stmt] = []
 
     def __call__(self, value: Expr) -> Expr:
         from tvm import tirx
 
-        variable = tirx.Var("value", "float32")
+        variable = tirx.Var("value", self.dtype)
         self.statements.append(tirx.Bind(variable, value))
         return variable
 

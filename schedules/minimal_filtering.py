@@ -21,6 +21,7 @@ A tile of 1 in a dimension leaves that one direct. A dilated convolution is dila
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_plan import TILE_KNOBS, Plan, axes_of, plan_of
 from convtune.schedules.filtering_products import products
 from convtune.schedules.filtering_statements import allocated, loop, sequence
+from convtune.schedules.filtering_tensors import Tensors, with_tensors
 from convtune.schedules.tiling import ceil_div, spaced
 
 from convtune.accuracy import LOOSE
@@ -45,10 +47,11 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 MOST_ALPHA = 8
-TILES = (1, 2, 3, 4, 6)
+TILES = (2, 3, 4, 6)
 MOST_POINTS = 256
+MOST_TILES = 64  # of a block: the weights are read often enough then
 MOST_TASK_BYTES = 4  # times the second cache: V and M of a task
-ROW_BLOCKS = (1, 2, 3, 4, 6, 8)
+ROW_BLOCKS = (1, 2, 4, 8)
 
 
 class MinimalFiltering(Estimating[CpuTarget]):
@@ -58,34 +61,29 @@ class MinimalFiltering(Estimating[CpuTarget]):
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
         if not isinstance(target, CpuTarget) or spec.variant not in ("conv", "dilated", "grouped"):
             return False
-        if not spec.channels_last or (spec.groups > 1 and spec.out_channels // spec.groups < target.lanes):
+        if spec.groups > 1 and spec.out_channels // spec.groups < target.lanes:
             return False
         return any(len(values) > 1 for values in _tile_values(spec).values())
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
-        run = spec.out_channels // spec.groups
-        vectors = tuple(range(1, min(4, ceil_div(run, target.lanes)) + 1))
-        most = [(target.vector_registers - 1) // v - 1 for v in vectors]
-        rows = {ceil_div(n * part, 4) for n in most for part in (2, 3, 4)}
-        blocks = [spec.groups * ceil_div(run, v * target.lanes) for v in vectors]
-        passes = {part for n in blocks for part in range(1, n + 1) if n % part == 0}
+        rows, vectors = zip(*_register_tiles(spec, target))
+        passes = {part for v in vectors for part in _divisors(_channel_blocks(spec, target, v))}
         return {
             **_tile_values(spec),
-            "tile_rows": tuple(sorted(rows)),
-            "oc_vectors": vectors,
+            "tile_rows": tuple(sorted(set(rows))),
+            "oc_vectors": tuple(sorted(set(vectors))),
             "row_blocks": ROW_BLOCKS,
-            "pass_blocks": spaced(passes, 4),
+            "pass_blocks": spaced(passes, 3),
             "order": ("tiles", "channels"),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         rows, vectors = int(knobs["tile_rows"]), int(knobs["oc_vectors"])
-        registers = target.vector_registers
-        if not registers // 3 <= rows * vectors <= registers - vectors - 1:
+        tiles = [m for name in TILE_KNOBS if (m := int(knobs.get(name, 1))) > 1]
+        if not tiles or max(tiles) > 2 * min(tiles) or (rows, vectors) not in _register_tiles(spec, target):
             return False
-        if all(knobs.get(name, 1) == 1 for name in TILE_KNOBS):
-            return False
-        if spec.groups * ceil_div(spec.out_channels // spec.groups, vectors * target.lanes) % int(knobs["pass_blocks"]):
+        block = rows * int(knobs["row_blocks"])
+        if _channel_blocks(spec, target, vectors) % int(knobs["pass_blocks"]) or (block > MOST_TILES and block > rows):
             return False
         plan = plan_of(spec, target, knobs)
         if plan.points > MOST_POINTS or plan.block - plan.rows >= plan.tiles:
@@ -96,7 +94,15 @@ class MinimalFiltering(Estimating[CpuTarget]):
         return task_bytes <= MOST_TASK_BYTES * target.l2_bytes or (plan.per_pass == 1 and knobs["row_blocks"] == 1)
 
     def default(self, spec: ConvSpec, target: CpuTarget) -> Knobs:
-        return dict(_default(self, spec, target))
+        found = self.default_within(spec, target, LOOSE[spec.dtype])
+        return next(all_knobs(self, spec, target)) if found is None else found
+
+    def default_within(self, spec: ConvSpec, target: CpuTarget, max_error: float) -> Knobs | None:
+        found = _fastest(self, spec, target, max_error)
+        return None if found is None else dict(found)
+
+    def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        return expected_error(plan_of(spec, target, knobs))
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         return estimated_cycles(plan_of(spec, target, knobs), target)
@@ -130,59 +136,34 @@ class MinimalFiltering(Estimating[CpuTarget]):
 
         plan = plan_of(spec, target, knobs)
         arguments = Arguments(spec, [plan.u_shape])
-        inputs = [arguments.x, arguments.weights[0], arguments.bias, arguments.residual]
-        inputs = [tensor for tensor in inputs if tensor is not None]
+        tensors = (arguments.x, arguments.weights[0], arguments.bias, arguments.residual)
+        inputs = [tensor for tensor in tensors if tensor is not None]
 
         def body(sources: list[Any], results: list[Any]) -> Any:
             given = iter(sources)
-            held = _Held(
-                spec,
-                [
-                    None if t is None else next(given)
-                    for t in (arguments.x, arguments.weights[0], arguments.bias, arguments.residual)
-                ],
-            )
-            return _statement(spec, plan, held, results[0])
+            buffers = [None if tensor is None else next(given) for tensor in tensors]
+            made = functools.partial(_statement, spec, plan)
+            return with_tensors(spec, plan.lanes, buffers, results[0], made)
 
         y = te.extern([spec.out_shape], inputs, body, name="y", dtype=[spec.dtype])
         return ir.IRModule({"main": arguments.primfunc(y)})
 
 
-class _Held(Arguments):
-    """The arguments of a kernel as buffers, read as the tensors of an expression are."""
-
-    def __init__(self, spec: ConvSpec, buffers: list[Any]) -> None:
-        self.spec = spec
-        x, self.weight, bias, residual = buffers
-        self.x, self.bias, self.residual = map(_reader, (x, bias, residual))
-        self.biases, self.inputs = [self.bias], {}
-
-
-def _reader(buffer: Any) -> Any:
-    from tvm import tirx
-
-    return None if buffer is None else lambda *index: tirx.BufferLoad(buffer, list(index))
-
-
-def _statement(spec: ConvSpec, plan: Plan, arguments: _Held, y: Any) -> Any:
+def _statement(spec: ConvSpec, plan: Plan, tensors: Tensors) -> Any:
     if plan.shared:
-        return allocated(
-            (plan.tasks, *plan.v_shape), "v", "global", lambda v: _by_channels(spec, plan, arguments, y, v)
-        )
-    return loop(plan.tasks, lambda block: _by_tiles(spec, plan, arguments, y, block), "PARALLEL", "block")
+        return allocated((plan.tasks, *plan.v_shape), "v", "global", lambda v: _by_channels(spec, plan, tensors, v))
+    return loop(plan.tasks, lambda block: _by_tiles(spec, plan, tensors, block), "PARALLEL", "block")
 
 
-def _by_tiles(spec: ConvSpec, plan: Plan, arguments: _Held, y: Any, block: Any) -> Any:
+def _by_tiles(spec: ConvSpec, plan: Plan, tensors: Tensors, block: Any) -> Any:
     """A block of tiles with all its channels."""
 
     def with_v(v: Any) -> Any:
         locate = lambda point, row, element: (v, (point, row * plan.v_row + element))  # noqa: E731
-        transform = InputTransform(spec, plan, arguments.read_x, locate)
+        transform = InputTransform(spec, plan, tensors.read, locate)
 
         def with_m(m: Any) -> Any:
-            return loop(
-                plan.passes, lambda number: _pass(spec, plan, arguments, y, m, locate, block, number), name="pass"
-            )
+            return loop(plan.passes, lambda number: _pass(spec, plan, tensors, m, locate, block, number), name="pass")
 
         made = loop(
             plan.block,
@@ -193,22 +174,20 @@ def _by_tiles(spec: ConvSpec, plan: Plan, arguments: _Held, y: Any, block: Any) 
     return allocated(plan.v_shape, "v", "global", with_v)
 
 
-def _by_channels(spec: ConvSpec, plan: Plan, arguments: _Held, y: Any, v: Any) -> Any:
+def _by_channels(spec: ConvSpec, plan: Plan, tensors: Tensors, v: Any) -> Any:
     """V of all tiles, then the passes of all blocks."""
 
     def made(task: Any) -> Any:
         block, row = task // plan.block, task % plan.block
         transform = InputTransform(
-            spec, plan, arguments.read_x, lambda point, r, element: (v, (block, point, r * plan.v_row + element))
+            spec, plan, tensors.read, lambda point, r, element: (v, (block, point, r * plan.v_row + element))
         )
         return _each_channel(plan, lambda c, w: transform.tile(task, row, c, w))
 
     def task(index: Any) -> Any:
         block, number = index // plan.passes, index % plan.passes
         locate = lambda point, row, element: (v, (block, point, row * plan.v_row + element))  # noqa: E731
-        return allocated(
-            plan.m_shape, "m", "global", lambda m: _pass(spec, plan, arguments, y, m, locate, block, number)
-        )
+        return allocated(plan.m_shape, "m", "global", lambda m: _pass(spec, plan, tensors, m, locate, block, number))
 
     return sequence(
         [
@@ -225,43 +204,70 @@ def _each_channel(plan: Plan, body: Any) -> Any:
     return sequence([*parts, body(whole * plan.lanes, rest)] if rest else parts)
 
 
-def _pass(spec: ConvSpec, plan: Plan, arguments: _Held, y: Any, m: Any, v: Any, block: Any, number: Any) -> Any:
-    transform = OutputTransform(spec, plan, arguments, y, m)
+def _pass(spec: ConvSpec, plan: Plan, tensors: Tensors, m: Any, v: Any, block: Any, number: Any) -> Any:
+    transform = OutputTransform(spec, plan, tensors, m)
     stored = loop(plan.block, lambda row: transform.tile(block * plan.block + row, row, number), name="row")
-    return sequence([products(plan, v, arguments.weight, m, number), stored])
+    return sequence([products(plan, v, tensors.weight, m, number), stored])
 
 
 def _tile_values(spec: ConvSpec) -> Mapping[str, tuple[int, ...]]:
-    """For each dimension the sizes of a tile, 1 for a direct one."""
+    """For each dimension the sizes of a tile, 1 for a direct one: each needs fewer products than smaller ones do."""
     found = {}
-    for axis, name in zip(axes_of(spec, (1, 1, 1))[3 - spec.rank :], TILE_KNOBS[3 - spec.rank :]):
-        filtered = axis.stride == 1 and axis.taps > 1
-        outputs = ceil_div(axis.out, min(axis.dilation, axis.out))
-        most = min(MOST_ALPHA + 1 - axis.taps, outputs + 1) if filtered else 1
-        found[name] = tuple(m for m in TILES if m <= max(1, most))
+    names = TILE_KNOBS[3 - spec.rank :]
+    for name, direct in zip(names, axes_of(spec, (1, 1, 1))[3 - spec.rank :]):
+        values, least = [1], direct.out * direct.taps
+        for m in TILES if direct.stride == 1 and direct.taps > 1 else ():
+            axis = dataclasses.replace(direct, m=m)
+            products = axis.residues * axis.tiles * axis.alpha
+            if axis.alpha <= MOST_ALPHA and products < least and (m != 3 or spec.rank < 3):
+                values, least = [*values, m], products
+        filtered_anyway = spec.rank == 3 and name != names[0] and len(values) > 1
+        found[name] = tuple(values[1:] if filtered_anyway else values)
     return found
 
 
+def _channel_blocks(spec: ConvSpec, target: CpuTarget, vectors: int) -> int:
+    return spec.groups * ceil_div(spec.out_channels // spec.groups, vectors * target.lanes)
+
+
+def _divisors(number: int) -> list[int]:
+    return [part for part in range(1, number + 1) if number % part == 0]
+
+
 @functools.lru_cache(maxsize=1 << 10)
-def _default(space: MinimalFiltering, spec: ConvSpec, target: CpuTarget) -> Mapping[str, KnobValue]:
+def _register_tiles(spec: ConvSpec, target: CpuTarget) -> tuple[tuple[int, int], ...]:
+    """Tiles x vectors of a register tile: as many as the registers hold, or three quarters, with few idle lanes."""
+    needed = ceil_div(spec.out_channels // spec.groups, target.lanes)
+    most = min(4, needed, target.vector_registers // 4)
+    idle = {v: ceil_div(needed, v) * v - needed for v in range(min(2, most), most + 1)}
+    found = []
+    for vectors in (v for v in idle if idle[v] * 8 <= needed or idle[v] == min(idle.values())):
+        rows = (target.vector_registers - 1) // vectors - 1
+        found += [(ceil_div(rows * 3, 4), vectors), (rows, vectors)]
+    return tuple(dict.fromkeys(found))
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _fastest(space: MinimalFiltering, spec: ConvSpec, target: CpuTarget, max_error: float) -> Knobs | None:
     """Of each combination of tiles the other knobs that are estimated to be the fastest, a few at a time."""
     domain = space.knobs(spec, target)
     tiles = [name for name in TILE_KNOBS if name in domain]
     stages = [("tile_rows", "oc_vectors"), ("row_blocks", "order"), ("pass_blocks",)]
-    found: list[Mapping[str, KnobValue]] = []
+
+    def cycles(knobs: Knobs) -> float:
+        return space.estimate(spec, target, knobs)
+
+    found: list[Knobs] = []
     for sizes in itertools.product(*(domain[name] for name in tiles)):
-        best: Mapping[str, KnobValue] = {
-            **{name: values[0] for name, values in domain.items()},
-            **dict(zip(tiles, sizes)),
-        }
+        best: Knobs = {**{name: values[0] for name, values in domain.items()}, **dict(zip(tiles, sizes))}
+        if max(sizes) == 1 or space.expected_error(spec, target, best) > max_error:
+            continue
         for names in (*stages, *stages):
-            choices = [
-                {**best, **dict(zip(names, values))} for values in itertools.product(*(domain[n] for n in names))
-            ]
-            allowed = [knobs for knobs in choices if space.allows(spec, target, knobs)]
-            best = min(allowed, key=lambda knobs: space.estimate(spec, target, knobs), default=best)
+            parts = itertools.product(*(domain[name] for name in names))
+            choices = [{**best, **dict(zip(names, values))} for values in parts]
+            best = min((knobs for knobs in choices if space.allows(spec, target, knobs)), key=cycles, default=best)
         found += [best] if space.allows(spec, target, best) else []
-    return min(found or all_knobs(space, spec, target), key=lambda knobs: space.estimate(spec, target, knobs))
+    return min(found, key=cycles, default=None)
 
 
 minimal_filtering = MinimalFiltering()
