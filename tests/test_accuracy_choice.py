@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from convtune import accuracy, resolution, space, targets
 from convtune.log import Log, LogStack
 from convtune.search import Search
