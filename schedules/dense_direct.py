@@ -1,8 +1,8 @@
 """Dense and grouped convolution as a direct register tile, any rank and layout.
 
-    parallel task = (n, od, oh_outer, ow_outer [, oc_outer]):         oc_order: parallel
+    parallel task = (n_outer, od_outer, oh_outer, ow_outer [, oc_outer]):     oc_order: parallel
         pad: the task's input rows, channels last, zeros around       pad_at: task, root (once for all), none
-        for [oc_outer,] oh_inner, ow_block [, oc_outer]:              oc_order: outer, inner
+        for [oc_outer,] n_inner, od_inner, oh_inner, ow_block [, oc_outer]:   oc_order: outer, inner
             acc[ow_inner, oc_vector, lane] = 0                        in registers
             for kd, kh, kw, ic:
                 acc[...] += pad[..., ow_inner * stride + kw, ic] * weight[oc_outer, kd, kh, kw, ic, oc_vector, lane]
@@ -22,6 +22,7 @@ reduction free of conditions: only the store looks at the border.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -84,11 +85,11 @@ class DenseDirect(Estimating[CpuTarget]):
         )
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
-        out = Geometry.of(spec).out
+        out = _geometry(spec).out
         columns = even_blocks(out[2], target.vector_registers - 2)
         run = spec.out_channels // spec.groups
         tiles = ceil_div(out[2], max(columns))
-        inside = Geometry.of(spec).inside(spec)
+        inside = _inside(spec)
         blocks = _reduction_blocks(spec, target)
         return {
             "ow_tile": columns,
@@ -98,14 +99,15 @@ class DenseDirect(Estimating[CpuTarget]):
             "oc_order": ("parallel", "outer", "inner"),
             "pad_at": ("none", "root", "task") if inside else ("root", "task"),
             **({"ic_block": blocks} if blocks else {}),
+            **_planes(spec),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         columns, vectors, pad_at = int(knobs["ow_tile"]), int(knobs["oc_vectors"]), knobs["pad_at"]
-        width = Geometry.of(spec).out[2]
+        width = _geometry(spec).out[2]
         if not suits_registers(target, columns, vectors, width):
             return False
-        if Geometry.of(spec).inside(spec) and (pad_at == "none") != (width % columns == 0):
+        if _inside(spec) and (pad_at == "none") != (width % columns == 0):
             return False
         if _parts(spec, knobs) > 1 and knobs["oc_order"] == "inner":
             return False  # its tiles want the weights of all channel blocks one after the other
@@ -114,7 +116,7 @@ class DenseDirect(Estimating[CpuTarget]):
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         tile = self._tile(spec, target, knobs)
-        out, span, stride = Geometry.of(spec).out, cube(spec.span), cube(spec.stride)
+        out, span, stride = _geometry(spec).out, cube(spec.span), cube(spec.stride)
         order, pad_at = knobs["oc_order"], knobs["pad_at"]
         oh_block, tiles_wide = int(knobs["oh_block"]), ceil_div(out[2], tile.columns)
         ow_block = min(int(knobs["ow_block"]), tiles_wide)
@@ -130,12 +132,17 @@ class DenseDirect(Estimating[CpuTarget]):
         compute = overlapped(compute, write_cycles(target, written, run_bytes, 4 * count(spec.out_shape)) / parts)
         per_tile = overlapped(compute, stream_cycles(target, part_bytes, resident))
         first = overlapped(compute, stream_cycles(target, part_bytes, part_bytes * parts * blocks))
-        rows = ((oh_block - 1) * stride[1] + span[1]) * span[0]
+        planes = _block(knobs, "n_block") * _block(knobs, "od_block")
+        rows = ((oh_block - 1) * stride[1] + span[1]) * ((_block(knobs, "od_block") - 1) * stride[0] + span[0])
         rows_bytes = rows * ((ow_block * tile.columns - 1) * stride[2] + span[2]) * spec.in_channels * 4
+        rows_bytes *= _block(knobs, "n_block")
         passes = 1 if order != "outer" else blocks
-        cycles = ((oh_block * ow_block - 1) * per_tile + first) * parts * (1 if order == "parallel" else blocks)
+        cycles = (
+            ((planes * oh_block * ow_block - 1) * per_tile + first) * parts * (1 if order == "parallel" else blocks)
+        )
         cycles += passes * stream_cycles(target, rows_bytes, rows_bytes) / 2
-        tasks = spec.batch * out[0] * ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
+        tasks = ceil_div(spec.batch, _block(knobs, "n_block")) * ceil_div(out[0], _block(knobs, "od_block"))
+        tasks *= ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
         if pad_at == "task":
             cycles += 2 * rows_bytes / L2_BYTES_PER_CYCLE + transpose_cycles(spec, rows_bytes // 4)
         total = Tasks(tasks * (blocks if order == "parallel" else 1), cycles).on(target)
@@ -152,8 +159,9 @@ class DenseDirect(Estimating[CpuTarget]):
 
         tile = self._tile(spec, target, knobs)
         sch = Schedule(self._expression(spec, tile, knobs))
-        tiles_wide = ceil_div(Geometry.of(spec).out[2], tile.columns)
-        loops = split_output(sch, spec, tile, int(knobs["oh_block"]), min(int(knobs["ow_block"]), tiles_wide))
+        tiles_wide = ceil_div(_geometry(spec).out[2], tile.columns)
+        planes = _block(knobs, "n_block"), _block(knobs, "od_block")
+        loops = split_output(sch, spec, tile, int(knobs["oh_block"]), min(int(knobs["ow_block"]), tiles_wide), *planes)
         order = [*loops.outer, loops.channels, *loops.inner]
         if knobs["oc_order"] == "inner":
             order = [*loops.outer, *loops.inner, loops.channels]
@@ -180,7 +188,7 @@ class DenseDirect(Estimating[CpuTarget]):
     def _expression(self, spec: ConvSpec, tile: Tile, knobs: Knobs) -> Any:
         from tvm import te
 
-        out = Geometry.of(spec).out
+        out = _geometry(spec).out
         geometry = Geometry.of(spec, (*out[:2], round_up(out[2], tile.columns)))
         parts = _parts(spec, knobs)
         depth = spec.in_channels // spec.groups // parts
@@ -208,6 +216,33 @@ class DenseDirect(Estimating[CpuTarget]):
             return arguments.primfunc(summed_output(arguments, tile, shape, parts, summand))
         whole = lambda n, d, h, wo, *index: summand(n, d, h, wo, 0, *index)  # noqa: E731
         return arguments.primfunc(tiled_output(arguments, tile, shape, whole))
+
+
+@functools.lru_cache(maxsize=256)
+def _geometry(spec: ConvSpec) -> Geometry:
+    """Asked for once per candidate, of which there are thousands."""
+    return Geometry.of(spec)
+
+
+@functools.lru_cache(maxsize=256)
+def _inside(spec: ConvSpec) -> bool:
+    return _geometry(spec).inside(spec)
+
+
+def _planes(spec: ConvSpec) -> dict[str, tuple[KnobValue, ...]]:
+    """The knob for what a task computes besides one plane: planes that share input rows, else images.
+
+    Either shares the weights.
+    """
+    depth = _geometry(spec).out[0]
+    if depth > 1 and cube(spec.kernel)[0] > 1:
+        return {"od_block": spaced(even_blocks(depth, 16), 3)}
+    return {"n_block": spaced(even_blocks(spec.batch, 16), 3)} if spec.batch > 1 else {}
+
+
+def _block(knobs: Knobs, name: str) -> int:
+    """Of a loop that small layers leave whole: one turn a task."""
+    return int(knobs.get(name, 1))
 
 
 def _parts(spec: ConvSpec, knobs: Knobs) -> int:

@@ -106,8 +106,10 @@ class OutputLoops:
     store: list[Any]  # within a tile: oh_inner, ow_inner, vector, lane
 
 
-def split_output(sch: Any, spec: ConvSpec, tile: Tile, oh_block: int, ow_block: int) -> OutputLoops:
-    """Splits `y` into tasks of oh_block x ow_block tiles, tiles, and what a tile stores."""
+def split_output(
+    sch: Any, spec: ConvSpec, tile: Tile, oh_block: int, ow_block: int, n_block: int = 1, od_block: int = 1
+) -> OutputLoops:
+    """Splits `y` into tasks of n_block x od_block x oh_block x ow_block tiles, tiles, and what a tile stores."""
     n, *rest = sch.get_loops(sch.get_sblock("y"))
     spatial, channels = (
         (rest[: spec.rank], rest[spec.rank :]) if spec.channels_last else (rest[-spec.rank :], rest[: -spec.rank])
@@ -117,13 +119,18 @@ def split_output(sch: Any, spec: ConvSpec, tile: Tile, oh_block: int, ow_block: 
         sch.reorder(*channels)
     blocks, vector, lane = split_channels(sch, channels, tile)
     ow_tiles, ow_inner = sch.split(spatial[-1], [None, tile.columns])
+    split = [(n, n_block)] if n_block > 1 else []
+    split += [(spatial[0], od_block)] if od_block > 1 else []
+    whole = [loop for loop in (n, *spatial[:-2]) if all(loop is not other for other, _ in split)]
+    pairs = [sch.split(loop, [None, block]) for loop, block in split]
     ow_outer, ow_middle = sch.split(ow_tiles, [None, ow_block])
+    outer, inner = [*whole, *(pair[0] for pair in pairs)], [pair[1] for pair in pairs]
     if spec.rank == 1:
-        return OutputLoops([n, ow_outer], blocks, [ow_middle], [ow_inner, vector, lane])
+        return OutputLoops([*outer, ow_outer], blocks, [*inner, ow_middle], [ow_inner, vector, lane])
     oh_tiles, oh_inner = sch.split(spatial[-2], [None, tile.rows])
     oh_outer, oh_middle = sch.split(oh_tiles, [None, oh_block])
-    outer = [n, *spatial[:-2], oh_outer, ow_outer]
-    return OutputLoops(outer, blocks, [oh_middle, ow_middle], [oh_inner, ow_inner, vector, lane])
+    inner += [oh_middle, ow_middle]
+    return OutputLoops([*outer, oh_outer, ow_outer], blocks, inner, [oh_inner, ow_inner, vector, lane])
 
 
 def split_channels(sch: Any, channels: Sequence[Any], tile: Tile) -> tuple[Any, Any, Any]:

@@ -37,6 +37,25 @@ def test_a_reduction_in_parts_is_right(turn: int) -> None:
         )
 
 
+@pytest.mark.parametrize("layout", ["NCDHW", "NDHWC"])
+@pytest.mark.parametrize(
+    ("knob", "spec"),
+    [
+        ("od_block", ConvSpec("conv", 5, 7, (5, 4, 11), (3, 1, 3), batch=2, padding=(1, 0, 2))),
+        ("n_block", ConvSpec("conv", 6, 19, (2, 3, 13), (1, 2, 5), batch=3, padding=(0, 1, 0), stride=(1, 1, 2))),
+    ],
+    ids=["od_block", "n_block"],
+)
+def test_planes_that_do_not_fill_the_last_task_are_right(knob: str, spec: ConvSpec, layout: str) -> None:
+    spec = spec.replace(layout=layout)
+    target = runnable_targets()[len(layout + knob) % len(runnable_targets())]
+    planes = spec.batch if knob == "n_block" else spec.out_size[0]
+    uneven = [k for k in space.all_knobs(DENSE, spec, target) if planes % int(k[knob])]
+    assert uneven
+    for pad_at in ("task", "root"):
+        check(DENSE, spec, target, next(k for k in uneven if k["pad_at"] == pad_at))
+
+
 def test_only_weights_too_large_for_the_cache_are_read_in_parts() -> None:
     native = replace(targets.resolve("x86-64-v3"), l2_bytes=1 << 20)
     assert "ic_block" not in DENSE.knobs(DEEP, native)
