@@ -43,6 +43,7 @@ def test_a_kernel_is_built_for_the_records_target_and_what_cannot_be_is_told(mac
     assert isinstance(gone, str)
     assert "no_such_space" in gone
     assert isinstance(stale, str)
+    assert "has no such schedule" in stale
 
 
 def test_another_machine_of_the_name_is_not_taken_for_the_records_own(machine: targets.CpuTarget) -> None:

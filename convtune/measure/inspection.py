@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune import codegen, targets
+from convtune import codegen, space, targets
 from convtune.assembly import Listing, listing
-from convtune.errors import TargetError, UnknownNameError
+from convtune.errors import ScheduleError, TargetError, UnknownNameError
 from convtune.measure.builder import scheduled
 from convtune.measure.home import Home
 from convtune.measure.worker import MEMORY_BYTES, Pool
+from convtune.record import METASCHEDULE
 
 if TYPE_CHECKING:
     from convtune.space import Candidate
@@ -41,11 +42,21 @@ class Inspector:
         import tvm
 
         spec, candidate = request
+        _check(spec, self._target, candidate)
         module, _ = scheduled(spec, self._target, candidate)
         if not isinstance(self._target, targets.CpuTarget):
             return Inspected(module.script(), None)
         compiled = tvm.compile(codegen.any_alignment(module), target=self._tvm_target)
         return Inspected(module.script(), listing(compiled.mod.inspect_source("asm")))
+
+
+def _check(spec: ConvSpec, target: Target, candidate: Candidate) -> None:
+    """Raises ScheduleError where this version's space has no such schedule any more; UnknownNameError without it."""
+    if candidate.space == METASCHEDULE:
+        return
+    owner = space.get(candidate.space)
+    if not (owner.takes(spec, target) and space.contains(owner, spec, target, candidate.knobs)):
+        raise ScheduleError(f"space {candidate.space} of this version has no such schedule")
 
 
 def inspect(facts: Mapping[str, Any], requests: Sequence[tuple[ConvSpec, Candidate]]) -> list[Inspected | str]:

@@ -30,7 +30,7 @@ function columns(group) {
     { title: "A/B", csv: "ratio", value: (r) => r.ratio, text: (r) => ratio(r.ratio), hint: "above 1, B is faster" },
     { title: "95 % interval", csv: "lower", value: (r) => r.lower, text: between, hint: "of the ratio of the medians" },
     { title: "B", csv: "verdict", value: (r) => r.verdict, text: (r) => verdictText(r.verdict), left: true, kind: (r) => ({ win: "win", loss: "loss" })[r.verdict] ?? "" },
-    { title: "what differs", csv: "differing", value: differingText, text: differingText, left: true },
+    { title: "what differs", csv: "differing", value: differingText, text: differingText, left: true, kind: () => "wrap" },
   ];
 }
 

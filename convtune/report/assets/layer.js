@@ -59,7 +59,7 @@ function finalsView(layer) {
     const row = trial === null ? null : layer.tried.trials[trial];
     const role = [trial === layer.tried.best ? "winner" : "", trial === layer.tried.default ? "default" : ""].filter(Boolean).join(", ");
     const texts = [role || NOTHING, timeText(middle(times)), timeText(least(times)), timeText(most(times)), String(times.length), row ? trialText(layer, row) : "not in the log"];
-    return el("tr", {}, ...texts.map((text, n) => el("td", { class: n === 0 || n === 5 ? "left" : "time" }, text)));
+    return el("tr", {}, ...texts.map((text, n) => el("td", { class: ["left", "", "", "", "", "left wrap"][n] || "time" }, text)));
   });
   const of = layer.section.origin;
   const titles = ["", `median (${of})`, "least", "most", "repeats", "schedule"];

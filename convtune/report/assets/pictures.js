@@ -37,15 +37,21 @@ function thinned(items, most = MOST_POINTS) {
 const logScale = { type: "log", nice: false };
 /** Round values for the axis of a logarithmic scale, as few as can be read. */
 function ticks([from, to]) {
+  if (to / from < 5) {
+    const rough = (to - from) / 7;
+    const decade = 10 ** Math.floor(Math.log10(rough));
+    const step = decade * [1, 2, 5, 10].find((n) => n * decade >= rough);
+    const first = Math.ceil(from / step);
+    return Array.from({ length: Math.floor(to / step) - first + 1 }, (_, n) => Number(((first + n) * step).toPrecision(12)));
+  }
   for (const steps of [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
     const found = [];
     for (let decade = Math.floor(Math.log10(from)); decade <= Math.log10(to); decade++) {
       found.push(...steps.map((step) => step * 10 ** decade).filter((value) => value >= from && value <= to));
     }
-    if (found.length <= 7 && found.length >= 2) return found;
+    if (found.length <= 7) return found;
   }
-  // within one step: evenly, in as many digits as tell them apart
-  return [0, 1, 2, 3].map((n) => Number((from * (to / from) ** (n / 3)).toPrecision(3)));
+  return undefined; // more than seven decades: as Vega thinks best
 }
 const logAxis = (domain, more = {}) => ({ values: ticks(domain), format: ",~g", ...more });
 const logScaled = (domain, more) => ({ scale: { ...logScale, domain }, axis: logAxis(domain, more) });

@@ -42,7 +42,7 @@ function layerColumns(section) {
   const time = { kind: () => "time" };
   const columns = [
     { title: "layer", value: (r) => r.name, text: (r) => r.name + (r.names.length > 1 ? ` +${r.names.length - 1}` : ""), left: true },
-    { title: "convolution", csv: "shape", value: (r) => `${r.variant} ${r.shape}`, text: (r) => `${r.variant} ${r.shape}`, left: true },
+    { title: "convolution", csv: "shape", value: (r) => `${r.variant} ${r.shape}`, text: (r) => `${r.variant} ${r.shape}`, left: true, kind: () => "wrap" },
     { title: `default µs${origin}`, csv: `default_us${origin}`, value: (r) => r.default_us, text: (r) => timeNumber(r.default_us), ...time, hint: "without tuning; measured in turn with the tuned one" },
     { title: `tuned µs${origin}`, csv: `tuned_us${origin}`, value: (r) => r.best_us, text: (r) => (r.best_us === null ? "failed" : timeNumber(r.best_us)), kind: (r) => (r.best_us === null ? "loss" : "time") },
     { title: "speed-up", csv: "speedup", value: (r) => r.speedup, text: (r) => ratio(r.speedup) },
