@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 WHOLE = 1 << 20  # all blocks of channels
 LARGEST_CODE = 1200  # FMAs of all tiles' codes: LLVM needs a second for some thousand
+LARGEST_ROLLED = 2400  # where these are in a loop over the rows of the kernel
 
 
 class DepthwiseRows(Estimating[CpuTarget]):
@@ -79,15 +80,15 @@ class DepthwiseRows(Estimating[CpuTarget]):
             return False
         if plan.split and (plan.chunks == 1 or plan.channels % plan.width):  # tasks would store some channels twice
             return False
-        if sums < min(6, view.columns.out * view.rows.out) or sums > registers * 5 // 8:
+        if sums < min(6, view.columns.out * view.rows.out) or (plan.rows > 1 < view.rows.taps and not plan.whole):
             return False
-        if not plan.whole:
-            return plan.rows == 1 or view.rows.taps == 1
-        held = view.rows.taps * view.columns.taps * plan.vectors
-        spills = sums + held + 2 * view.columns.taps > registers
-        if spills and (plan.vectors > 1 or sums > registers // 2):
+        held = view.columns.taps * plan.vectors * (view.rows.taps if plan.whole else 1)
+        fits = sums + held + 2 * view.columns.taps <= registers
+        if not fits and (sums > registers // 2 or (plan.whole and plan.vectors > 1)):
             return False
-        return plan.rows * plan.vectors * view.rows.taps * code_of(view.columns, plan.columns) <= LARGEST_CODE
+        rows = plan.rows * view.rows.taps if plan.whole else 1
+        most = LARGEST_CODE if plan.whole else LARGEST_ROLLED
+        return rows * plan.vectors * code_of(view.columns, plan.columns) <= most
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
