@@ -67,7 +67,8 @@ if TYPE_CHECKING:
 
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # tiles of a task, of which a domain has some
 TABLE_CYCLES = 90.0  # of a vector of sampled points
-MOVE_CYCLES = 3.0  # of a sampled point's offsets, copied one by one
+MOVE_CYCLES = 3.0  # of a sampled point's offsets and mask, which come from memory
+STEP_CYCLES = 0.5  # of a step of the reduction that the FMAs do not hide
 
 
 class DeformableGather(Estimating[CpuTarget]):
@@ -145,7 +146,8 @@ class DeformableGather(Estimating[CpuTarget]):
     ) -> float:
         """Of a block of outputs and one of channels; inner: a tile meets all of these before the next tile does."""
         depth, sums = spec.in_channels // spec.groups * count(spec.kernel), tile.columns * tile.vectors
-        compute = depth * step_cycles(sums, tile.columns + tile.vectors) + 2 * sums + TILE_CYCLES
+        step = step_cycles(sums, tile.columns + tile.vectors) + STEP_CYCLES
+        compute = depth * step + 2 * sums + TILE_CYCLES
         if parts > 1:
             compute += count(spec.kernel) * 2 * sums + parts * TILE_CYCLES
         weight_bytes, all_weight_bytes = depth * tile.block * 4, depth * tile.block * 4 * tile.groups * tile.blocks
