@@ -204,7 +204,7 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         view=view,
         channels=spec.out_channels,
         **numbers,
-        whole=view.rows.taps > 1 and view.rows.taps * view.columns.taps <= target.vector_registers * MOST_HELD,
+        whole=view.rows.taps * view.columns.taps <= target.vector_registers * MOST_HELD,
         chunk=min(blocks, int(knobs["chunk"])),
         split=knobs["oc_order"] == "parallel",
     )

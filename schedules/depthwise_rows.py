@@ -80,7 +80,7 @@ class DepthwiseRows(Estimating[CpuTarget]):
             return False
         if plan.split and (plan.chunks == 1 or plan.channels % plan.width):  # tasks would store some channels twice
             return False
-        if sums < min(6, view.columns.out * view.rows.out) or (plan.rows > 1 < view.rows.taps and not plan.whole):
+        if sums < min(6, view.columns.out * view.rows.out) or (plan.rows > 1 and not plan.whole):
             return False
         held = view.columns.taps * plan.vectors * (view.rows.taps if plan.whole else 1)
         fits = sums + held + 2 * view.columns.taps <= registers
