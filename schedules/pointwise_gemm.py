@@ -1,0 +1,362 @@
+"""Pointwise convolution of channels-last layouts as a matrix product over all positions of the batch.
+
+    parallel task = (block of position tiles [, oc_outer]):                              order: parallel
+        for [oc_outer,] tile [, oc_outer]:                                               order: outer, inner
+            acc[column, oc_vector, lane] = 0                                             in registers
+            for ic:
+                acc[...] += x[tile * columns + column, ic] * weight[oc_outer, ic, oc_vector, lane]
+            y[tile * columns + column, ...] = activation(acc + bias + residual)
+
+Tiles run across the ends of rows and images. The last one begins so early that it ends where the positions do, and
+computes what it shares with the one before again. The last block of channels has as many vectors as it needs, and
+stores of the last of them what there is: so shallow reductions, whose time is that of their stores, store vectors
+whatever the number of channels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.estimate import (
+    L2_BYTES_PER_CYCLE,
+    TILE_CYCLES,
+    Tasks,
+    overlapped,
+    step_cycles,
+    stream_cycles,
+)
+from convtune.schedules.filtering_statements import Binder, Expr, Stmt, allocated, loop, sequence
+from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, round_up
+
+from convtune.expression import Arguments, epilogue, widened
+from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.spec import count
+from convtune.targets import CpuTarget
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+MOST_VECTORS = 4
+PAGE_BYTES = 4096  # positions so far apart fall into the same set of the first cache
+WAYS = 8  # of the first cache, at least
+# Positions of a tile that the prefetchers of a Zen 5 follow: 64 to 64 channels at 200x336, whose input comes from
+# memory, took 2.6 ms on one thread with 6 columns and 3.7 with 14.
+STREAMS = 8
+MOST_HALVINGS = 6  # of what is a thread's: into so small tasks
+MOST_WASTE = 1.04  # times as many positions are computed as with the best width
+
+
+class PointwiseGemm(Estimating[CpuTarget]):
+    name = "pointwise_gemm"
+    summary = "a matrix product over all positions; tiles cross the ends of rows"
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        if not isinstance(target, CpuTarget) or not spec.channels_last or spec.groups != 1:
+            return False
+        moves = any(k != 1 for k in (*spec.kernel, *spec.stride)) or any(pads != (0, 0) for pads in spec.padding)
+        return spec.variant in ("conv", "pointwise") and not moves
+
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
+        positions, vectors = _positions(spec), ceil_div(spec.out_channels, target.lanes)
+        most = range(1, min(MOST_VECTORS, vectors) + 1)
+        columns = {c for v in most for c in _columns(positions, target, v)}
+        parts = {1, *(target.threads << i for i in range(MOST_HALVINGS + 1))}
+        return {
+            "columns": tuple(sorted(columns)),
+            "oc_vectors": tuple(most),
+            "task_positions": tuple(sorted({ceil_div(positions, min(n, positions)) for n in parts})),  # in whole tiles
+            "order": ("parallel", "outer", "inner") if vectors > 1 else ("outer",),
+        }
+
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
+        plan = _plan(spec, target, knobs)
+        if plan.columns not in _columns(plan.positions, target, plan.vectors):
+            return False
+        return plan.blocks > 1 or knobs["order"] == "outer"
+
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely."""
+        plan, order = _plan(spec, target, knobs), knobs["order"]
+        block_bytes = plan.depth * plan.block * 4
+        all_bytes = block_bytes * plan.blocks
+        first = self._block_cycles(spec, target, plan, all_bytes)
+        cycles = first + (plan.tile_block - 1) * self._block_cycles(
+            spec, target, plan, all_bytes if order == "inner" else block_bytes
+        )
+        rows_bytes = plan.tile_block * plan.columns * plan.depth * 4
+        # where the layer before left the input, and from there again for each block of channels, unless it stays
+        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        arriving = stream_cycles(target, rows_bytes, moved // target.threads)
+        cycles += arriving * (0.3 if plan.columns > STREAMS else 0.05)  # the rest hides behind the products
+        if order != "inner":
+            again = arriving if order == "parallel" else stream_cycles(target, rows_bytes, rows_bytes)
+            cycles += 0.05 * again * (plan.blocks - 1)
+        tasks = ceil_div(plan.tiles, plan.tile_block)
+        if order == "parallel":
+            return Tasks(tasks * plan.blocks, cycles / plan.blocks).on(target)
+        return Tasks(tasks, cycles).on(target)
+
+    def _block_cycles(self, spec: ConvSpec, target: CpuTarget, plan: _Plan, resident: int) -> float:
+        """Of a tile of positions and all channels. resident: bytes of the weights that stay in cache meanwhile."""
+        last = self._tile_cycles(spec, target, plan, plan.last_vectors, resident)
+        return (plan.blocks - 1) * self._tile_cycles(spec, target, plan, plan.vectors, resident) + last
+
+    def _tile_cycles(self, spec: ConvSpec, target: CpuTarget, plan: _Plan, vectors: int, resident: int) -> float:
+        weights_bytes = plan.depth * vectors * target.vector_bytes
+        sums = plan.columns * vectors
+        compute = plan.depth * step_cycles(sums, plan.columns + vectors)
+        compute += (1 + spec.residual) * sums + TILE_CYCLES
+        stream = stream_cycles(target, weights_bytes, resident)
+        if plan.depth * 4 % PAGE_BYTES == 0 and plan.columns > WAYS:
+            stream += plan.depth * plan.columns * 64 / L2_BYTES_PER_CYCLE / 4  # lines that are evicted while in use
+        return overlapped(compute, stream)
+
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        plan = _plan(spec, target, knobs)
+        blocks, _, block = plan.weight_shape
+        steps: tuple[PackStep, ...] = (
+            {"op": "reshape", "shape": [spec.out_channels, plan.depth]},
+            {"op": "pad", "widths": [[0, blocks * block - spec.out_channels], [0, 0]]},
+            {"op": "reshape", "shape": [blocks, block, plan.depth]},
+            {"op": "transpose", "axes": [0, 2, 1]},
+        )
+        return (steps,)
+
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
+        from tvm import ir, te
+
+        plan = _plan(spec, target, knobs)
+        arguments = Arguments(spec, [plan.weight_shape])
+        tensors = [arguments.x, arguments.weights[0], arguments.bias, arguments.residual]
+
+        def body(sources: list[Any], results: list[Any]) -> Any:
+            given = iter(sources)
+            return _Kernel(spec, plan, [None if t is None else next(given) for t in tensors], results[0]).statement()
+
+        given = [tensor for tensor in tensors if tensor is not None]
+        y = te.extern([spec.out_shape], given, body, name="y", dtype=[spec.dtype])
+        return ir.IRModule({"main": arguments.primfunc(y)})
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Sizes: positions x depth times depth x channels, in register tiles of columns x vectors."""
+
+    positions: int
+    depth: int
+    channels: int
+    columns: int
+    vectors: int
+    lanes: int
+    tile_block: int
+    order: KnobValue
+
+    @property
+    def block(self) -> int:
+        """Channels of a block."""
+        return self.vectors * self.lanes
+
+    @property
+    def blocks(self) -> int:
+        return ceil_div(self.channels, self.block)
+
+    @property
+    def tiles(self) -> int:
+        return ceil_div(self.positions, self.columns)
+
+    @property
+    def last_vectors(self) -> int:
+        """Of the last block of channels."""
+        return ceil_div(self.channels - (self.blocks - 1) * self.block, self.lanes)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int]:
+        """(block, ic, channel in block)."""
+        return self.blocks, self.depth, self.block
+
+
+def _positions(spec: ConvSpec) -> int:
+    return spec.batch * count(spec.in_size)
+
+
+def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
+    """Tile widths worth trying: what the registers hold, and less where that leaves less to compute twice."""
+    most = min(positions, (target.vector_registers - 1) // vectors - 1)
+    least = max(1, min(most, most // 2))
+    waste = {c: round_up(positions, c) for c in range(least, most + 1)}
+    good = [c for c in waste if waste[c] <= MOST_WASTE * min(waste.values())]
+    kept = {c for c in good if all(waste[c] < waste[d] for d in good if d > c)}
+    return tuple(sorted(kept | {c for c in good if c <= STREAMS}))
+
+
+def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> _Plan:
+    columns, vectors, part = (int(knobs[name]) for name in ("columns", "oc_vectors", "task_positions"))
+    sizes = _positions(spec), spec.in_channels, spec.out_channels
+    return _Plan(*sizes, columns, vectors, target.lanes, ceil_div(part, columns), knobs["order"])
+
+
+class _Held(Arguments):
+    """The arguments of a kernel as buffers, read as the tensors of an expression are."""
+
+    def __init__(self, spec: ConvSpec, buffers: list[Any]) -> None:
+        from tvm import tirx
+
+        def reader(buffer: Any) -> Any:
+            return None if buffer is None else lambda *index: tirx.BufferLoad(buffer, list(index))
+
+        self.spec, self.inputs = spec, {}
+        self.x, self.weight, self.bias, self.residual = map(reader, buffers)
+        self.biases = [self.bias]
+
+
+class _Kernel:
+    """Writes the loops over tiles, and one tile."""
+
+    def __init__(self, spec: ConvSpec, plan: _Plan, buffers: list[Any], y: Any) -> None:
+        self.spec, self.plan, self.arguments, self.y = spec, plan, _Held(spec, buffers), y
+
+    def statement(self) -> Stmt:
+        plan = self.plan
+        tasks = ceil_div(plan.tiles, plan.tile_block)
+        if plan.order == "parallel":
+            blocks = plan.blocks
+            return loop(
+                tasks * blocks, lambda t: self._tiles(t // blocks, lambda at: self._one(t % blocks, at)), "PARALLEL"
+            )
+        if plan.order == "inner":
+            return loop(tasks, lambda t: self._tiles(t, self._all), "PARALLEL")
+        return loop(tasks, lambda t: self._by_blocks(t), "PARALLEL")
+
+    def _by_blocks(self, task: Expr) -> Stmt:
+        return self._whole_and_last(lambda block, vectors: self._tiles(task, lambda at: self._tile(block, vectors, at)))
+
+    def _all(self, at: Expr) -> Stmt:
+        return self._whole_and_last(lambda block, vectors: self._tile(block, vectors, at))
+
+    def _whole_and_last(self, body: Any) -> Stmt:
+        """body(block, its vectors) for all blocks of channels."""
+        plan = self.plan
+        if plan.blocks * plan.block == plan.channels:
+            return loop(plan.blocks, lambda block: body(block, plan.vectors))
+        last = body(plan.blocks - 1, plan.last_vectors)
+        return sequence([loop(plan.blocks - 1, lambda b: body(b, plan.vectors)), last]) if plan.blocks > 1 else last
+
+    def _one(self, block: Expr, at: Expr) -> Stmt:
+        from tvm import tirx
+
+        plan = self.plan
+        whole = self._tile(block, plan.vectors, at)
+        if plan.blocks * plan.block == plan.channels:
+            return whole
+        last = self._tile(plan.blocks - 1, plan.last_vectors, at)
+        return tirx.IfThenElse(block < plan.blocks - 1, whole, last)
+
+    def _tiles(self, task: Expr, body: Any) -> Stmt:
+        """body(first position) for the tiles of a task."""
+        from tvm import tirx
+
+        plan = self.plan
+
+        def tile(i: Expr) -> Stmt:
+            number = task * plan.tile_block + i
+            if plan.positions % plan.columns == 0:
+                return body(number * plan.columns)
+            first = tirx.Var("first", "int32")
+            start = tirx.min(number * plan.columns, plan.positions - plan.columns)
+            return tirx.SeqStmt([tirx.Bind(first, start), body(first)])
+
+        def existing(i: Expr) -> Stmt:
+            if plan.tiles % plan.tile_block == 0:
+                return tile(i)
+            return tirx.IfThenElse(task * plan.tile_block + i < plan.tiles, tile(i), None)
+
+        return loop(plan.tile_block, existing)
+
+    def _tile(self, block: Expr, vectors: int, at: Expr) -> Stmt:
+        shape = (self.plan.columns, vectors, self.plan.lanes)
+        return allocated(shape, "acc", "local", lambda acc: self._sums(acc, block, vectors, at))
+
+    def _sums(self, acc: Any, block: Expr, vectors: int, at: Expr) -> Stmt:
+        from tvm import tirx
+
+        plan = self.plan
+        places = list(itertools.product(range(plan.columns), range(vectors)))
+
+        def clear(bind: Binder, lane: Expr) -> None:
+            for column, cv in places:
+                bind.store(acc, [column, cv, lane], tirx.const(0.0, "float32"))
+
+        def step(ic: Expr) -> Stmt:
+            def body(bind: Binder, lane: Expr) -> None:
+                filters = [
+                    bind(widened(self.arguments.weight(block, ic, cv * plan.lanes + lane))) for cv in range(vectors)
+                ]
+                for column in range(plan.columns):
+                    value = widened(self.arguments.x(*self._place(at + column), ic))
+                    for cv in range(vectors):
+                        total = tirx.BufferLoad(acc, [column, cv, lane])
+                        bind.store(acc, [column, cv, lane], total + value * filters[cv])
+
+            return self._vector(plan.lanes, body)
+
+        return sequence(
+            [self._vector(plan.lanes, clear), loop(plan.depth, step), self._stores(acc, block, vectors, at)]
+        )
+
+    def _stores(self, acc: Any, block: Expr, vectors: int, at: Expr) -> Stmt:
+        from tvm import tirx
+
+        plan = self.plan
+        rest = plan.channels % plan.lanes
+        ends = isinstance(block, int) and block == plan.blocks - 1 and rest > 0
+        whole = vectors - ends
+
+        def stored(bind: Binder, source: Any, column: Expr, cv: Expr, lane: Expr) -> None:
+            oc, place = block * plan.block + cv * plan.lanes + lane, self._place(at + column)
+            value = epilogue(self.arguments, tirx.BufferLoad(source, [column, cv, lane]), place[0], oc, place[1:])
+            bind.store(self.y, [*place, oc], value)
+
+        def of(source: Any, column: Expr) -> list[Stmt]:
+            full = [
+                self._vector(plan.lanes, lambda bind, lane, cv=cv: stored(bind, source, column, cv, lane))
+                for cv in range(whole)
+            ]
+            part = [self._vector(rest, lambda bind, lane: stored(bind, source, column, whole, lane))] if ends else []
+            return [*full, *part]
+
+        if self.spec.activation not in LONG_ACTIVATIONS:
+            return sequence([statement for column in range(plan.columns) for statement in of(acc, column)])
+
+        def through(tile: Any) -> Stmt:  # a long activation is once in the code, not for each vector
+            def keep(bind: Binder, lane: Expr) -> None:
+                for column, cv in itertools.product(range(plan.columns), range(vectors)):
+                    bind.store(tile, [column, cv, lane], tirx.BufferLoad(acc, [column, cv, lane]))
+
+            return sequence(
+                [self._vector(plan.lanes, keep), loop(plan.columns, lambda column: sequence(of(tile, column)))]
+            )
+
+        return allocated((plan.columns, vectors, plan.lanes), "tile", "global", through)
+
+    def _vector(self, width: int, body: Any) -> Stmt:
+        def statements(lane: Expr) -> Stmt:
+            bind = Binder()
+            body(bind, lane)
+            return sequence(bind.statements)
+
+        return loop(width, statements, "VECTORIZED", "lane")
+
+    def _place(self, position: Expr) -> list[Expr]:
+        """The image and where in it a position is; TVM takes the divisions apart again when it flattens buffers."""
+        sizes = self.spec.in_shape[:-1]  # the first of them without a modulo: TVM does not know how large a position is
+        return [
+            position // count(sizes[axis + 1 :]) % size if axis else position // count(sizes[1:])
+            for axis, size in enumerate(sizes)
+        ]
+
+
+pointwise_gemm = PointwiseGemm()
