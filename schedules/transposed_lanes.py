@@ -99,7 +99,7 @@ class TransposedLanes(Estimating[CpuTarget]):
         ow_block = min(int(knobs["ow_block"]), tiles_wide)
         depth = spec.in_channels * count(geometry.kernel)
         step = step_cycles(tile.columns * tile.vectors, tile.columns + tile.vectors)
-        compute = depth * step * far_rows(spec, tile.columns)
+        compute = depth * step * far_rows(spec, target, tile.columns)
         stored = 1 if _stores_vectors(spec, tile) else ELEMENT_CYCLES * tile.lanes
         compute += (1 + stored) * tile.columns * tile.vectors + TILE_CYCLES
         block_bytes = depth * tile.block * 4
