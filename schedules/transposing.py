@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from convtune.schedules.filtering_statements import Binder, Expr, Stmt, allocated, loop, sequence, when
-from convtune.schedules.tiling import ceil_div
+from convtune.schedules.filtering_statements import Binder, Expr, Stmt, allocated, loop, sequence
 
 Move = Callable[[Expr, Expr, Expr, Expr], Stmt]  # of (n, channel, position, value): the statement that stores it
 
@@ -40,7 +39,7 @@ def transpose(shape: tuple[int, int, int], lanes: int, source: Any, by_channel: 
     elements side by side in the other order are one loop of vectors.
     """
     batch, channels, positions = shape
-    blocks = ceil_div(positions, lanes)
+    (blocks, beyond), (squares, rest) = divmod(positions, lanes), divmod(channels, lanes)
 
     def read(n: Expr, channel: Expr, position: Expr) -> Expr:
         from tvm import tirx
@@ -52,17 +51,19 @@ def transpose(shape: tuple[int, int, int], lanes: int, source: Any, by_channel: 
 
     def task(index: Expr) -> Stmt:
         n, start = index // blocks, index % blocks * lanes
-        whole, rest = divmod(channels, lanes)
-        parts = [loop(whole, lambda c: _square(n, c * lanes, start, lanes, read, by_channel, move))] if whole else []
-        if rest:
-            tail = loop(lanes, lambda p: loop(rest, lambda c: single(n, whole * lanes + c, start + p), name="c"))
-            parts.append(tail)
-        if positions % lanes == 0:
-            return sequence(parts)
-        last = loop(positions % lanes, lambda p: loop(channels, lambda c: single(n, c, start + p), name="c"))
-        return when([start + lanes <= positions], sequence(parts), last)
+        inside = (
+            loop(squares, lambda c: _square(n, c * lanes, start, lanes, read, by_channel, move)) if squares else None
+        )
+        tail = loop(lanes, lambda p: loop(rest, lambda c: single(n, squares * lanes + c, start + p))) if rest else None
+        return sequence([part for part in (inside, tail) if part is not None])
 
-    return loop(batch * blocks, task, "PARALLEL", "positions")
+    def last(index: Expr) -> Stmt:
+        n, position = index // beyond, blocks * lanes + index % beyond
+        return loop(channels, lambda c: single(n, c, position))
+
+    # two loops, for of a condition TVM 0.27 makes a size of the buffer that has the loop's variable in it
+    parts = [loop(batch * blocks, task, "PARALLEL", "block")] if blocks else []
+    return sequence([*parts, loop(batch * beyond, last, "PARALLEL", "position")] if beyond else parts)
 
 
 def _square(
