@@ -136,7 +136,6 @@ def candidates(layer: LayerDigest) -> dict[str, Any]:
         "finals": [[layer.numbers.get(r.candidate.key), _digits(r.times_us)] for r in layer.finals],
         "best": layer.numbers.get(layer.best.candidate.key) if layer.best else None,
         "default": layer.numbers.get(layer.default.candidate.key) if layer.default else None,
-        "best_times_us": _digits(layer.best.times_us) if layer.best else [],
         "messages": [list(message) for message in shown],
         "other_messages": sum(count for _, _, count in layer.messages[MOST_MESSAGES:]),
     }

@@ -20,6 +20,7 @@ from convtune.spec import ConvSpec
 
 LONGEST_PAUSE_S = 600.0
 """Between two records; more than that was not spent on tuning."""
+_LONGEST_MESSAGE = 300
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,11 @@ class LayerDigest:
         kinds: dict[tuple[str, str], list[str]] = {}
         for r in self.trials:
             if r.status != "ok":
-                kinds.setdefault((r.status, re.sub(r"\d+", "0", r.message)), []).append(r.message)
+                kinds.setdefault((r.status, re.sub(r"\d+", "0", r.message[:_LONGEST_MESSAGE])), []).append(r.message)
         ranked = sorted(kinds.items(), key=lambda item: -len(item[1]))
-        return [(status, " | ".join(texts[0].split("\n"))[:300], len(texts)) for (status, _), texts in ranked]
+        return [
+            (status, " | ".join(texts[0].splitlines())[:_LONGEST_MESSAGE], len(texts)) for (status, _), texts in ranked
+        ]
 
     @cached_property
     def clock_s(self) -> Sequence[float]:

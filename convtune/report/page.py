@@ -42,6 +42,8 @@ def page(
     for section, shown in zip(sections, data["sections"]):
         for layer, row in zip(section.layers, shown["layers"]):
             row["tried"] = candidates(layer)
+            if row["names"] == [row["name"]]:
+                del row["names"]
     data["statuses"] = list(STATUSES)
     return render(
         "page.html",

@@ -8,6 +8,7 @@ function prepare() {
       layer.id = `${section.id}-l${n + 1}`;
       layer.href = `#${layer.id}`;
       layer.section = section;
+      layer.names ??= [layer.name];
       layer.number = n;
     });
   });
