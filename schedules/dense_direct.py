@@ -70,6 +70,8 @@ if TYPE_CHECKING:
 
 FEWEST_STEPS = 128  # of the reduction between two additions to sums in memory
 
+TAIL = 0.01  # of a task, at the end of a parallel loop, where a thread that was held up is waited for
+
 
 class DenseDirect(Estimating[CpuTarget]):
     name = "dense_direct"
@@ -94,7 +96,7 @@ class DenseDirect(Estimating[CpuTarget]):
         return {
             "ow_tile": columns,
             "oc_vectors": tuple(range(1, min(4, ceil_div(run, target.lanes)) + 1)),
-            "oh_block": spaced(even_blocks(out[1], 32), 5),
+            "oh_block": _row_blocks(out[1]),
             "ow_block": spaced(even_blocks(tiles, 64), 4) if spec.rank == 1 else (out[2],),
             "oc_order": ("parallel", "outer", "inner"),
             "pad_at": ("none", "root", "task") if inside else ("root", "task"),
@@ -144,8 +146,9 @@ class DenseDirect(Estimating[CpuTarget]):
         tasks = ceil_div(spec.batch, _block(knobs, "n_block")) * ceil_div(out[0], _block(knobs, "od_block"))
         tasks *= ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
         if pad_at == "task":
-            cycles += 2 * rows_bytes / L2_BYTES_PER_CYCLE + transpose_cycles(spec, rows_bytes // 4)
-        total = Tasks(tasks * (blocks if order == "parallel" else 1), cycles).on(target)
+            cycles += rows_bytes / L2_BYTES_PER_CYCLE + transpose_cycles(spec, rows_bytes // 4)
+            cycles += max(rows_bytes / L2_BYTES_PER_CYCLE, 2 * stream_cycles(target, rows_bytes, rows_bytes))
+        total = Tasks(tasks * (blocks if order == "parallel" else 1), cycles).on(target) + TAIL * cycles
         if pad_at == "root":
             total += count(spec.in_shape) * 8 / L3_BYTES_PER_CYCLE / target.threads + BARRIER_CYCLES
             total += transpose_cycles(spec, count(spec.in_shape)) / target.threads
@@ -227,6 +230,13 @@ def _geometry(spec: ConvSpec) -> Geometry:
 @functools.lru_cache(maxsize=256)
 def _inside(spec: ConvSpec) -> bool:
     return _geometry(spec).inside(spec)
+
+
+def _row_blocks(rows: int) -> tuple[int, ...]:
+    """Rows of tiles in a task: divisors where there are enough, since a last task that is cut short costs balance."""
+    blocks = even_blocks(rows, 32)
+    whole = [n for n in blocks if rows % n == 0]
+    return spaced(whole if len(whole) >= 4 else blocks, 5)
 
 
 def _planes(spec: ConvSpec) -> dict[str, tuple[KnobValue, ...]]:

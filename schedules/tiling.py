@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LARGEST_BODY = 320  # FMAs in an unrolled body: beyond it LLVM's time grows faster than the gain
 COPIED_COLUMNS = 64  # of a row of one dimension, in a task of its own
+WAY_BYTES = 4096  # so far apart, data falls into one set of a first cache, which holds 8 or 12 lines
 FEW_CHANNELS = 8  # that are read side by side where they lie apart
 LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")
 
@@ -313,6 +314,8 @@ def place_pad(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any) -> None:
     if task is not None:
         sch.compute_at(pad, task, preserve_unit_loops=True)
     *_, n, d, h, w, c = sch.get_loops(pad)
+    if spec.in_channels % target.lanes == 0 and spec.in_channels * spec.stride[-1] * 4 % WAY_BYTES == 0:
+        sch.storage_align(pad, 0, 3, spec.in_channels, target.lanes)  # columns of a tile in sets of their own
     if task is None:
         outer = [n, d, h]
         if spec.rank == 1:

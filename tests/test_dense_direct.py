@@ -56,6 +56,21 @@ def test_planes_that_do_not_fill_the_last_task_are_right(knob: str, spec: ConvSp
         check(DENSE, spec, target, next(k for k in uneven if k["pad_at"] == pad_at))
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ConvSpec("conv", 512, 27, (5, 7), 3, padding=1, stride=2, layout="NHWC"),
+        ConvSpec("conv", 1024, 5, (3, 5), (1, 2), padding=(1, 0), batch=2),
+        ConvSpec("grouped", 1024, 64, (3, 4), 3, padding=1, groups=2, layout="NHWC", activation="relu"),
+    ],
+    ids=str,
+)
+def test_columns_a_page_apart_are_right(spec: ConvSpec) -> None:
+    for turn, pad_at in enumerate(("task", "root")):
+        target = runnable_targets()[turn % len(runnable_targets())]
+        check(DENSE, spec, target, next(k for k in space.all_knobs(DENSE, spec, target) if k["pad_at"] == pad_at))
+
+
 def test_only_weights_too_large_for_the_cache_are_read_in_parts() -> None:
     native = replace(targets.resolve("x86-64-v3"), l2_bytes=1 << 20)
     assert "ic_block" not in DENSE.knobs(DEEP, native)
