@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from record_samples import OTHER_SPEC, SPEC, failure, final, gpu, make, utc
 
 from convtune.log import Log
 from convtune.record import Record
+from convtune.report import page
 
 MARKUP = "<b onclick=alert(1)>|`_x_"
 FORMATS = ("html", "text", "markdown", "csv", "json")
@@ -170,3 +172,17 @@ def test_a_bench_of_the_machine_adds_the_libraries(log: Path, tmp_path: Path) ->
     assert "torch µs" in measured
     assert "0.80x loss" in measured
     assert "torch" not in estimated
+
+
+@pytest.mark.parametrize("package", ["jinja2", "vl_convert"])
+def test_a_page_without_its_packages_says_how_to_get_them(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    for cached in (page._environment, page._vega):
+        cached.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
+    done = invoke("report", log, "-o", tmp_path / "report.html")
+    assert done.exit_code == 2
+    assert f"needs {package}; pip install 'convtune[report]'" in done.stderr
+    assert not (tmp_path / "report.html").exists()
+    assert invoke("report", log).exit_code == 0

@@ -62,11 +62,11 @@ function layerColumns(section) {
 function peerColumns(section) {
   const peers = section.peers.map((name) => ({ title: `${name} µs`, csv: `${name}_us`, value: (r) => r.bench?.peers_us[name] ?? null, text: (r) => timeNumber(r.bench?.peers_us[name] ?? null) }));
   if (!peers.length) return [];
-  const words = { win: "win", loss: "loss", no_difference: "same" };
+  const words = { win: "win", loss: "loss", no_difference: "no difference" };
   return [...peers, {
     title: "to best library", csv: "ratio_to_best_library", value: (r) => r.bench?.ratio?.median ?? null,
     text: (r) => (r.bench?.ratio ? `${ratio(r.bench.ratio.median)} ${words[r.bench.verdict] ?? ""}` : NOTHING),
-    kind: (r) => ({ win: "win", loss: "loss" })[r.bench?.verdict] ?? "",
+    kind: (r) => ({ win: "win", loss: "loss" })[r.bench?.verdict] ?? "verdict",
     hint: "the fastest library's time over ours, measured in turn by convtune bench; above 1 ours is faster",
   }];
 }
