@@ -41,7 +41,7 @@ class Puppet(Peer):
             if method == "hangs" or (method == "dies late" and calls[0] > 20):
                 time.sleep(60 if method == "hangs" else 0)
                 os.abort()
-            time.sleep(5e-2 if method == "slow" else 5e-4)
+            time.sleep(2e-2 if method == "slow" else 5e-4)
 
         return Prepared(call, lambda: y)
 

@@ -135,9 +135,9 @@ def test_every_side_takes_its_turns(sides: list[Side], tmp_path: Path) -> None:
     assert [len(entry.turns_us) for entry in ours.entries] == [6]
     fast, slow = other.entries
     assert len(fast.turns_us) == 6
-    assert (slow.dropped, len(slow.turns_us)) == (True, 3)  # a hundred times as slow
+    assert (slow.dropped, len(slow.turns_us)) == (True, 3)  # forty times as slow
     assert slow.us is not None
-    assert all(us >= 5e4 for us in slow.turns_us)
+    assert all(us >= 2e4 for us in slow.turns_us)
     assert all(us >= 5e2 for us in fast.turns_us)
 
 

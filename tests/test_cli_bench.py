@@ -138,7 +138,7 @@ def test_it_goes_on_where_it_stopped(written: tuple[dict[str, Any], str, Path], 
     assert json.loads(result.stdout)["layers"][1] == found["layers"][1]
 
 
-@pytest.mark.parametrize("change", [("--again",), ("--rounds", "7"), ("--turn", "1.5"), ("--against", "slow")])
+@pytest.mark.parametrize("change", [("--again",), ("--rounds", "7"), ("--against", "slow")])
 def test_it_measures_again_what_would_be_another_measurement(
     change: tuple[str, ...], written: tuple[dict[str, Any], str, Path], tmp_path: Path
 ) -> None:

@@ -53,9 +53,8 @@ def data(workload: Workload, package: Package, ours: Side, peers: Sequence[Side]
         return found
     (own,) = ours.entries
     found |= {"ours": _ours(own, package), "identity": dict(identity)}
-    found["others"] = statistics.fmean(
-        share for side in (ours, *peers) for entry in side.entries for share in entry.others
-    )
+    shares = [share for side in (ours, *peers) for entry in side.entries for share in entry.others]
+    found["others"] = max(statistics.fmean(shares), 0.0)
     best, compared = _best(peers, None), None
     if best is not None:
         side, entry = best

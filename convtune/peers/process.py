@@ -146,9 +146,13 @@ class CpuTimes:
         return cls(time.perf_counter(), time.process_time(), ticks / os.sysconf("SC_CLK_TCK"), len(mine))
 
     def others_since(self, before: CpuTimes) -> float:
-        """The share of these CPUs' time that others had; the kernel counts ticks, so that a short turn's is rough."""
+        """The share of these CPUs' time that others had.
+
+        The kernel counts ticks of 10 ms: one of a short turn is rough, and may be negative; so it must be for the mean
+        of many to be right.
+        """
         others = (self.busy - before.busy) - (self.own - before.own)
-        return max(others / max((self.clock - before.clock) * self.cpus, 1e-9), 0.0)
+        return others / max((self.clock - before.clock) * self.cpus, 1e-9)
 
 
 def _seconds(call: Callable[[], object]) -> float:
