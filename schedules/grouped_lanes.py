@@ -123,7 +123,10 @@ class GroupedLanes(Estimating[CpuTarget]):
         blocks = tile.groups * tile.blocks
         block_bytes = depth * count(spec.kernel) * tile.block * 4
         compute = depth * kernel[0] * kernel[1] * self._step(spec, target, tile)
-        compute += (2 if stores_vectors(spec, tile) else 2 + tile.lanes) * tile.columns * tile.vectors + TILE_CYCLES
+        # the end of a group that ends within a vector is copied side by side, and shuffled channels one by one
+        side_by_side = spec.channels_last and spec.variant == "grouped"
+        stored = 0.0 if stores_vectors(spec, tile) else (1.0 if side_by_side else tile.lanes)
+        compute += (2 + stored) * tile.columns * tile.vectors + TILE_CYCLES
         resident = block_bytes * (blocks if order == "inner" else 1)
         per_tile = overlapped(compute, stream_cycles(target, block_bytes, resident))
         rows = ((oh_block - 1) * stride[1] + span[1]) * span[0]
