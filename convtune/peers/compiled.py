@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 class CompiledPeer(Peer):
-    """A package called with `run(x, packed, out=out)`, on aligned arrays in the spec's layout."""
+    """A package bound to aligned arrays in the spec's layout, as ONNX Runtime's and OpenVINO's calls are."""
 
     name = "convtune"
 
     def configurations(self, spec: ConvSpec) -> tuple[Configuration, ...]:
-        return (Configuration("run", spec.layout, spec.layout),)
+        return (Configuration("bound", spec.layout, spec.layout),)
 
     def prepare(self, problem: Problem, configuration: Configuration) -> Prepared:
         from convtune.runtime import CompiledConv
@@ -31,7 +31,7 @@ class CompiledPeer(Peer):
         inputs = {name: aligned_copy(array) for name, array in operands.inputs.items()}
         if operands.residual is not None:
             inputs["residual"] = aligned_copy(operands.residual)
-        return Prepared(lambda: conv.run(x, packed, **inputs, out=out), lambda: out)
+        return Prepared(conv.bind(x, packed, **inputs, out=out), lambda: out)
 
 
 class Convtune(CompiledPeer):
