@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 
 WHOLE = 1 << 20  # all blocks of channels
-LARGEST_CODE = 1200  # FMAs of all tiles' codes: LLVM needs a second for some thousand
-LARGEST_ROLLED = 2400  # where these are in a loop over the rows of the kernel
+LARGEST_CODE = 900  # FMAs of all tiles' codes: LLVM needs a second for some thousand
 
 
 class DepthwiseRows(Estimating[CpuTarget]):
@@ -87,8 +86,7 @@ class DepthwiseRows(Estimating[CpuTarget]):
         if not fits and (sums > registers // 2 or (plan.whole and plan.vectors > 1)):
             return False
         rows = plan.rows * view.rows.taps if plan.whole else 1
-        most = LARGEST_CODE if plan.whole else LARGEST_ROLLED
-        return rows * plan.vectors * code_of(view.columns, plan.columns) <= most
+        return rows * plan.vectors * code_of(view.columns, plan.columns) <= LARGEST_CODE
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
