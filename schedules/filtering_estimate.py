@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from convtune.schedules.estimate import (
     BARRIER_CYCLES,
+    L2_BYTES_PER_CYCLE,
     L3_BYTES_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
@@ -89,6 +90,6 @@ def _product_cycles(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
 def _weights_bandwidth(plan: Plan, target: CpuTarget) -> float:
     """Bytes a cycle at which transformed weights come, which a call reads as a whole."""
     size = 4 * prod(plan.u_shape)
-    if size <= target.l2_bytes / 2:
-        return 32.0
+    if size <= 0.75 * target.l2_bytes:
+        return L2_BYTES_PER_CYCLE
     return L3_BYTES_PER_CYCLE if size <= 0.75 * target.l3_bytes else MEMORY_BYTES_PER_CYCLE

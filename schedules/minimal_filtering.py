@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 MOST_ALPHA = 8
 TILES = (2, 3, 4, 6)
 MOST_POINTS = 256
+FEW_TILES = 64  # of the whole output
 MOST_TILES = 64  # of a block: the weights are read often enough then
 MOST_TASK_BYTES = 4  # times the second cache: V and M of a task
 ROW_BLOCKS = (1, 2, 4, 8)
@@ -67,6 +68,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         rows, vectors = zip(*_register_tiles(spec, target))
+        rows = (*rows, *_fitting_rows(spec, target))
         passes = {part for v in vectors for part in _divisors(_channel_blocks(spec, target, v))}
         return {
             **_tile_values(spec),
@@ -80,12 +82,17 @@ class MinimalFiltering(Estimating[CpuTarget]):
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         rows, vectors = int(knobs["tile_rows"]), int(knobs["oc_vectors"])
         tiles = [m for name in TILE_KNOBS if (m := int(knobs.get(name, 1))) > 1]
-        if not tiles or max(tiles) > 2 * min(tiles) or (rows, vectors) not in _register_tiles(spec, target):
+        if not tiles or max(tiles) > 2 * min(tiles):
             return False
         block = rows * int(knobs["row_blocks"])
         if _channel_blocks(spec, target, vectors) % int(knobs["pass_blocks"]) or (block > MOST_TILES and block > rows):
             return False
         plan = plan_of(spec, target, knobs)
+        register_tiles = _register_tiles(spec, target)
+        if (rows, vectors) not in register_tiles and (
+            rows != _fitted(plan.tiles, target, vectors) or plan.tiles > FEW_TILES
+        ):
+            return False
         if plan.points > MOST_POINTS or plan.block - plan.rows >= plan.tiles:
             return False
         if expected_error(plan) > LOOSE[spec.dtype]:
@@ -234,6 +241,26 @@ def _divisors(number: int) -> list[int]:
     return [part for part in range(1, number + 1) if number % part == 0]
 
 
+def _most_rows(target: CpuTarget, vectors: int) -> int:
+    return (target.vector_registers - 1) // vectors - 1
+
+
+def _fitted(tiles: int, target: CpuTarget, vectors: int) -> int:
+    """The tiles of a register tile where there are few in all: so that none is computed for nothing."""
+    return ceil_div(tiles, ceil_div(tiles, _most_rows(target, vectors)))
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _fitting_rows(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
+    """What `_fitted` gives, of all tile sizes with few tiles."""
+    values = [_tile_values(spec).get(name, (1,)) for name in TILE_KNOBS]
+    counts = set()
+    for sizes in itertools.product(*values):
+        counts.add(spec.batch * prod(axis.residues * axis.tiles for axis in axes_of(spec, sizes)))
+    vectors = {v for _, v in _register_tiles(spec, target)}
+    return tuple({_fitted(n, target, v) for n in counts if n <= FEW_TILES for v in vectors})
+
+
 @functools.lru_cache(maxsize=1 << 10)
 def _register_tiles(spec: ConvSpec, target: CpuTarget) -> tuple[tuple[int, int], ...]:
     """Tiles x vectors of a register tile: as many as the registers hold, or three quarters, with few idle lanes."""
@@ -242,7 +269,7 @@ def _register_tiles(spec: ConvSpec, target: CpuTarget) -> tuple[tuple[int, int],
     idle = {v: ceil_div(needed, v) * v - needed for v in range(min(2, most), most + 1)}
     found = []
     for vectors in (v for v in idle if idle[v] * 8 <= needed or idle[v] == min(idle.values())):
-        rows = (target.vector_registers - 1) // vectors - 1
+        rows = _most_rows(target, vectors)
         found += [(ceil_div(rows * 3, 4), vectors), (rows, vectors)]
     return tuple(dict.fromkeys(found))
 
