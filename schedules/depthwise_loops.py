@@ -7,15 +7,15 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_plan import Axis, Plan, place
+from convtune.schedules.statements import Expr, Stmt, allocated, sequence
 from convtune.schedules.tiling import LONG_ACTIVATIONS
+from convtune.schedules.written import Held
 
-from convtune.expression import Arguments, epilogue
+from convtune.expression import epilogue
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
-Expr = Any
-Stmt = Any
 Range = tuple[Any, Any]
 
 
@@ -40,12 +40,6 @@ def loop(start: Expr, stop: Expr, body: Callable[[Any], Stmt], kind: str = "SERI
     return named(start, f"{name}_start", shifted)
 
 
-def sequence(statements: Sequence[Stmt]) -> Stmt:
-    from tvm import tirx
-
-    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
-
-
 def named(value: Expr, name: str, body: Callable[[Any], Stmt]) -> Stmt:
     """body(variable) with an integer variable of that value."""
     from tvm import tirx
@@ -54,14 +48,6 @@ def named(value: Expr, name: str, body: Callable[[Any], Stmt]) -> Stmt:
         return body(value)
     variable = tirx.Var(name, "int32")
     return tirx.SeqStmt([tirx.Bind(variable, value), body(variable)])
-
-
-def allocated(shape: Sequence[int], name: str, body: Callable[[Any], Stmt]) -> Stmt:
-    """A local buffer for body(buffer)."""
-    from tvm import tirx
-
-    buffer = tirx.decl_buffer(tuple(shape), "float32", name=name, scope="local")
-    return tirx.SeqStmt([tirx.AllocBuffer(buffer), body(buffer)])
 
 
 def least(a: Expr, b: Expr) -> Expr:
@@ -95,10 +81,9 @@ def valid_taps(axis: Axis, first: Expr) -> Range:
 class Tiles:
     """The statements of a plan: `kernel` is all of them."""
 
-    def __init__(self, spec: ConvSpec, plan: Plan, arguments: Arguments, weight: Any, x: Any, y: Any) -> None:
-        """arguments: whose tensors can be read in statements. weight, x, y: buffers."""
-        self.spec, self.plan, self.arguments = spec, plan, arguments
-        self.weight, self.x, self.y = weight, x, y
+    def __init__(self, spec: ConvSpec, plan: Plan, arguments: Held, y: Any) -> None:
+        self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
+        self.weight, self.x = arguments.weight, arguments.source
 
     def kernel(self) -> Stmt:
         plan = self.plan
@@ -168,7 +153,9 @@ class Tiles:
             if plan.channels % plan.width:
                 first = least(first, plan.channels - plan.width)
             sums = (plan.rows, plan.columns, plan.vectors, plan.lanes)
-            return named(first, "oc", lambda oc: allocated(sums, "acc", lambda acc: self._tile(acc, at, w, tile, oc)))
+            return named(
+                first, "oc", lambda oc: allocated(sums, "acc", "local", lambda acc: self._tile(acc, at, w, tile, oc))
+            )
 
         return loop(*blocks, block, name="block")
 
@@ -285,7 +272,7 @@ class Tiles:
 
             return sequence([keep, loop(0, plan.rows, column, name="row")])
 
-        return allocated((plan.rows, plan.columns, plan.vectors, plan.lanes), "tile", through)
+        return allocated((plan.rows, plan.columns, plan.vectors, plan.lanes), "tile", "local", through)
 
     def _output(self, sums: Any, index: Sequence[Expr], n: Expr, at: tuple[Expr, ...], oc: Expr, lane: Expr) -> Stmt:
         from tvm import tirx

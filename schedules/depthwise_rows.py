@@ -23,8 +23,8 @@ from convtune.schedules.depthwise_cost import code_of, cycles
 from convtune.schedules.depthwise_loops import Tiles
 from convtune.schedules.depthwise_plan import plan_of, view_of
 from convtune.schedules.tiling import ceil_div, even_blocks, spaced
+from convtune.schedules.written import Held, written
 
-from convtune.expression import Arguments
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.targets import CpuTarget
 
@@ -106,20 +106,12 @@ class DepthwiseRows(Estimating[CpuTarget]):
         return (tuple(steps),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
-        from tvm import ir, te
-
         plan = plan_of(spec, target, knobs)
-        arguments = Arguments(spec, [plan.weight_shape])
-        tensors = [arguments.x, arguments.weights[0], arguments.bias, arguments.residual]
-        given = [tensor for tensor in tensors if tensor is not None]
-
-        def body(sources: list[Any], results: list[Any]) -> Any:
-            left = iter(sources)
-            x, weight, bias, residual = (None if tensor is None else next(left) for tensor in tensors)
-            return Tiles(spec, plan, _Held(spec, bias, residual), weight, x, results[0]).kernel()
-
-        y = te.extern([spec.out_shape], given, body, name="y", dtype=[spec.dtype])
-        return ir.IRModule({"main": arguments.primfunc(y)})
+        return written(
+            spec,
+            plan.weight_shape,
+            lambda buffers, y: Tiles(spec, plan, Held(spec, buffers), y).kernel(),
+        )
 
 
 def _widths(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
@@ -131,21 +123,6 @@ def _widths(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
 
 def _parts(target: CpuTarget) -> tuple[int, ...]:
     return tuple(target.threads << shift for shift in range(7))
-
-
-class _Held(Arguments):
-    """The epilogue's arguments as buffers, read as the tensors of an expression are."""
-
-    def __init__(self, spec: ConvSpec, bias: Any, residual: Any) -> None:
-        self.spec = spec
-        self.bias, self.residual = _reader(bias), _reader(residual)
-        self.biases, self.inputs = [self.bias], {}
-
-
-def _reader(buffer: Any) -> Any:
-    from tvm import tirx
-
-    return None if buffer is None else lambda *index: tirx.BufferLoad(buffer, list(index))
 
 
 depthwise_rows = DepthwiseRows()

@@ -9,17 +9,15 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_plan import Axis, Plan
-from convtune.schedules.filtering_statements import (
+from convtune.schedules.filtering_plan import Axis, Plan, exists, place_of
+from convtune.schedules.statements import (
     Binder,
     Expr,
     Stmt,
     allocated,
-    exists,
     flat,
     loop,
     nest,
-    place_of,
     sequence,
     when,
 )

@@ -6,21 +6,19 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_plan import Plan
-from convtune.schedules.filtering_statements import (
+from convtune.schedules.filtering_plan import Plan, exists, place_of
+from convtune.schedules.filtering_tensors import Tensors
+from convtune.schedules.statements import (
     Binder,
     Expr,
     Stmt,
     allocated,
-    exists,
     flat,
     loop,
     nest,
-    place_of,
     sequence,
     when,
 )
-from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.tiling import LONG_ACTIVATIONS
 
 if TYPE_CHECKING:

@@ -205,3 +205,28 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         per_pass=int(knobs["pass_blocks"]),
         shared=knobs["order"] == "channels",
     )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tile is: image, and per dimension its residue and number."""
+
+    n: Any
+    residues: tuple[Any, ...]
+    tiles: tuple[Any, ...]
+
+
+def place_of(plan: Plan, q: Any) -> Place:
+    """The q-th tile: images outside, then residues, then tiles of a row."""
+    extents = [*(axis.residues for axis in plan.axes), *(axis.tiles for axis in plan.axes)]
+    found: list[Any] = []
+    for extent in reversed(extents):
+        found.append(q % extent if extent > 1 else 0)
+        q = q // extent if extent > 1 else q
+    found.reverse()
+    return Place(q if plan.batch > 1 else 0, tuple(found[:3]), tuple(found[3:]))
+
+
+def exists(plan: Plan, q: Any) -> list[Any]:
+    """That there is a q-th tile: the last block may have fewer."""
+    return [q < plan.tiles] if plan.tiles % plan.block else []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from convtune.schedules.filtering_plan import Plan
-from convtune.schedules.filtering_statements import Binder, Expr, Stmt, allocated, loop, nest, sequence
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, nest, sequence
 
 from convtune.expression import widened
 

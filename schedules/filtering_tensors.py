@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_statements import Expr, Stmt, allocated, flat, sequence
+from convtune.schedules.statements import Expr, Stmt, allocated, flat, sequence
 from convtune.schedules.transposing import transpose
+from convtune.schedules.written import Buffers, Held
 
-from convtune.expression import Arguments, cube, epilogue
+from convtune.expression import cube, epilogue
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -17,15 +18,12 @@ if TYPE_CHECKING:
 Body = Callable[["Tensors"], Stmt]
 
 
-class Tensors(Arguments):
-    """The arguments of a kernel as buffers, read as the tensors of an expression are."""
+class Tensors(Held):
+    """The arguments of a kernel as buffers, with the one that sums are stored to."""
 
-    def __init__(self, spec: ConvSpec, buffers: Sequence[Any], y: Any) -> None:
-        """buffers: x, weight, bias, residual, None for what there is not."""
-        self.spec, self.y = spec, y
-        self.source, self.weight, bias, residual = buffers
-        self.bias, self.residual = _reader(bias), _reader(residual)
-        self.biases, self.inputs = [self.bias], {}
+    def __init__(self, spec: ConvSpec, buffers: Buffers, y: Any) -> None:
+        super().__init__(spec, buffers)
+        self.y = y
 
     def read(self, n: Expr, channel: Expr, position: Sequence[Expr]) -> Expr:
         """x at a position of three entries."""
@@ -46,7 +44,7 @@ class Tensors(Arguments):
         return tirx.BufferStore(self.y, epilogue(self, value, n, channel, place), [n, *place, channel])
 
 
-def with_tensors(spec: ConvSpec, lanes: int, buffers: Sequence[Any], y: Any, body: Body) -> Stmt:
+def with_tensors(spec: ConvSpec, lanes: int, buffers: Buffers, y: Any, body: Body) -> Stmt:
     """body(tensors), between copies from and to channels-first tensors where the spec has these."""
     if spec.channels_last:
         return body(Tensors(spec, buffers, y))
@@ -99,9 +97,3 @@ def _viewed(buffers: Sequence[Any], shape: Sequence[int], body: Callable[[list[A
 
     views = [tirx.decl_buffer(tuple(shape), str(b.dtype), name=f"{b.name}_flat", data=b.data) for b in buffers]
     return sequence([*(tirx.DeclBuffer(view, data=b.data) for view, b in zip(views, buffers)), body(views)])
-
-
-def _reader(buffer: Any) -> Any:
-    from tvm import tirx
-
-    return None if buffer is None else lambda *index: tirx.BufferLoad(buffer, list(index))

@@ -33,12 +33,12 @@ from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_plan import TILE_KNOBS, Plan, axes_of, plan_of
 from convtune.schedules.filtering_products import products
-from convtune.schedules.filtering_statements import allocated, loop, sequence
 from convtune.schedules.filtering_tensors import Tensors, with_tensors
+from convtune.schedules.statements import allocated, loop, sequence
 from convtune.schedules.tiling import ceil_div, spaced
+from convtune.schedules.written import written
 
 from convtune.accuracy import LOOSE
-from convtune.expression import Arguments
 from convtune.space import Estimating, Knobs, KnobValue, PackStep, all_knobs
 from convtune.targets import CpuTarget
 
@@ -139,21 +139,9 @@ class MinimalFiltering(Estimating[CpuTarget]):
         return (tuple(steps),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
-        from tvm import ir, te
-
         plan = plan_of(spec, target, knobs)
-        arguments = Arguments(spec, [plan.u_shape])
-        tensors = (arguments.x, arguments.weights[0], arguments.bias, arguments.residual)
-        inputs = [tensor for tensor in tensors if tensor is not None]
-
-        def body(sources: list[Any], results: list[Any]) -> Any:
-            given = iter(sources)
-            buffers = [None if tensor is None else next(given) for tensor in tensors]
-            made = functools.partial(_statement, spec, plan)
-            return with_tensors(spec, plan.lanes, buffers, results[0], made)
-
-        y = te.extern([spec.out_shape], inputs, body, name="y", dtype=[spec.dtype])
-        return ir.IRModule({"main": arguments.primfunc(y)})
+        made = functools.partial(_statement, spec, plan)
+        return written(spec, plan.u_shape, lambda buffers, y: with_tensors(spec, plan.lanes, buffers, y, made))
 
 
 def _statement(spec: ConvSpec, plan: Plan, tensors: Tensors) -> Any:

@@ -28,10 +28,11 @@ from convtune.schedules.estimate import (
     step_cycles,
     stream_cycles,
 )
-from convtune.schedules.filtering_statements import Binder, Expr, Stmt, allocated, loop, sequence
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, round_up
+from convtune.schedules.written import Buffers, Held, written
 
-from convtune.expression import Arguments, epilogue, widened
+from convtune.expression import epilogue, widened
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
 from convtune.targets import CpuTarget
@@ -127,19 +128,8 @@ class PointwiseGemm(Estimating[CpuTarget]):
         return (steps,)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
-        from tvm import ir, te
-
         plan = _plan(spec, target, knobs)
-        arguments = Arguments(spec, [plan.weight_shape])
-        tensors = [arguments.x, arguments.weights[0], arguments.bias, arguments.residual]
-
-        def body(sources: list[Any], results: list[Any]) -> Any:
-            given = iter(sources)
-            return _Kernel(spec, plan, [None if t is None else next(given) for t in tensors], results[0]).statement()
-
-        given = [tensor for tensor in tensors if tensor is not None]
-        y = te.extern([spec.out_shape], given, body, name="y", dtype=[spec.dtype])
-        return ir.IRModule({"main": arguments.primfunc(y)})
+        return written(spec, plan.weight_shape, lambda buffers, y: _Kernel(spec, plan, buffers, y).statement())
 
 
 @dataclass(frozen=True)
@@ -199,25 +189,11 @@ def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> _Plan:
     return _Plan(*sizes, columns, vectors, target.lanes, ceil_div(part, columns), knobs["order"])
 
 
-class _Held(Arguments):
-    """The arguments of a kernel as buffers, read as the tensors of an expression are."""
-
-    def __init__(self, spec: ConvSpec, buffers: list[Any]) -> None:
-        from tvm import tirx
-
-        def reader(buffer: Any) -> Any:
-            return None if buffer is None else lambda *index: tirx.BufferLoad(buffer, list(index))
-
-        self.spec, self.inputs = spec, {}
-        self.x, self.weight, self.bias, self.residual = map(reader, buffers)
-        self.biases = [self.bias]
-
-
 class _Kernel:
     """Writes the loops over tiles, and one tile."""
 
-    def __init__(self, spec: ConvSpec, plan: _Plan, buffers: list[Any], y: Any) -> None:
-        self.spec, self.plan, self.arguments, self.y = spec, plan, _Held(spec, buffers), y
+    def __init__(self, spec: ConvSpec, plan: _Plan, buffers: Buffers, y: Any) -> None:
+        self.spec, self.plan, self.arguments, self.y = spec, plan, Held(spec, buffers), y
 
     def statement(self) -> Stmt:
         plan = self.plan
@@ -293,7 +269,8 @@ class _Kernel:
         def step(ic: Expr) -> Stmt:
             def body(bind: Binder, lane: Expr) -> None:
                 filters = [
-                    bind(widened(self.arguments.weight(block, ic, cv * plan.lanes + lane))) for cv in range(vectors)
+                    bind(widened(tirx.BufferLoad(self.arguments.weight, [block, ic, cv * plan.lanes + lane])))
+                    for cv in range(vectors)
                 ]
                 for column in range(plan.columns):
                     value = widened(self.arguments.x(*self._place(at + column), ic))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from convtune.schedules.filtering_statements import Binder, Expr, Stmt, allocated, loop, sequence
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence
 
 Move = Callable[[Expr, Expr, Expr, Expr], Stmt]  # of (n, channel, position, value): the statement that stores it
 

@@ -1,17 +1,13 @@
-"""Statements of TIR that the loops of minimal filtering are written with: loops, buffers, conditions, tiles' places."""
+"""Statements of TIR for spaces that write their loops themselves: loops, buffers, conditions, names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-from convtune.schedules.filtering_plan import Plan
 
 Expr = Any
 Stmt = Any
 Body = Callable[[Any], Stmt]
-Read = Callable[[Sequence[Expr], Expr], Expr]
 
 
 def loop(extent: int, body: Body, kind: str = "SERIAL", name: str = "i") -> Stmt:
@@ -69,31 +65,6 @@ class Binder:
         from tvm import tirx
 
         self.statements.append(tirx.BufferStore(buffer, value, list(place)))
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tile is: image, and per dimension its residue and number."""
-
-    n: Expr
-    residues: tuple[Expr, ...]
-    tiles: tuple[Expr, ...]
-
-
-def place_of(plan: Plan, q: Expr) -> Place:
-    """The q-th tile: images outside, then residues, then tiles of a row."""
-    extents = [*(axis.residues for axis in plan.axes), *(axis.tiles for axis in plan.axes)]
-    found: list[Expr] = []
-    for extent in reversed(extents):
-        found.append(q % extent if extent > 1 else 0)
-        q = q // extent if extent > 1 else q
-    found.reverse()
-    return Place(q if plan.batch > 1 else 0, tuple(found[:3]), tuple(found[3:]))
-
-
-def exists(plan: Plan, q: Expr) -> list[Expr]:
-    """That there is a q-th tile: the last block may have fewer."""
-    return [q < plan.tiles] if plan.tiles % plan.block else []
 
 
 def flat(index: Sequence[Expr], shape: Sequence[int]) -> Expr:

@@ -1,0 +1,46 @@
+"""A space's kernel whose loops it writes itself, as statements over buffers, not by scheduling an expression."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from convtune.expression import Arguments
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+Buffers = Sequence[Any]
+"""x, weight, bias and residual; None for what a spec does not have."""
+
+
+class Held(Arguments):
+    """The arguments of a kernel, read as the tensors of an expression are; `source` (x) and `weight` are buffers."""
+
+    def __init__(self, spec: ConvSpec, buffers: Buffers) -> None:
+        self.spec, self.inputs = spec, {}
+        self.source, self.weight, bias, residual = buffers
+        self.x, self.bias, self.residual = map(_reader, (self.source, bias, residual))
+        self.biases = [self.bias]
+
+
+def written(spec: ConvSpec, weight_shape: Sequence[int], body: Callable[[Buffers, Any], Any]) -> Any:
+    """The module of a kernel of one stage: body(buffers, y) is its statement."""
+    from tvm import ir, te
+
+    arguments = Arguments(spec, [weight_shape])
+    tensors = (arguments.x, arguments.weights[0], arguments.bias, arguments.residual)
+
+    def statement(sources: Sequence[Any], results: Sequence[Any]) -> Any:
+        given = iter(sources)
+        return body([None if tensor is None else next(given) for tensor in tensors], results[0])
+
+    given = [tensor for tensor in tensors if tensor is not None]
+    y = te.extern([spec.out_shape], given, statement, name="y", dtype=[spec.dtype])
+    return ir.IRModule({"main": arguments.primfunc(y)})
+
+
+def _reader(buffer: Any) -> Any:
+    from tvm import tirx
+
+    return None if buffer is None else lambda *index: tirx.BufferLoad(buffer, list(index))
