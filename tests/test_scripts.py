@@ -9,6 +9,7 @@ import check_logs
 import figures
 import measurements
 import pytest
+import quality
 import record_samples as samples
 import retune
 from click.testing import CliRunner
@@ -123,3 +124,19 @@ def test_defaults_are_compared_over_the_networks(monkeypatch: pytest.MonkeyPatch
     (figure,) = measurements.defaults(tmp_path / "log.jsonl", trials=2)
     assert "geometric mean of 2 layers" in figure.what
     assert 0 < float(figure.measured) <= 1
+
+
+@pytest.mark.slow
+def test_the_search_is_compared_with_a_longer_one_and_with_what_needs_none(tmp_path: Path) -> None:
+    layers = [f"pointwise,ic=16,oc=16,in=9x{width},k=1x1,layout=NHWC" for width in (9, 11)]
+    options = ["--trials", "2", "--log", str(tmp_path / "log.jsonl"), "--longer", "1"]
+    done = CliRunner().invoke(quality.main, [*layers, *options], catch_exceptions=False)
+    rows = [line.strip("|").split("|") for line in done.stdout.splitlines()]
+    assert [row[0].split()[1] for row in rows] == ["default's", "transfer's", "with", "a"]
+    assert all(float(row[2].removesuffix("s ")) > 0 for row in rows)
+
+
+def test_a_log_without_a_layer_has_all_others(tmp_path: Path) -> None:
+    kept, left_out = samples.final(9.0, 1), samples.final(8.0, 1, spec=samples.OTHER_SPEC)
+    log = Log(write(tmp_path / "log.jsonl", kept, left_out))
+    assert quality.Without(log, ConvSpec.parse(samples.OTHER_SPEC)).records() == [kept]
