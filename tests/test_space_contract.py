@@ -222,7 +222,7 @@ def statements(node: Any) -> int:
         return statements(node.then_case) + (statements(node.else_case) if node.else_case else 0)
     if isinstance(node, tirx.BufferStore):
         return 1
-    if isinstance(node, (tirx.Bind, tirx.AllocBuffer)):
+    if isinstance(node, (tirx.Bind, tirx.AllocBuffer, tirx.DeclBuffer)):
         return 0
     inner = [getattr(node, field) for field in ("block", "init", "body") if getattr(node, field, None) is not None]
     assert inner, f"unknown statement {type(node)}"
