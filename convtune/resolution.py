@@ -3,7 +3,8 @@
 1. explicit   the caller named it
 2. log        the winner of this spec on this machine, the user's log before the shipped one
 3. log        the winner of this spec on another machine that is alike, the most alike first (`Target.distance`)
-4. transfer   the winner of the nearest spec, its knobs snapped to this spec's domain
+4. transfer   the winner of the nearest spec, its knobs snapped to this spec's domain; not where that spec's own default
+              is nearly as fast: then this one's is likely to be, and it fits this spec
 5. default    the space's own choice, from the target's facts; after one whose sums are not direct, one whose are
 
 For a GPU 2 and 3 look for measured times first, then for estimated ones, and so does 4: they never compete.
@@ -21,10 +22,12 @@ from convtune.log import LogStack
 from convtune.record import METASCHEDULE, Record, winner
 from convtune.search import fitted, nearest_winner
 from convtune.space import Candidate
+from convtune.spec import ConvSpec
 
 if TYPE_CHECKING:
-    from convtune.spec import ConvSpec
     from convtune.targets import Target
+
+WORTHWHILE = 1.1  # times as fast as its spec's default, for a winner's knobs to be lent to another spec
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,21 @@ def _transferred(
     if found and candidate:
         own = found.spec == str(spec)  # of another machine
         place = f"this spec on {found.target['model']}" if own else f"{found.spec}, the nearest spec in the log"
+        if _gain(found, target, max_error, logs) < WORTHWHILE:
+            gone.append(f"the default is nearly the fastest on {place}")
+            return
         won = "won" if origin == "measured" else f"won, as {origin},"
         yield Choice(candidate, "transfer", "; ".join([f"the knobs that {won} on {place}", *gone]))
+
+
+def _gain(found: Record, target: Target, max_error: float, logs: LogStack) -> float:
+    """How many times as fast as its spec's default a winner is; infinite where the two were not measured in turn."""
+    if found.fingerprint != target.fingerprint or not found.batch:
+        return math.inf
+    default = space.default_candidate(ConvSpec.parse(found.spec), target, max_error)
+    finals = [r for r in logs.records(found.spec, found.fingerprint) if r.batch == found.batch]
+    beside = [r.time_us for r in finals if r.candidate == default and r.status == "ok"]
+    return beside[0] / found.time_us if beside else math.inf
 
 
 def _time(record: Record, machine: str) -> str:

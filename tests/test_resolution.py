@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from convtune import resolution, space, targets
 from convtune.log import Log, LogStack
 from convtune.record import Record, traced
@@ -77,6 +79,20 @@ def test_the_nearest_spec_lends_its_knobs(tmp_path: Path) -> None:
     assert [c.kind for c in choices] == ["transfer", "default"]
     assert str(near) in choices[0].reason
     assert space.contains(space.get("dense_direct"), SPEC, NATIVE, choices[0].candidate.knobs)
+
+
+@pytest.mark.parametrize(("default_us", "kinds"), [(10.5, ["default"]), (12.0, ["transfer", "default"])])
+def test_knobs_are_lent_only_where_they_gained_much(tmp_path: Path, default_us: float, kinds: list[str]) -> None:
+    near = SPEC.replace(in_channels=32)
+    default = space.default_candidate(near, NATIVE)
+    lent = next(candidate for candidate in _candidates(near)[4:] if candidate != default)
+    times = {lent: 10.0, default: default_us}
+    final = {"round": "final", "batch": "2026-11-22T12:00:00.000000Z"}
+    records = [dataclasses.replace(_record(near, candidate, us), **final) for candidate, us in times.items()]
+    choices = _choices(tmp_path, records)
+    assert [c.kind for c in choices] == kinds
+    if kinds == ["default"]:
+        assert choices[0].reason == f"the default is nearly the fastest on {near}, the nearest spec in the log"
 
 
 def test_knobs_that_the_space_no_longer_has_are_not_built(tmp_path: Path) -> None:
