@@ -12,8 +12,8 @@ CONFIDENCE = 0.95
 FEWEST_PAIRS = 6
 """With fewer, not even the interval from the least to the greatest ratio has that confidence."""
 INDIFFERENCE = 0.02
-"""Medians nearer to 1 than by this fraction are no difference, however sure: as much differs when the same kernel is
-compared with itself in two processes, by where their arrays happen to lie."""
+"""Medians nearer to 1 than by this fraction are no difference, however sure. It is a choice, for what the places of arrays
+and processes can make, and nobody would notice."""
 
 WIN, LOSS, NO_DIFFERENCE = "win", "loss", "no_difference"
 VERDICTS = (WIN, LOSS, NO_DIFFERENCE)
