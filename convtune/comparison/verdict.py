@@ -12,8 +12,7 @@ CONFIDENCE = 0.95
 FEWEST_PAIRS = 6
 """With fewer, not even the interval from the least to the greatest ratio has that confidence."""
 INDIFFERENCE = 0.02
-"""Medians nearer to 1 than by this fraction are no difference, however sure. It is a choice, for what the places of arrays
-and processes can make, and nobody would notice."""
+"""Medians nearer to 1 than by this fraction are no difference, however sure: a choice, not a measurement."""
 
 WIN, LOSS, NO_DIFFERENCE = "win", "loss", "no_difference"
 VERDICTS = (WIN, LOSS, NO_DIFFERENCE)
