@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class CompiledPeer(Peer):
-    """A package bound to aligned arrays in the spec's layout, as ONNX Runtime's and OpenVINO's calls are."""
+    """A package bound to aligned arrays in the spec's layout, as ONNX Runtime's and OpenVINO's calls are.
+
+    convtune's own side of the comparison is one; as that is no peer, no module has an instance.
+    """
 
     name = "convtune"
 
@@ -32,7 +35,3 @@ class CompiledPeer(Peer):
         if operands.residual is not None:
             inputs["residual"] = aligned_copy(operands.residual)
         return Prepared(conv.bind(x, packed, **inputs, out=out), lambda: out)
-
-
-class Convtune(CompiledPeer):
-    """convtune's side of the comparison; no module has an instance of it, as it is no peer of its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -194,8 +193,3 @@ def _short(value: float | None, digits: int = 4) -> float | int | None:
 
 def _digits(times_us: Sequence[float]) -> list[float | int | None]:
     return [_short(time_us) for time_us in times_us]
-
-
-def failed_by_kind(sections: Sequence[Section]) -> Counter[str]:
-    """Trials of all sections by status, but ok."""
-    return sum((Counter(section.failures) for section in sections), Counter[str]())

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convtune.comparison.result_file import SCHEMA, VERSION
 from convtune.errors import LogError
 from convtune.report.roof import Roof
-
-SCHEMA, VERSION = "convtune-bench", 1
 
 
 @dataclass(frozen=True)
