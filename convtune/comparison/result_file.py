@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convtune.comparison.kinds import summary
 from convtune.errors import ConvtuneError
+from convtune.log_file import replace_file
 
 if TYPE_CHECKING:
     from convtune.targets import Target
@@ -88,10 +88,7 @@ class ResultFile:
             return
         text = json.dumps(self.data(), indent=1, allow_nan=False) + "\n"
         try:
-            with tempfile.TemporaryDirectory(dir=self._path.absolute().parent, prefix=".bench-") as scratch:
-                unfinished = Path(scratch) / self._path.name
-                unfinished.write_text(text, encoding="utf-8")
-                unfinished.replace(self._path)
+            replace_file(self._path, [text.encode()])
         except OSError as problem:
             raise ConvtuneError(f"{self._path} cannot be written: {problem.strerror}") from problem
 
