@@ -71,7 +71,8 @@ class Outcome:
 
     status: "ok", "wrong", "build_error", "timeout", "crash", "out_of_memory" or "error". message: why it is not ok.
     error: max |y - reference| / max |reference|, None where there is no finite one. times_us: all repeats, in order,
-    or an estimate. resources: of a GPU's kernels, as `record.Record` has them.
+    or an estimate. resources: of a GPU's kernels, as `record.Record` has them. cost, counts: of an emulated kernel, in
+    place of times, as `device.Measurement` has them.
     """
 
     status: str
@@ -80,6 +81,8 @@ class Outcome:
     times_us: tuple[float, ...] = ()
     build_s: float | None = None
     resources: Mapping[str, Mapping[str, int]] | None = None
+    cost: float | None = None
+    counts: Mapping[str, int] | None = None
 
 
 class Bench(ABC):
@@ -188,6 +191,7 @@ class Bench(ABC):
             found: Measurement = reply.value
             times_us = self._times(found, library) if found.status == "ok" else ()
             outcome = replace(outcome, status=found.status, message=found.message, error=found.error, times_us=times_us)
+            outcome = replace(outcome, cost=found.cost, counts=found.counts)
             if found.suspect:
                 self._device.stop()
         else:

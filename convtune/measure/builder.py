@@ -15,6 +15,7 @@ from convtune.record import METASCHEDULE, trace
 from convtune.space import Candidate, PackStep
 
 if TYPE_CHECKING:
+    from convtune.cache_model import Traffic
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget, Target
 
@@ -34,7 +35,8 @@ class BuildRequest:
 class Library:
     """A built kernel: the library, how its weights are packed, and what building it took and gave.
 
-    resources, estimates_us: of a GPU's kernels; None and nothing elsewhere.
+    resources, estimates_us: of a GPU's kernels; None and nothing elsewhere. traffic: of a kernel that will be emulated,
+    what each level of memory has to bring.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Library:
     size_bytes: int
     resources: Mapping[str, Mapping[str, int]] | None = None
     estimates_us: tuple[float, ...] = ()
+    traffic: Traffic | None = None
 
 
 class Builder:

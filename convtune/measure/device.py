@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,13 +55,19 @@ class Compare:
 
 @dataclass(frozen=True)
 class Measurement:
-    """status: "ok" or "wrong". suspect: the kernel wrote where it must not, so this process is not to be trusted."""
+    """status: "ok" or "wrong"; where the kernel was emulated, "crash" or "timeout" too.
+
+    suspect: the kernel wrote where it must not, so this process is not to be trusted. cost, counts: of an emulated
+    kernel that is right: what it is ranked by, in weighted instructions, and those executed by kind, with the traffic.
+    """
 
     status: str
     message: str = ""
     error: float | None = None
     times_us: tuple[float, ...] = ()
     suspect: bool = False
+    cost: float | None = None
+    counts: Mapping[str, int] | None = None
 
 
 class Case:
