@@ -243,7 +243,7 @@ def _kept(group: Sequence[tuple[int, Record]], keep: int) -> set[int]:
 def _fastest(entries: Iterable[tuple[int, Record]], keep: int) -> set[int]:
     """Those to which fewer than `keep` others are both as accurate and as fast."""
     kept, errors = set(), list[float]()
-    for number, record in sorted(entries, key=lambda entry: entry[1].time_us):
+    for number, record in sorted(entries, key=lambda entry: entry[1].rank):
         error = _error(record)
         if bisect.bisect_right(errors, error) < keep:
             kept.add(number)
@@ -266,7 +266,8 @@ def _csv(records: Iterable[Record]) -> str:
 
 _COLUMNS = (
     *("spec", "target", "model", "fingerprint", "space", "knobs", "status", "origin", "round", "batch"),
-    *("time_us", "repeats", "error", "build_s", "convtune", "tvm", "seed", "utc", "message"),
+    *("time_us", "repeats", "cost", "error", "build_s", "default", "convtune", "tvm", "seed", "utc", "message"),
+    "counts",
 )
 
 
@@ -283,6 +284,7 @@ def _row(record: Record) -> dict[str, object]:
         "knobs": " ".join(f"{name}={value}" for name, value in knobs.items()),
         "time_us": record.time_us if record.times_us else None,
         "repeats": len(record.times_us),
+        "counts": " ".join(f"{kind}={count}" for kind, count in (record.counts or {}).items()),
         "convtune": record.versions["convtune"],
         "tvm": record.versions["tvm"],
     }

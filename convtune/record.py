@@ -29,6 +29,7 @@ _UTC_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _UTC = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z", re.ASCII)
 _NEEDED = ("spec", "target", "candidate", "origin", "status", "times_us", "versions", "seed", "utc")
 _FREE = ("message", "error", "build_s", "round", "batch")
+_OPTIONAL = ("resources", "cost", "counts", "default")  # left out of a line where they are None
 _TARGET_TEXTS = ("name", "family", "model", "fingerprint")
 _CPU_FACTS, _GPU_FACTS = ("mcpu", ("vector_bytes", "threads")), ("arch", ("sms", "clock_mhz", "l2_bytes"))
 """A text and counts that a record has of its target besides: of a GPU's where the family is "cuda"."""
@@ -56,13 +57,16 @@ class Record:
     """A candidate's outcome. Validated when it is made, so that what is in a log can be read again.
 
     spec: canonical string. target: `Target.facts()`. origin, status, round: one of ORIGINS, STATUSES, ROUNDS.
-    times_us: every repeat; at least one where the status is ok. message: why the status is not ok.
+    times_us: every repeat; at least one where the status is ok. Where the origin is "emulated" there are none, and an
+    ok record has a cost instead: weighted instructions. counts: what the cost is of, instructions by kind and bytes
+    moved into each cache. message: why the status is not ok.
     error: max |y - reference| / max |reference|; None where there is no result, or none that is finite.
     build_s: None where nothing was built. resources: of each of a GPU's kernels by name, RESOURCES of a thread (its
     registers, spills and stack) and of a block (its static shared memory), and what else the compiler says; None where
-    there are no such kernels. batch: when the measuring of these finalists in turn began, as `utc_now`
-    writes it, the same for all of them; "" in the search round. versions: of "convtune" and "tvm" at least.
-    utc: as `utc_now` writes it.
+    there are no such kernels. default: whether this is the schedule without tuning, of the convtune that wrote it; None
+    where an older one did not say. batch: when the measuring of these finalists in turn began, as `utc_now` writes it,
+    the same for all of them; "" in the search round. versions: of "convtune" and "tvm" at least. utc: as `utc_now`
+    writes it.
 
     Raises:
         LogError: a field's value is not allowed.
@@ -81,6 +85,9 @@ class Record:
     round: str = "search"
     batch: str = ""
     resources: Mapping[str, Mapping[str, int]] | None = None
+    cost: float | None = None
+    counts: Mapping[str, int] | None = None
+    default: bool | None = None
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     utc: str = field(default_factory=utc_now)
 
@@ -91,6 +98,13 @@ class Record:
     def time_us(self) -> float:
         """Median of the repeats, in microseconds; NaN where nothing was timed."""
         return statistics.median(self.times_us) if self.times_us else math.nan
+
+    @property
+    def rank(self) -> float:
+        """What is compared among records of one spec, target and origin, the least wins: the median time in
+        microseconds, or the cost where the origin is "emulated". NaN where there is none.
+        """
+        return self.time_us if self.cost is None else self.cost
 
     @property
     def fingerprint(self) -> str:
@@ -104,6 +118,7 @@ class Record:
     def line(self) -> bytes:
         """The record as one line of JSON, newline included; raises LogError where it is longer than a log allows."""
         fields = {name: getattr(self, name) for name in ("origin", "status", "times_us", *_FREE, "seed", "utc")}
+        optional = {name: getattr(self, name) for name in _OPTIONAL if getattr(self, name) is not None}
         try:
             data = {
                 "schema": SCHEMA,
@@ -111,7 +126,7 @@ class Record:
                 "target": dict(self.target),
                 "candidate": _candidate_data(self.candidate),
                 **fields,
-                **({} if self.resources is None else {"resources": _resources_data(self.resources)}),
+                **{name: _plain(value) for name, value in optional.items()},
                 "versions": dict(self.versions),
             }
             line = json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n"
@@ -150,16 +165,16 @@ def winner(records: Iterable[Record], *, max_error: float | None, origin: str = 
     """The record to build from, among those of one spec and one target; None where none will do.
 
     Only what is ok, not refuted later, of this origin and known to be within `max_error` (None: any error) takes part.
-    Finalists are measured in turn, under the same conditions, so their times compare best: where there are any, the
-    fastest of the newest batch wins. Otherwise the fastest of the search does.
+    Finalists are measured in turn, under the same conditions, so their times compare best: where there are any, that of
+    the least rank in the newest batch wins. Otherwise that of the least rank in the search does.
     """
     usable = [r for r in standing(records) if r.origin == origin and _accurate(r, max_error)]
-    assert len({(r.spec, r.fingerprint) for r in usable}) <= 1, "times of different specs or targets do not compare"
+    assert len({(r.spec, r.fingerprint) for r in usable}) <= 1, "records of different specs or targets do not compare"
     finals = [r for r in usable if r.round == "final"]
     if finals:
         newest = max(r.batch for r in finals)
         usable = [r for r in finals if r.batch == newest]
-    return min(usable, key=lambda r: r.time_us, default=None)
+    return min(usable, key=lambda r: r.rank, default=None)
 
 
 def standing(records: Iterable[Record]) -> list[Record]:
@@ -207,7 +222,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     missing = [name for name in _NEEDED if name not in data]
     if missing:
         raise LogError(f"missing {', '.join(missing)}")
-    fields = {name: data[name] for name in (*_NEEDED, *_FREE, "resources") if name in data}
+    fields = {name: data[name] for name in (*_NEEDED, *_FREE, *_OPTIONAL) if name in data}
     if not isinstance(fields["times_us"], list):
         raise LogError(f"times_us={_short(fields['times_us'])} is not a list of numbers")
     fields["times_us"] = tuple(fields["times_us"])
@@ -232,8 +247,9 @@ def _candidate_data(candidate: Candidate) -> dict[str, Any]:
     return {"space": candidate.space, "knobs": dict(candidate.knobs)}
 
 
-def _resources_data(resources: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    return {kernel: dict(found) for kernel, found in resources.items()}
+def _plain(value: Any) -> Any:
+    """The value with every mapping in it as a dict, which alone JSON knows."""
+    return {name: _plain(part) for name, part in value.items()} if isinstance(value, Mapping) else value
 
 
 def _candidate(data: Any) -> Candidate:
@@ -271,11 +287,7 @@ def _check(record: Record) -> None:
     for name, allowed in (("origin", ORIGINS), ("status", STATUSES), ("round", ROUNDS)):
         if getattr(record, name) not in allowed:
             raise LogError(f"{name}={_short(getattr(record, name))} is not allowed; one of {', '.join(allowed)} is")
-    times = record.times_us
-    if not isinstance(times, tuple) or not all(_is_number(t) and t > 0 for t in times):
-        raise LogError(f"times_us={_short(times)} must be a tuple of positive, finite numbers")
-    if record.status == "ok" and not times:
-        raise LogError("times_us is empty; a record whose status is ok has at least one time")
+    _check_rank(record)
     for name in ("error", "build_s"):
         value = getattr(record, name)
         if value is not None and not (_is_number(value) and value >= 0):
@@ -286,12 +298,39 @@ def _check(record: Record) -> None:
         raise LogError(f"seed={_short(record.seed)} is not an integer")
     if record.resources is not None:
         _check_resources(record.resources)
+    if not isinstance(record.default, (bool, type(None))):
+        raise LogError(f"default={_short(record.default)} must be true or false, or None")
     _check_versions(record.versions)
     _check_utc("utc", record.utc)
     if record.round == "final":
         _check_utc("batch", record.batch)
     elif record.batch != "":
         raise LogError(f"batch={_short(record.batch)} in round {record.round!r}; only finalists have one")
+
+
+def _check_rank(record: Record) -> None:
+    """That an ok record has what its origin is compared by, and that none has what another origin is."""
+    times, cost, emulated, ok = record.times_us, record.cost, record.origin == "emulated", record.status == "ok"
+    if not isinstance(times, tuple) or not all(_is_number(t) and t > 0 for t in times):
+        raise LogError(f"times_us={_short(times)} must be a tuple of positive, finite numbers")
+    if emulated and times:
+        raise LogError(f"times_us={_short(times)} must be empty: an emulated kernel has a cost and no time")
+    if ok and not (emulated or times):
+        raise LogError("times_us is empty; a record whose status is ok has at least one time")
+    if cost is not None and not (emulated and ok):
+        raise LogError(
+            f"cost={_short(cost)} in a record of origin {record.origin} with status {record.status}; only emulated "
+            "ones that are ok have one"
+        )
+    if emulated and ok and not (_is_number(cost) and cost > 0):
+        raise LogError(f"cost={_short(cost)} must be a positive, finite number, as the record is emulated and ok")
+    if record.counts is None:
+        return
+    if not (emulated and isinstance(record.counts, Mapping)):
+        raise LogError(f"counts={_short(record.counts)} must be an object, and only emulated records have one")
+    for kind, value in record.counts.items():
+        if not (isinstance(kind, str) and _is_int(value) and value >= 0):
+            raise LogError(f"counts.{kind}={_short(value)} must be an integer of at least 0")
 
 
 def _check_target(target: Any) -> None:

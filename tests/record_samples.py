@@ -32,8 +32,12 @@ def utc(second: int) -> str:
     return f"2026-01-02T03:{second // 60:02}:{second % 60:02}.000000Z"
 
 
-def make(time_us: float | None = 10.0, **changes: Any) -> Record:
-    """An ok record of one time; of none where `time_us` is None. A changed `width` makes another candidate."""
+def make(rank: float | None = 10.0, **changes: Any) -> Record:
+    """An ok record of one time, or of that cost where its origin is emulated; of none where `rank` is None.
+
+    A changed `width` makes another candidate.
+    """
+    emulated = changes.get("origin") == "emulated"
     fields: dict[str, Any] = {
         "spec": SPEC,
         "target": target(),
@@ -41,7 +45,8 @@ def make(time_us: float | None = 10.0, **changes: Any) -> Record:
         "origin": "measured",
         "status": "ok",
         "seed": 7,
-        "times_us": () if time_us is None else (time_us,),
+        "times_us": () if rank is None or emulated else (rank,),
+        "cost": rank if emulated else None,
         "error": 1e-7,
         "build_s": 0.125,
         "versions": {"convtune": "0.1.0", "tvm": "0.27.0"},
@@ -54,5 +59,5 @@ def failure(status: str = "crash", **changes: Any) -> Record:
     return make(None, **{"status": status, "error": None, "message": f"{status}: signal 11"} | changes)
 
 
-def final(time_us: float, batch: int, **changes: Any) -> Record:
-    return make(time_us, round="final", batch=utc(batch), **changes)
+def final(rank: float, batch: int, **changes: Any) -> Record:
+    return make(rank, round="final", batch=utc(batch), **changes)

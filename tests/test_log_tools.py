@@ -290,11 +290,18 @@ def test_export_csv_is_a_table(path: Path) -> None:
         "spec": SPEC, "target": "native", "model": "A Processor 9000", "fingerprint": "f0", "space": "dense_direct",
         "knobs": "width=4 order=outer", "status": "ok", "origin": "measured", "round": "search", "batch": "",
         "time_us": "2.0", "repeats": "3", "error": "1e-07", "build_s": "0.125", "convtune": "0.1.0", "tvm": "0.27.0",
-        "seed": "7", "utc": utc(0), "message": "",
+        "seed": "7", "utc": utc(0), "message": "", "cost": "", "default": "", "counts": "",
     }  # fmt: skip
     assert (rows[1]["time_us"], rows[1]["repeats"], rows[1]["error"]) == ("", "0", "")
     assert rows[1]["message"] == "crash: signal 11" and rows[1]["knobs"] == f"trace={traced([1, 'a']).key}"
     assert rows[2]["round"] == "final" and rows[2]["batch"] == utc(9)
+
+
+def test_export_csv_has_a_column_of_costs(path: Path) -> None:
+    write(path, make(640.5, origin="emulated", counts={"load": 30, "l1_bytes": 64}, default=True))
+    (row,) = csv.DictReader(io.StringIO(log_tools.export(path, "csv").text, newline=""))
+    assert (row["cost"], row["time_us"], row["repeats"]) == ("640.5", "", "0")
+    assert (row["counts"], row["default"]) == ("load=30 l1_bytes=64", "True")
 
 
 def test_an_unknown_format_lists_the_known_ones(path: Path) -> None:
