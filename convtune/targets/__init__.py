@@ -16,8 +16,6 @@ from convtune.targets.host import NOWHERE, Host, current
 __all__ = ["CpuTarget", "Family", "GpuTarget", "Target", "families", "known", "native", "resolve"]
 
 NATIVE = ("native", "host")
-PLANNED = ("arm", "arm64", "aarch64")
-"""Names that mean a family of which this version has no file."""
 
 
 def resolve(text: str, threads: int | None = None, elsewhere: bool = False) -> Target:
@@ -44,8 +42,6 @@ def resolve(text: str, threads: int | None = None, elsewhere: bool = False) -> T
             return family.native(host, threads)
         if text in family.names():
             return family.named(text, host, threads)
-    if text in PLANNED:
-        raise TargetError(f"target {text!r}: no such family in this version; it has: {', '.join(families())}")
     for family in families().values():
         if why := family.refusal(text):
             raise TargetError(f"target {text!r}: {why}")

@@ -1,0 +1,165 @@
+"""The 64-bit ARM family: named CPUs, and how the one at hand is recognised."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from convtune.errors import TargetError
+from convtune.targets.cpu import CpuFamily, CpuTarget
+from convtune.targets.host import Host, choose_threads
+
+CPUINFO_NAMES: Mapping[str, tuple[str, ...]] = {
+    "fp-armv8": ("fp",),
+    "neon": ("asimd",),
+    "lse": ("atomics",),
+    "rdm": ("asimdrdm",),
+    "fullfp16": ("fphp", "asimdhp"),
+    "dotprod": ("asimddp",),
+    "rcpc": ("lrcpc",),
+    "rcpc-immo": ("ilrcpc",),
+    "complxnum": ("fcma",),
+    "fp16fml": ("asimdfhm",),
+    "flagm": ("flagm",),
+    "lse2": ("uscat",),
+    "sha3": ("sha3",),
+    "i8mm": ("i8mm",),
+    "bf16": ("bf16",),
+    "sve": ("sve",),
+    "sve2": ("sve2",),
+    "sve-bitperm": ("svebitperm",),
+}
+"""LLVM's feature name to those of /proc/cpuinfo, for every feature that LLVM may use without being told by an
+intrinsic. What only an intrinsic, the kernel or a hint uses (aes, jsconv, mte, pauth, …) is left out."""
+
+CROSS_THREADS = 4
+"""Threads of a machine that is not at hand, unless said otherwise."""
+
+STAND_IN = "neoverse-n1"
+"""What `arm` means on a machine that is none."""
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A processor that LLVM knows.
+
+    base: the entry whose features it has too. adds: LLVM features beyond those. Sizes are typical ones, of one core and
+    of one L3; where cores share an L2, of a core's share. mcpu: LLVM's name, where that is another one.
+    sve_bytes: of the vectors that its SVE has, where those are wider than NEON's 16 bytes.
+    """
+
+    name: str
+    base: str
+    adds: str
+    l1d_kib: int
+    l2_kib: int
+    l3_kib: int
+    mcpu: str = ""
+    sve_bytes: int = 0
+
+    @functools.cached_property
+    def features(self) -> frozenset[str]:
+        """LLVM's names of all that it has, of those in CPUINFO_NAMES."""
+        inherited = CPUS[self.base].features if self.base else frozenset()
+        return inherited | frozenset(self.adds.split())
+
+
+ARMV8_4 = "rcpc-immo complxnum fp16fml flagm lse2"
+ARMV9 = "sve sve2 sve-bitperm i8mm bf16"
+MIB = 1024
+
+# Sizes: Arm's technical reference manuals, of what they leave to the maker those of the chip named. The A53 is that of
+# a Raspberry Pi 3, the A55 and the A76 of an RK3588, the A57 of a Jetson TX1, the A72 of a Raspberry Pi 4, the A78AE of
+# a Jetson AGX Orin, N1, V1 and V2 of Graviton 2 to 4, the N2 of a Cobalt 100.
+CPUS: Mapping[str, Cpu] = {
+    cpu.name: cpu
+    for cpu in (
+        Cpu("armv8-a", "", "fp-armv8 neon", 32, 256, 0, "generic"),
+        Cpu("armv8.2-a", "armv8-a", "lse rdm", 64, 512, 2 * MIB, "generic"),
+        Cpu("cortex-a53", "armv8-a", "", 32, 128, 0),
+        Cpu("cortex-a57", "armv8-a", "", 32, 512, 0),
+        Cpu("cortex-a72", "armv8-a", "", 32, 256, 0),
+        Cpu("cortex-a55", "armv8.2-a", "fullfp16 dotprod rcpc", 32, 128, 3 * MIB),
+        Cpu("cortex-a76", "cortex-a55", "", 64, 512, 3 * MIB),
+        Cpu("cortex-a78ae", "cortex-a76", "", 64, 256, 2 * MIB),
+        Cpu("neoverse-n1", "cortex-a76", "", 64, 1024, 32 * MIB),
+        Cpu("neoverse-n2", "neoverse-n1", f"{ARMV8_4} {ARMV9}", 64, 1024, 96 * MIB),
+        Cpu("neoverse-v1", "neoverse-n1", f"{ARMV8_4} sha3 sve i8mm bf16", 64, 1024, 32 * MIB),
+        Cpu("neoverse-v2", "neoverse-n2", "", 64, 2 * MIB, 36 * MIB),
+        Cpu("apple-m1", "cortex-a76", f"{ARMV8_4} sha3", 128, 3 * MIB, 8 * MIB, "apple-a14"),
+    )
+}  # fmt: skip
+
+LEVELS = ("armv8.2-a", "armv8-a")
+
+
+class Arm(CpuFamily):
+    """64-bit ARM processors from any maker."""
+
+    name = "arm"
+    aliases = ("arm64", "aarch64")
+    machines = ("aarch64",)
+
+    def names(self) -> Sequence[str]:
+        return tuple(CPUS)
+
+    def native(self, host: Host, threads: int | None) -> CpuTarget:
+        if host.machine not in self.machines:
+            target = self.named(STAND_IN, host, threads)
+            notice = (
+                f"target 'arm': this machine is {host.machine}, so {STAND_IN} is meant; name another: {_examples()}"
+            )
+            return replace(target, notice=notice)
+        if not host.flags:
+            raise TargetError(
+                f"target 'native': nothing here tells this CPU's features; name the CPU, for example {LEVELS[0]}"
+            )
+        cpu = recognise(host)
+        present = frozenset(name for name, flags in CPUINFO_NAMES.items() if host.flags >= set(flags))
+        return _target("native", cpu, present, host, threads)
+
+    def named(self, name: str, host: Host, threads: int | None) -> CpuTarget:
+        return _target(name, CPUS[name], CPUS[name].features, host, threads)
+
+
+FAMILY = Arm()
+
+
+def recognise(host: Host) -> Cpu:
+    """The table's entry for the host: by its maker's numbers, else the highest level that its flags reach."""
+    if host.model_name in CPUS:
+        return CPUS[host.model_name]
+    return next((CPUS[level] for level in LEVELS if _flags(CPUS[level].features) <= host.flags), CPUS[LEVELS[-1]])
+
+
+def _flags(features: Iterable[str]) -> frozenset[str]:
+    return frozenset(flag for name in features for flag in CPUINFO_NAMES[name])
+
+
+def _examples() -> str:
+    return ", ".join(name for name in CPUS if name != STAND_IN)
+
+
+def _target(name: str, cpu: Cpu, has: frozenset[str], host: Host, threads: int | None) -> CpuTarget:
+    """The target with LLVM features `has`, of a CPU that LLVM takes to have those of `cpu`."""
+    known = CPUS["armv8-a"].features if cpu.mcpu == "generic" else cpu.features
+    required = tuple(sorted(_flags(has)))
+    is_host = not host.lacks("aarch64", required)
+    return CpuTarget(
+        name=name,
+        family=FAMILY.name,
+        model=host.title if is_host else cpu.name,
+        mcpu=cpu.mcpu or cpu.name,
+        triple="aarch64-unknown-linux-gnu",
+        features=tuple(sorted([f"+{name}" for name in has - known] + [f"-{name}" for name in known - has])),
+        machine="aarch64",
+        required_features=required,
+        vector_bytes=16,
+        vector_registers=32,
+        threads=choose_threads(threads, host.cores if is_host else CROSS_THREADS),
+        l1d_bytes=(is_host and host.l1d_bytes) or cpu.l1d_kib << 10,
+        l2_bytes=(is_host and host.l2_bytes) or cpu.l2_kib << 10,
+        l3_bytes=(is_host and host.l3_bytes) or cpu.l3_kib << 10,
+        is_host=is_host,
+    )
