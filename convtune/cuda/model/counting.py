@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convtune.lowered import Buffer, Expr
+
 from .accesses import WIDEST_BYTES
 from .machine import Machine, Vector
 from .regions import TENSOR_MULTIPLY_ADDS, Counts, Frame, GlobalUse, Region
@@ -16,10 +18,8 @@ from .tree import (
     AsyncWait,
     Barrier,
     Branch,
-    Buffer,
     Define,
     Evaluate,
-    Expr,
     Kernel,
     Loop,
     MatrixMove,

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convtune.arithmetic import compute
+from convtune.lowered import Buffer, Expr
+
 from . import costs
 from .regions import Frame, GlobalUse, Group, Region
 from .samples import LANES, Sampler
-from .tree import Buffer, Expr, Kernel
+from .tree import Kernel
 from .values import Value, Values, constant
 
 Vector = list[Value]
@@ -118,7 +121,7 @@ class Machine:
         """One operator. Constants fold; those added to an integer stay beside its node, as addresses have them."""
         if all(value.is_constant for value in operands):
             arrays = [np.asarray(value.offset) for value in operands]
-            return constant(self.values.compute(op, arrays).item())
+            return constant(compute(op, arrays).item())
         if kind == "int" and op in ("Add", "Sub", "Mul"):
             folded = self._fold(op, *operands)
             if folded is not None:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from convtune.lowered import Buffer
+
 from . import accesses
-from .tree import Buffer
 from .values import Value, Values
 
 SERIAL_UNROLL = 4.0

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convtune.lowered import Buffer
+
 from .accesses import SECTOR_BYTES, WIDEST_BYTES
 from .counting import Counted
 from .regions import GlobalUse
 from .samples import Sampler
-from .tree import Buffer
 
 LARGEST_SET = 1 << 15
 """Addresses of one footprint that are looked at one by one; of a larger one the next loop is taken as disjoint."""
