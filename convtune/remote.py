@@ -43,17 +43,25 @@ class Remote:
         """HOST:PORT."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    def servers(self) -> int:
+        """How many servers have the key, in use or not. Raises TargetError, in seconds, where there is no tracker."""
+        return self._keys().count(self.key)
+
     def check(self) -> None:
         """Raises TargetError, in seconds, where there is no tracker or no server has the key."""
+        keys = self._keys()
+        if self.key not in keys:
+            known = f"it has {', '.join(sorted(set(keys)))}" if keys else "it has no servers at all"
+            raise TargetError(f"RPC tracker {self.address} has no server with key {self.key!r}; {known}")
+
+    def _keys(self) -> list[str]:
+        """Of all servers."""
         try:
             with self._tracker(_ANSWER_S) as tracker:
                 servers = _ask(tracker, [_SUMMARY])["server_info"]
-                keys = {str(server["key"]).removeprefix("server:") for server in servers}
+                return [str(server["key"]).removeprefix("server:") for server in servers]
         except _NO_ANSWER as error:
-            raise TargetError(f"no RPC tracker answers at {self.address}: {_reason(error)}") from error
-        if self.key not in keys:
-            known = f"it has {', '.join(sorted(keys))}" if keys else "it has no servers at all"
-            raise TargetError(f"RPC tracker {self.address} has no server with key {self.key!r}; {known}")
+            raise TargetError(f"no RPC tracker answers at {self.address}: {reason(error)}") from error
 
     def request(self, seconds: float) -> tuple[str, int, str]:
         """A free server: its host, its port, and the key with which to connect to it.
@@ -68,7 +76,7 @@ class Remote:
             none = f"no server with key {self.key!r} was free for {seconds:g} s"
             raise MeasureError(f"{none}, by RPC tracker {self.address}; they are in use, or dead") from error
         except _NO_ANSWER as error:
-            raise MeasureError(f"RPC tracker {self.address} does not answer any more: {_reason(error)}") from error
+            raise MeasureError(f"RPC tracker {self.address} does not answer any more: {reason(error)}") from error
         return str(host), int(port), str(key)
 
     @contextmanager
@@ -114,7 +122,8 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     return received
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why a tracker does not answer, in a few words."""
     if isinstance(error, TimeoutError):
         return f"no answer in {_ANSWER_S:g} s"
     return (error.strerror or str(error)) if isinstance(error, OSError) else "what answers there is no tracker"

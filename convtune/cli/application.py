@@ -17,7 +17,7 @@ import click
 from convtune import __version__
 from convtune.errors import BuildError, ConvtuneError, MeasureError, ScheduleError, VerifyError
 
-COMMANDS = ("tune", "compile", "bench", "verify", "report", "compare", "show", "log", "doctor")
+COMMANDS = ("tune", "compile", "bench", "verify", "report", "compare", "show", "log", "serve", "doctor")
 """Each is a module of this package with a click command named `command`, imported when it is called."""
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
