@@ -1,0 +1,140 @@
+"""The machines that can be emulated: how Unicorn and Capstone call them, their registers, their relocations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from unicorn import Uc
+
+
+class Machine(ABC):
+    """What is different from one machine to the next.
+
+    elf: its name in an ELF file. name: as platform.machine() prints it. arguments: Unicorn's numbers of the registers
+    in which a function finds its arguments. stack, result: of those registers. request, answer: those through which
+    guest.c asks the host. interrupt: the number of the interrupt by which it does.
+    """
+
+    elf: ClassVar[str]
+    name: ClassVar[str]
+    interrupt: ClassVar[int]
+    arguments: tuple[int, ...]
+    stack: int
+    result: int
+    request: int
+    argument: int
+    answer: int
+    counter: int
+
+    @abstractmethod
+    def new(self) -> Uc:
+        """A machine with nothing in its memory, whose vector instructions may be used."""
+
+    @abstractmethod
+    def call(self, machine: Uc, returning: int, stack: int) -> None:
+        """Makes the function that runs next, with `stack` as its stack's top, return to the address `returning`."""
+
+    @abstractmethod
+    def relocated(self, kind: int, base: int, symbol: int, addend: int) -> int | None:
+        """What a relocation writes; None where the kind is unknown."""
+
+    @abstractmethod
+    def disassembler(self) -> Any:
+        """A capstone.Cs with details."""
+
+
+class Arm64(Machine):
+    """AArch64 with NEON and, as long as Unicorn has them, the vectors of SVE."""
+
+    elf = "EM_AARCH64"
+    name = "aarch64"
+    interrupt = 2  # EXCP_SWI of QEMU
+
+    def __init__(self, vector_bytes: int = 16) -> None:
+        """vector_bytes: of an SVE register, at most."""
+        from unicorn import arm64_const as registers
+
+        self._vector_bytes = vector_bytes
+        self.arguments = tuple(getattr(registers, f"UC_ARM64_REG_X{index}") for index in range(8))
+        self.stack, self.result = registers.UC_ARM64_REG_SP, registers.UC_ARM64_REG_X0
+        self.request, self.argument = registers.UC_ARM64_REG_X8, registers.UC_ARM64_REG_X0
+        self.answer, self.counter = registers.UC_ARM64_REG_X0, registers.UC_ARM64_REG_PC
+        self._link = registers.UC_ARM64_REG_LR
+
+    def new(self) -> Uc:
+        from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc, arm64_const
+
+        machine = Uc(UC_ARCH_ARM64, UC_MODE_ARM, arm64_const.UC_CPU_ARM64_MAX)
+        enabled = machine.reg_read(arm64_const.UC_ARM64_REG_CPACR_EL1) | 3 << 20 | 3 << 16  # FPEN, ZEN
+        machine.reg_write(arm64_const.UC_ARM64_REG_CPACR_EL1, enabled)
+        machine.reg_write(arm64_const.UC_ARM64_REG_CP_REG, (1, 2, 3, 0, 0, self._vector_bytes // 16 - 1))  # ZCR_EL1
+        return machine
+
+    def call(self, machine: Uc, returning: int, stack: int) -> None:
+        machine.reg_write(self.stack, stack)
+        machine.reg_write(self._link, returning)
+
+    def relocated(self, kind: int, base: int, symbol: int, addend: int) -> int | None:
+        # R_AARCH64_ABS64, _GLOB_DAT, _JUMP_SLOT, _RELATIVE
+        return {257: symbol + addend, 1025: symbol + addend, 1026: symbol + addend, 1027: base + addend}.get(kind)
+
+    def disassembler(self) -> Any:
+        import capstone
+
+        found = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
+        found.detail = True
+        return found
+
+
+class X86(Machine):
+    """x86-64 with SSE4; Unicorn knows no AVX."""
+
+    elf = "EM_X86_64"
+    name = "x86_64"
+    interrupt = 0x80
+
+    def __init__(self) -> None:
+        from unicorn import x86_const as registers
+
+        names = ("RDI", "RSI", "RDX", "RCX", "R8", "R9")
+        self.arguments = tuple(getattr(registers, f"UC_X86_REG_{name}") for name in names)
+        self.stack, self.result = registers.UC_X86_REG_RSP, registers.UC_X86_REG_RAX
+        self.request, self.argument = registers.UC_X86_REG_RAX, registers.UC_X86_REG_RDI
+        self.answer, self.counter = registers.UC_X86_REG_RAX, registers.UC_X86_REG_RIP
+
+    def new(self) -> Uc:
+        from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+
+        return Uc(UC_ARCH_X86, UC_MODE_64)
+
+    def call(self, machine: Uc, returning: int, stack: int) -> None:
+        machine.mem_write(stack - 8, returning.to_bytes(8, "little"))
+        machine.reg_write(self.stack, stack - 8)
+
+    def relocated(self, kind: int, base: int, symbol: int, addend: int) -> int | None:
+        # R_X86_64_64, _GLOB_DAT, _JUMP_SLOT, _RELATIVE
+        return {1: symbol + addend, 6: symbol, 7: symbol, 8: base + addend}.get(kind)
+
+    def disassembler(self) -> Any:
+        import capstone
+
+        found = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+        found.detail = True
+        return found
+
+
+_KINDS: Mapping[str, type[Machine]] = {kind.elf: kind for kind in (Arm64, X86)}
+
+
+def known() -> tuple[str, ...]:
+    """The machines that can be emulated, as platform.machine() prints them."""
+    return tuple(kind.name for kind in _KINDS.values())
+
+
+def of_elf(elf: str, vector_bytes: int) -> Machine | None:
+    """The machine of that name in ELF files; None where it cannot be emulated. vector_bytes: of an SVE register."""
+    kind = _KINDS.get(elf)
+    return Arm64(vector_bytes) if kind is Arm64 else kind() if kind is not None else None
