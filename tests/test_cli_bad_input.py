@@ -69,7 +69,7 @@ def test_an_unknown_target_names_near_ones(command: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("arm", "no such family in this version"),
+        ("neoverse-n99", "near it: neoverse-n2, neoverse-n1"),
         ("sm_52", "it is too old: nvcc 13.0 compiles for sm_75 and newer"),
         ("cuda:1", "CUDA_VISIBLE_DEVICES"),
         ('{"arch": "sm_110"}', "missing sms"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
         (tmp_path / "cpuinfo").write_text(cpuinfo)
         monkeypatch.setattr(platform, "machine", lambda: name)
         monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(cpu, "AUXV", tmp_path / "auxv")
         cpu.features.cache_clear()
 
     yield pretend
@@ -57,6 +59,38 @@ def test_machines_that_say_nothing(machine: Callable[[str, str], None], tmp_path
     with pytest.raises(KernelError, match=r"cannot tell what this CPU supports: .*No such file"):
         cpu.features()
     cpu.check("x86_64", [])
+
+
+def test_the_auxiliary_vector_where_cpuinfo_is_another_machines(
+    machine: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    machine("aarch64", X86)
+    pairs = {6: 4096, 16: 1 << 0 | 1 << 1 | 1 << 20 | 1 << 31, 26: 1 << 13, 0: 0}
+    (tmp_path / "auxv").write_bytes(b"".join(struct.pack("@LL", *pair) for pair in pairs.items()))
+    assert cpu.features() == {"fp", "asimd", "asimddp", "pacg", "i8mm"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "lengths"),
+    [(16, set()), (32 | 1 << 17, {"sve256"}), (64, {"sve256", "sve512"}), (48, {"sve256"}), (-1, set())],
+)
+def test_the_length_of_vectors_is_a_feature(
+    machine: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, answer: int, lengths: set[str]
+) -> None:
+    asked = []
+
+    class Process:
+        def prctl(self, *arguments: int) -> int:
+            asked.append(arguments)
+            return answer
+
+    machine("aarch64", ARM.replace("asimddp", "sve"))
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _: Process())
+    assert cpu.features() == {"fp", "asimd", "sve", *lengths}
+    assert asked == [(51, 0, 0, 0, 0)]
+    if not lengths:
+        with pytest.raises(KernelError, match=r"needs CPU features sve, sve256; this CPU lacks sve256$"):
+            cpu.check("aarch64", ["sve", "sve256"])
 
 
 def test_this_machine_has_the_features_of_its_family() -> None:

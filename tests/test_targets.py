@@ -189,10 +189,9 @@ def test_the_hosts_caches_count_and_the_tables_where_it_does_not_say() -> None:
 
 
 def test_native_on_another_family_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    arm = make_host("fp asimd", vendor="", machine="aarch64")
-    monkeypatch.setattr(targets, "current", lambda: arm)
+    monkeypatch.setattr(targets, "current", lambda: make_host("", vendor="", machine="riscv64"))
     for text in ("native", "x86"):
-        with pytest.raises(TargetError, match="this machine is aarch64"):
+        with pytest.raises(TargetError, match="this machine is riscv64"):
             targets.resolve(text)
     assert not targets.resolve("znver4").is_host
     assert all(not target.is_host for target in targets.known())
@@ -256,7 +255,7 @@ def test_caches_grow_with_their_level() -> None:
         ("znver9", UnknownNameError, "unknown target 'znver9'; near it: znver5"),
         ("skylake-avx521", UnknownNameError, "near it: skylake-avx512"),
         ("", UnknownNameError, "unknown target ''; known: "),
-        ("arm", TargetError, "target 'arm': no such family in this version; it has: cuda, x86"),
+        ("neoverse-n99", UnknownNameError, "unknown target 'neoverse-n99'; near it: neoverse-n2, neoverse-n1"),
     ],
 )
 def test_unknown_names(text: str, error: type[Exception], message: str) -> None:
@@ -358,7 +357,7 @@ def test_the_documented_json_is_a_target() -> None:
         ({"features": ["avx"]}, "feature 'avx'; allowed:"),
         ({"features": "avx"}, "features is 'avx'; allowed: a list of strings"),
         ({"model": ""}, "model is empty"),
-        ({"family": "vax"}, "family is 'vax'; allowed: cuda, x86"),
+        ({"family": "vax"}, "family is 'vax'; allowed: arm, cuda, x86"),
         ({"is_host": True}, "unknown field 'is_host'; allowed: name"),
     ],
 )

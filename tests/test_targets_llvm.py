@@ -10,7 +10,7 @@ import pytest
 
 from convtune import targets
 from convtune.errors import TargetError
-from convtune.targets import host, x86
+from convtune.targets import arm, host, x86
 from convtune.targets.host import Host
 
 
@@ -30,6 +30,20 @@ def test_llvm_knows_every_cpu_with_these_features(name: str) -> None:
     families = re.compile(r"(s?sse|avx|fma|f16c|bmi|popcnt|lzcnt|movbe|gfni|cmpcc|xop|tbm|apx|egpr|ndd|ccmp|cf$)")
     unlisted = {f for f in said if families.match(f)} - set(x86.CPUINFO_NAMES) - intrinsic_only - {"sse", "sse2"}
     assert not unlisted
+
+
+@pytest.mark.parametrize("name", list(arm.CPUS))
+def test_llvm_knows_every_arm_cpu_with_these_features(name: str) -> None:
+    """Both ways, too. Of a level LLVM knows no name: it is the generic CPU with features switched on."""
+    target = targets.resolve(name, elsewhere=True)
+    said = llvm_features(dataclasses.replace(target, features=()).to_tvm())
+    switched = {feature[1:] for feature in target.features}
+    assert all(feature.startswith("+") for feature in target.features)
+    assert arm.CPUS[name].features - switched == said & set(arm.CPUINFO_NAMES)
+    assert not switched or target.mcpu == "generic"
+    families = re.compile(r"(sve|sme|neon|fp|fullfp|dot|i8mm|bf16|lse|rcpc|rdm|complx|sha3|flagm|f\d+mm|mops|cssc)")
+    intrinsic_only = {"fptoint", "fpac"}
+    assert not {f for f in said if families.match(f)} - set(arm.CPUINFO_NAMES) - intrinsic_only
 
 
 @pytest.mark.skipif(host.current().machine != "x86_64", reason="the host is not x86-64")
@@ -66,6 +80,36 @@ def test_plain_loops_use_full_vectors(name: str) -> None:
     asm = doubling_asm(targets.resolve(name))
     assert re.search(r"v(mul|add)ps\s.*%zmm", asm)
     assert not re.search(r"v(mul|add)ps\s.*%ymm", asm)
+
+
+def scaled_asm(name: str, lanes: int) -> str:
+    """Assembly of a schedule with vectors of so many lanes."""
+    import tvm
+    from tvm import s_tir, te
+
+    x, w = te.placeholder((8, 64), "float32", name="x"), te.placeholder((8,), "float32", name="w")
+    r = te.reduce_axis((0, 8), name="r")
+    y = te.compute((64,), lambda i: te.sum(x[r, i] * w[r], axis=r), name="y")
+    schedule = s_tir.Schedule(te.create_prim_func([x, w, y]))
+    block = schedule.get_sblock("y")
+    i, r = schedule.get_loops(block)
+    outer, inner = schedule.split(i, [None, lanes])
+    schedule.reorder(outer, r, inner)
+    schedule.vectorize(inner)
+    schedule.decompose_reduction(block, r)
+    target = targets.resolve(name, elsewhere=True).to_tvm()
+    return str(tvm.compile(schedule.mod, target=target).mod.inspect_source("asm"))
+
+
+def test_vectors_of_sve_are_used_where_they_are_longer_than_neons() -> None:
+    """The option that asks for them must not outlive the build, nor be of one CPU alone."""
+    neon, sve, after = (scaled_asm(name, 8) for name in ("neoverse-n1", "neoverse-v1", "neoverse-n1"))
+    assert re.search(r"fml\w+\s+z\d+\.s", sve)
+    assert not re.search(r"fml\w+\s+v\d+\.4s", sve)
+    assert re.search(r"ptrue\s+p\d\.s, vl8", sve), "right where vectors are longer, too"
+    assert re.search(r"fmla\s+v\d+\.4s", neon)
+    assert not re.search(r"\bz\d+\.s|\bp\d/", neon)
+    assert neon == after
 
 
 def test_features_that_a_hypervisor_hides_are_not_used() -> None:

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import platform
-from collections.abc import Collection
+import struct
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from .errors import KernelError
 
 CPUINFO = Path("/proc/cpuinfo")
+AUXV = Path("/proc/self/auxv")
 _FEATURE_LINES = {"x86_64": "flags", "aarch64": "Features"}
+# Linux's arch/arm64/include/uapi/asm/hwcap.h: the names in /proc/cpuinfo by bit, and by the key in the auxiliary vector
+_HWCAP = {
+    16: (
+        "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 "
+        "sm3 sm4 asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg"
+    ),
+    26: (
+        "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 i8mm bf16"
+    ),
+}
+_PR_SVE_GET_VL, _VL_MASK = 51, 0xFFFF
 
 
 @functools.cache
 def features() -> frozenset[str]:
-    """The feature names that Linux gives this CPU, such as `avx2` or `asimddp`; raises KernelError without any."""
+    """The feature names that Linux gives this CPU, such as `avx2` or `asimddp`; raises KernelError without any.
+
+    Where vectors of SVE are longer than 128 bits, so are `sve256` and all up to their length: code made for vectors of
+    256 bits is right on longer ones, and wrong on shorter ones.
+    """
     machine = platform.machine()
     wanted = _FEATURE_LINES.get(machine)
     if wanted is None:
         raise KernelError(f"this machine is {machine}; kernels exist for {', '.join(_FEATURE_LINES)}")
+    names = _listed(wanted)
+    if names is None and machine == "aarch64":
+        names = _auxiliary()  # QEMU's user mode shows the /proc/cpuinfo of the machine that it runs on
+    if names is None:
+        raise KernelError(f"cannot tell what this CPU supports: {CPUINFO} has no line {wanted!r}")
+    return names | frozenset(_lengths() if machine == "aarch64" and "sve" in names else ())
+
+
+def _listed(wanted: str) -> frozenset[str] | None:
     try:
         text = CPUINFO.read_text()
     except OSError as error:
@@ -28,7 +55,23 @@ def features() -> frozenset[str]:
         field, _, value = line.partition(":")
         if field.strip() == wanted:
             return frozenset(value.split())
-    raise KernelError(f"cannot tell what this CPU supports: {CPUINFO} has no line {wanted!r}")
+    return None
+
+
+def _auxiliary() -> frozenset[str] | None:
+    if not AUXV.exists():
+        return None
+    vector = dict(struct.iter_unpack("@LL", AUXV.read_bytes()))
+    return frozenset(
+        name for key in _HWCAP for bit, name in enumerate(_HWCAP[key].split()) if vector.get(key, 0) >> bit & 1
+    )
+
+
+def _lengths() -> Iterator[str]:
+    """`sve256` and so on, as far as this process's vectors go."""
+    answer = ctypes.CDLL(None).prctl(_PR_SVE_GET_VL, 0, 0, 0, 0)
+    bits = 8 * (answer & _VL_MASK) if answer > 0 else 0
+    return (f"sve{length}" for length in (256, 512, 1024, 2048) if length <= bits)
 
 
 def check(machine: str, required: Collection[str]) -> None:

@@ -66,8 +66,9 @@ def known() -> list[Target]:
     host = current()
     found: list[Target] = []
     for family in families().values():
-        with contextlib.suppress(TargetError):  # this machine is none of that family
-            found.append(family.native(host, None))
+        if not isinstance(family, CpuFamily) or host.machine in family.machines:
+            with contextlib.suppress(TargetError):  # this machine does not say what it is
+                found.append(family.native(host, None))
     return found + [family.named(name, host, None) for family in families().values() for name in family.names()]
 
 

@@ -36,6 +36,10 @@ intrinsic. What only an intrinsic, the kernel or a hint uses (aes, jsconv, mte, 
 CROSS_THREADS = 4
 """Threads of a machine that is not at hand, unless said otherwise."""
 
+NEON_BYTES = 16
+SVE_LENGTHS = (32, 64, 128, 256)
+"""Bytes of SVE's vectors where they are longer than NEON's."""
+
 STAND_IN = "neoverse-n1"
 """What `arm` means on a machine that is none."""
 
@@ -46,7 +50,6 @@ class Cpu:
 
     base: the entry whose features it has too. adds: LLVM features beyond those. Sizes are typical ones, of one core and
     of one L3; where cores share an L2, of a core's share. mcpu: LLVM's name, where that is another one.
-    sve_bytes: of the vectors that its SVE has, where those are wider than NEON's 16 bytes.
     """
 
     name: str
@@ -56,7 +59,7 @@ class Cpu:
     l2_kib: int
     l3_kib: int
     mcpu: str = ""
-    sve_bytes: int = 0
+    vector_bytes: int = NEON_BYTES
 
     @functools.cached_property
     def features(self) -> frozenset[str]:
@@ -85,7 +88,7 @@ CPUS: Mapping[str, Cpu] = {
         Cpu("cortex-a78ae", "cortex-a76", "", 64, 256, 2 * MIB),
         Cpu("neoverse-n1", "cortex-a76", "", 64, 1024, 32 * MIB),
         Cpu("neoverse-n2", "neoverse-n1", f"{ARMV8_4} {ARMV9}", 64, 1024, 96 * MIB),
-        Cpu("neoverse-v1", "neoverse-n1", f"{ARMV8_4} sha3 sve i8mm bf16", 64, 1024, 32 * MIB),
+        Cpu("neoverse-v1", "neoverse-n1", f"{ARMV8_4} sha3 sve i8mm bf16", 64, 1024, 32 * MIB, vector_bytes=32),
         Cpu("neoverse-v2", "neoverse-n2", "", 64, 2 * MIB, 36 * MIB),
         Cpu("apple-m1", "cortex-a76", f"{ARMV8_4} sha3", 128, 3 * MIB, 8 * MIB, "apple-a14"),
     )
@@ -117,10 +120,11 @@ class Arm(CpuFamily):
             )
         cpu = recognise(host)
         present = frozenset(name for name, flags in CPUINFO_NAMES.items() if host.flags >= set(flags))
-        return _target("native", cpu, present, host, threads)
+        lengths = [length for length in SVE_LENGTHS if f"sve{8 * length}" in host.flags]
+        return _target("native", cpu, present, max(lengths, default=NEON_BYTES), host, threads)
 
     def named(self, name: str, host: Host, threads: int | None) -> CpuTarget:
-        return _target(name, CPUS[name], CPUS[name].features, host, threads)
+        return _target(name, CPUS[name], CPUS[name].features, CPUS[name].vector_bytes, host, threads)
 
 
 FAMILY = Arm()
@@ -141,10 +145,11 @@ def _examples() -> str:
     return ", ".join(name for name in CPUS if name != STAND_IN)
 
 
-def _target(name: str, cpu: Cpu, has: frozenset[str], host: Host, threads: int | None) -> CpuTarget:
+def _target(name: str, cpu: Cpu, has: frozenset[str], vector_bytes: int, host: Host, threads: int | None) -> CpuTarget:
     """The target with LLVM features `has`, of a CPU that LLVM takes to have those of `cpu`."""
     known = CPUS["armv8-a"].features if cpu.mcpu == "generic" else cpu.features
-    required = tuple(sorted(_flags(has)))
+    length = {f"sve{8 * vector_bytes}"} if vector_bytes > NEON_BYTES else set()
+    required = tuple(sorted(_flags(has) | length))
     is_host = not host.lacks("aarch64", required)
     return CpuTarget(
         name=name,
@@ -155,11 +160,12 @@ def _target(name: str, cpu: Cpu, has: frozenset[str], host: Host, threads: int |
         features=tuple(sorted([f"+{name}" for name in has - known] + [f"-{name}" for name in known - has])),
         machine="aarch64",
         required_features=required,
-        vector_bytes=16,
+        vector_bytes=vector_bytes,
         vector_registers=32,
         threads=choose_threads(threads, host.cores if is_host else CROSS_THREADS),
         l1d_bytes=(is_host and host.l1d_bytes) or cpu.l1d_kib << 10,
         l2_bytes=(is_host and host.l2_bytes) or cpu.l2_kib << 10,
-        l3_bytes=(is_host and host.l3_bytes) or cpu.l3_kib << 10,
+        # a machine that tells of its L2 has no L3 of which it tells nothing
+        l3_bytes=host.l3_bytes if is_host and host.l2_bytes else cpu.l3_kib << 10,
         is_host=is_host,
     )

@@ -8,7 +8,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from convtune.errors import TargetError
 from convtune.targets.base import Family, Target
@@ -42,6 +42,8 @@ class CpuTarget(Target):
     l1d_bytes: int
     l2_bytes: int
     l3_bytes: int
+
+    origins: ClassVar[tuple[str, ...]] = ("measured", "emulated")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +108,8 @@ class CpuTarget(Target):
             raise TargetError(f"target {self.name!r}: LLVM knows no CPU {self.mcpu!r} for {self.triple}")
         if self.features:
             config["mattr"] = list(self.features)
+        if self._llvm_options:
+            config["cl-opt"] = list(self._llvm_options)
         return tvm.target.Target(config)
 
     def why_not_here(self) -> str:
@@ -119,7 +123,14 @@ class CpuTarget(Target):
 
     def _identity(self) -> Sequence[object]:
         # processor, code generation, threads
-        return [self.family, self.model, self.mcpu, self.features, self.threads]
+        return [self.family, self.model, self.mcpu, self.features, self.threads, *self._llvm_options]
+
+    @property
+    def _llvm_options(self) -> tuple[str, ...]:
+        """Without it, LLVM makes each vector of more than NEON's 16 bytes of several, though SVE has such."""
+        if self.machine == "aarch64" and self.vector_bytes > 16:
+            return (f"-aarch64-sve-vector-bits-min:int={8 * self.vector_bytes}",)
+        return ()
 
 
 @functools.cache

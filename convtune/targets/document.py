@@ -76,11 +76,13 @@ def build(document: Mapping[str, Any], base: Target | None, host: Host, threads:
     if "arch" in document:
         return _gpu(document, base, threads)
     values = _values(document, base, _CPU_FIELDS)
+    if isinstance(base, CpuTarget):
+        values["mcpu"] = base.mcpu  # LLVM's name may be another one
     if threads is not None:
         values["threads"] = threads
     _require(values, _CPU_FIELDS)
     runs_here = not host.lacks(values["machine"], values["required_features"])
-    values["model"] = document.get("model", host.title if runs_here else values["mcpu"])
+    values["model"] = document.get("model", host.title if runs_here else document["mcpu"])
     return CpuTarget(**values, is_host=runs_here and values["model"] == host.title)
 
 

@@ -5,24 +5,50 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convtune.errors import TargetError
+from convtune.runtime.cpu import features
 
 THREADS_VARIABLE = "CONVTUNE_NUM_THREADS"
 MAX_THREADS = 1024
 """What runtime.c's pool holds."""
+
+# LLVM's names, from Arm's manuals and Linux's arch/arm64/include/asm/cputype.h. Those of Apple are the fast cores'.
+ARM_NAMES: Mapping[tuple[str, int], str] = {
+    ("0x41", 0xD03): "cortex-a53",
+    ("0x41", 0xD05): "cortex-a55",
+    ("0x41", 0xD07): "cortex-a57",
+    ("0x41", 0xD08): "cortex-a72",
+    ("0x41", 0xD09): "cortex-a73",
+    ("0x41", 0xD0A): "cortex-a75",
+    ("0x41", 0xD0B): "cortex-a76",
+    ("0x41", 0xD0C): "neoverse-n1",
+    ("0x41", 0xD0D): "cortex-a77",
+    ("0x41", 0xD40): "neoverse-v1",
+    ("0x41", 0xD41): "cortex-a78",
+    ("0x41", 0xD42): "cortex-a78ae",
+    ("0x41", 0xD44): "cortex-x1",
+    ("0x41", 0xD49): "neoverse-n2",
+    ("0x41", 0xD4F): "neoverse-v2",
+    ("0x61", 0x023): "apple-m1",
+    ("0x61", 0x025): "apple-m1",
+    ("0x61", 0x029): "apple-m1",
+}
+"""ARM processors by the implementer and the part that /proc/cpuinfo has instead of a name."""
 
 
 @dataclass(frozen=True)
 class Host:
     """Facts read from the operating system; empty or 0 where it does not say.
 
-    machine: as platform.machine() prints it. flags: as /proc/cpuinfo spells them. cpus: the logical CPUs that this
-    process may use, one of each physical core before their siblings. cores: the physical ones among them, or fewer if
-    the cgroup's quota grants less time. l1d_bytes, l2_bytes: of one core; l3_bytes: of one L3.
+    machine: as platform.machine() prints it. flags: as /proc/cpuinfo spells them, and `runtime.cpu` its own. vendor,
+    model: of ARM the implementer and the part. cpus: the logical CPUs that this process may use, one of each physical
+    core before their siblings. cores: the physical ones among them, without slow ones beside fast ones, or fewer if the
+    cgroup's quota grants less time. l1d_bytes, l2_bytes: of one core; l3_bytes: of one L3.
     """
 
     machine: str
@@ -40,6 +66,8 @@ class Host:
     @property
     def title(self) -> str:
         """The processor's name. Virtual machines may shorten it ("AMD EPYC"), so the numbers stand beside it."""
+        if self.machine == "aarch64":
+            return f"{self.model_name} (implementer {self.vendor or 'unknown'} part {self.model:#x})"
         return f"{self.model_name} (family {self.family} model {self.model})"
 
     def lacks(self, machine: str, required_features: Iterable[str]) -> tuple[str, ...]:
@@ -61,7 +89,10 @@ NOWHERE = Host("", "", 0, 0, "", frozenset(), (), 0, 0, 0, 0)
 @functools.cache
 def current() -> Host:
     """The machine at hand, read once."""
-    return read(Path("/"), platform.machine(), usable_cpus())
+    machine = platform.machine()
+    host = read(Path("/"), machine, usable_cpus())
+    # On ARM some features stand elsewhere than in /proc/cpuinfo.
+    return replace(host, flags=features()) if machine == "aarch64" else host
 
 
 def usable_cpus() -> frozenset[int]:
@@ -73,18 +104,22 @@ def usable_cpus() -> frozenset[int]:
 
 def read(root: Path, machine: str, cpus: frozenset[int]) -> Host:
     """The host whose /proc and /sys are under `root`, seen by a process that may run on `cpus`."""
-    info = _cpuinfo(root / "proc/cpuinfo")
+    fast = _fast(root, cpus)
+    info = _cpuinfo(root / "proc/cpuinfo", None if fast == cpus else min(fast))
     siblings = _siblings(root, cpus)
-    caches = _caches(root / f"sys/devices/system/cpu/cpu{min(cpus)}/cache")
+    caches = _caches(root / f"sys/devices/system/cpu/cpu{min(fast)}/cache", shares=machine == "aarch64")
+    arm = machine == "aarch64"
+    vendor, model = (info.get(key, "") for key in (("CPU implementer", "CPU part") if arm else ("vendor_id", "model")))
+    name = ARM_NAMES.get((vendor, _number(model)), "") if arm else info.get("model name", "")
     return Host(
         machine=machine,
-        vendor=info.get("vendor_id", ""),
+        vendor=vendor,
         family=_number(info.get("cpu family", "")),
-        model=_number(info.get("model", "")),
-        model_name=info.get("model name", "unknown processor"),
-        flags=frozenset((info.get("flags") or info.get("Features", "")).split()),
-        cpus=tuple(sorted(cpus, key=lambda cpu: (siblings[cpu].index(cpu), cpu))),
-        cores=max(1, min([len(set(siblings.values())), *map(int, _cpu_quotas(root))])),
+        model=_number(model),
+        model_name=name or "unknown processor",
+        flags=frozenset(info.get("Features" if arm else "flags", "").split()),
+        cpus=tuple(sorted(cpus, key=lambda cpu: (cpu not in fast, siblings[cpu].index(cpu), cpu))),
+        cores=max(1, min([len({siblings[cpu] for cpu in fast}), *map(int, _cpu_quotas(root))])),
         l1d_bytes=caches.get(("1", "Data"), 0),
         l2_bytes=caches.get(("2", "Unified"), 0),
         l3_bytes=caches.get(("3", "Unified"), 0),
@@ -109,32 +144,55 @@ def choose_threads(threads: int | None, default: int) -> int:
     return int(text)
 
 
-def _cpuinfo(path: Path) -> dict[str, str]:
-    """The first processor's entry. The others are not read: on large machines that takes a while."""
+def _fast(root: Path, cpus: frozenset[int]) -> frozenset[int]:
+    """Those of `cpus` with more than half the capacity of the strongest; all where Linux does not tell them apart.
+
+    Work is split evenly, so a slow core makes the fast ones wait: a Cortex-A55 has a third of an A76's capacity.
+    """
+    capacities = {cpu: root / f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity" for cpu in cpus}
+    known = {cpu: int(path.read_text()) for cpu, path in capacities.items() if path.exists()}
+    return frozenset(cpu for cpu in cpus if 2 * known[cpu] > max(known.values())) if len(known) == len(cpus) else cpus
+
+
+def _cpuinfo(path: Path, cpu: int | None) -> dict[str, str]:
+    """The entry of a processor, None being the first; the others are not read: on large machines that takes a while."""
     entry: dict[str, str] = {}
     if not path.exists():
         return entry
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             key, colon, value = line.partition(":")
-            if not colon:
+            if colon:
+                entry[key.strip()] = value.strip()
+            elif cpu is None or _number(entry.get("processor", "")) == cpu:
                 break
-            entry[key.strip()] = value.strip()
+            else:
+                entry.clear()
     return entry
 
 
 def _number(text: str) -> int:
+    if re.fullmatch(r"0x[0-9a-fA-F]+", text):
+        return int(text, 16)
     return int(text) if text.isdecimal() else 0  # some architectures print a name
 
 
-def _caches(folder: Path) -> dict[tuple[str, str], int]:
-    """Bytes by (level, type) of one CPU's caches."""
+def _caches(folder: Path, shares: bool) -> dict[tuple[str, str], int]:
+    """Bytes by (level, type) of one CPU's caches. shares: of an L2 that several use its share."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     caches = {}
     for index in sorted(folder.glob("index*")):
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
         caches[level, kind] = int(size[:-1]) * units[size[-1]] if size[-1:] in units else int(size)
+        if shares and level == "2" and (index / "shared_cpu_list").exists():
+            caches[level, kind] //= _length((index / "shared_cpu_list").read_text())
     return caches
+
+
+def _length(cpu_list: str) -> int:
+    """How many CPUs there are in a list such as 0-3,8."""
+    spans = [[int(cpu) for cpu in part.split("-")] for part in cpu_list.strip().split(",")]
+    return sum(span[-1] - span[0] + 1 for span in spans)
 
 
 def _siblings(root: Path, cpus: frozenset[int]) -> dict[int, tuple[int, ...]]:
