@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,10 +51,9 @@ def _compiled(source: str, compiler: linker.Compiler, flags: tuple[str, ...]) ->
 
 
 @functools.cache
-def _hook() -> Callable[..., None]:
+def _hook() -> ctypes.c_void_p:
     library = ctypes.CDLL(str(_compiled("count.c", linker.find_compiler(), linker.FLAGS)))
-    hook: Callable[..., None] = library.convtune_count_block
-    return hook
+    return ctypes.cast(library.convtune_count_block, ctypes.c_void_p)
 
 
 class _State(ctypes.Structure):
@@ -88,12 +86,10 @@ class BlockCounter:
         addresses = (self._executions.ctypes.data, self._sizes.ctypes.data)
         self._state = _State(image.start, len(image.contents), *addresses, 0, stop)
         self._blocks: dict[int, Block] = {}
-        hook, state = ctypes.cast(_hook(), ctypes.c_void_p), ctypes.byref(self._state)
+        state = ctypes.cast(ctypes.byref(self._state), ctypes.c_void_p)
         self._handle = ctypes.c_size_t()
         # through the binding's own functions: its hook_add takes Python functions only
-        status = uclib.uc_hook_add(
-            emulated._uch, ctypes.byref(self._handle), UC_HOOK_BLOCK, hook, ctypes.cast(state, ctypes.c_void_p), 1, 0
-        )
+        status = uclib.uc_hook_add(emulated._uch, ctypes.byref(self._handle), UC_HOOK_BLOCK, _hook(), state, 1, 0)
         if status:
             raise UcError(status)
 

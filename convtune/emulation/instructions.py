@@ -12,7 +12,7 @@ _ARM_BRANCH = re.compile(r"b(\..+|l|r|lr)?$|ret|cbn?z|tbn?z")
 _ARM_SHUFFLE = re.compile(
     r"dup|zip|uzp|trn|ext$|tb[lx]|ins|rev|fmov|[us]mov|splice|sel$|compact|insr|clast|last|[us]unpk"
 )
-_ARM_SET = re.compile(r"movi|mvni|ptrue|pfalse|while|cnt[bhwd]|rdvl|ptest|pn")
+_ARM_SET = re.compile(r"movi|mvni|movprfx|ptrue|pfalse|while|cnt[bhwd]|rdvl|ptest|pn")
 _ARM_VECTOR = re.compile(r"[vz]\d+$")
 _ARM_ELEMENT = re.compile(r"[qdshb]\d+$")
 _X86_SHUFFLE = re.compile(
@@ -72,7 +72,8 @@ def _of_arm(instruction: Any) -> Iterable[str]:
     if (not wide and not any(_ARM_ELEMENT.match(register) for register in names)) or _ARM_SET.match(name):
         return ("other",)
     if name == "mov":  # of a whole register, which is renaming, or of an element
-        return ("other",) if all(operand.vector_index < 0 for operand in registers) and wide else ("shuffle",)
+        whole = all(operand.vector_index < 0 for operand in registers) and len({register[0] for register in names}) == 1
+        return ("other",) if whole else ("shuffle",)
     if _ARM_SHUFFLE.match(name):
         return ("shuffle",)
     return ("vector_arithmetic",) if _ARM_VECTOR.match(names[0]) else ("scalar_arithmetic",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +51,17 @@ class EmulatedKernel:
         library: Path,
         threads: int,
         names: Sequence[str] = (),
-        vector_bytes: int = 16,
+        features: Collection[str] | None = None,
         most_instructions: int = MOST_INSTRUCTIONS,
     ) -> None:
-        """threads: for which parallel regions make tasks. names: of the arguments, for messages. vector_bytes: of SVE.
-        most_instructions: after which a call is taken for endless, or a little before.
+        """threads: for which parallel regions make tasks. names: of the arguments, for messages. features: of the
+        processor, as `machines.of_elf` has them. most_instructions: after which a call is taken for endless.
 
         Raises:
             KernelError: the library cannot be loaded, or there is no emulation of its machine.
             TargetError: there is no C compiler for this machine or for that.
         """
-        elf = machine_of(library)
-        kind = machines.of_elf(elf, vector_bytes)
-        if kind is None:
-            known = ", ".join(machines.known())
-            raise KernelError(f"cannot emulate {library}: it is for {elf}, and what is emulated is {known}")
+        kind = machines.of_elf(machine_of(library), features)
         self._kind, self._names, self._most_instructions = kind, names, most_instructions
         self._image = load([library, guest_library(kind.name)], kind, _CODE)
         self._machine = kind.new()

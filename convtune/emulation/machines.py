@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from convtune.errors import KernelError
 
 if TYPE_CHECKING:
     from unicorn import Uc
@@ -30,6 +33,10 @@ class Machine(ABC):
     counter: int
 
     @abstractmethod
+    def __init__(self, features: frozenset[str] | None) -> None:
+        """features: as `of_elf` has them."""
+
+    @abstractmethod
     def new(self) -> Uc:
         """A machine with nothing in its memory, whose vector instructions may be used."""
 
@@ -47,17 +54,20 @@ class Machine(ABC):
 
 
 class Arm64(Machine):
-    """AArch64 with NEON and, as long as Unicorn has them, the vectors of SVE."""
+    """AArch64 with NEON. One that has no more is Unicorn's A72; others have all that it knows, and SVE if asked for."""
 
     elf = "EM_AARCH64"
     name = "aarch64"
     interrupt = 2  # EXCP_SWI of QEMU
 
-    def __init__(self, vector_bytes: int = 16) -> None:
-        """vector_bytes: of an SVE register, at most."""
+    def __init__(self, features: frozenset[str] | None) -> None:
         from unicorn import arm64_const as registers
 
-        self._vector_bytes = vector_bytes
+        self._plain = features is not None and features <= {"fp", "asimd"}
+        self._sve_bits = 0
+        if features is None or "sve" in features:
+            lengths = [int(name[3:]) for name in features or () if re.fullmatch(r"sve\d{3,}", name)]
+            self._sve_bits = max(lengths, default=128)
         self.arguments = tuple(getattr(registers, f"UC_ARM64_REG_X{index}") for index in range(8))
         self.stack, self.result = registers.UC_ARM64_REG_SP, registers.UC_ARM64_REG_X0
         self.request, self.argument = registers.UC_ARM64_REG_X8, registers.UC_ARM64_REG_X0
@@ -67,10 +77,14 @@ class Arm64(Machine):
     def new(self) -> Uc:
         from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc, arm64_const
 
-        machine = Uc(UC_ARCH_ARM64, UC_MODE_ARM, arm64_const.UC_CPU_ARM64_MAX)
-        enabled = machine.reg_read(arm64_const.UC_ARM64_REG_CPACR_EL1) | 3 << 20 | 3 << 16  # FPEN, ZEN
-        machine.reg_write(arm64_const.UC_ARM64_REG_CPACR_EL1, enabled)
-        machine.reg_write(arm64_const.UC_ARM64_REG_CP_REG, (1, 2, 3, 0, 0, self._vector_bytes // 16 - 1))  # ZCR_EL1
+        model = arm64_const.UC_CPU_ARM64_A72 if self._plain else arm64_const.UC_CPU_ARM64_MAX
+        machine = Uc(UC_ARCH_ARM64, UC_MODE_ARM, model)
+        machine.reg_write(arm64_const.UC_ARM64_REG_CPACR_EL1, 3 << 20 | (3 << 16 if self._sve_bits else 0))  # FPEN, ZEN
+        if self._sve_bits:
+            # after CPACR_EL1, which takes effect with them
+            machine.reg_write(arm64_const.UC_ARM64_REG_CP_REG, (1, 1, 3, 6, 2, 1 << 8))  # CPTR_EL3.EZ
+            for level in (0, 4, 6):  # ZCR_EL1, 2 and 3, of which the least is the vectors' length
+                machine.reg_write(arm64_const.UC_ARM64_REG_CP_REG, (1, 2, 3, level, 0, self._sve_bits // 128 - 1))
         return machine
 
     def call(self, machine: Uc, returning: int, stack: int) -> None:
@@ -96,8 +110,11 @@ class X86(Machine):
     name = "x86_64"
     interrupt = 0x80
 
-    def __init__(self) -> None:
+    def __init__(self, features: frozenset[str] | None) -> None:
         from unicorn import x86_const as registers
+
+        if missing := sorted(name for name in features or () if name.startswith("avx")):
+            raise KernelError(f"kernels that need {missing[0]} cannot be emulated: Unicorn has no AVX")
 
         names = ("RDI", "RSI", "RDX", "RCX", "R8", "R9")
         self.arguments = tuple(getattr(registers, f"UC_X86_REG_{name}") for name in names)
@@ -134,7 +151,15 @@ def known() -> tuple[str, ...]:
     return tuple(kind.name for kind in _KINDS.values())
 
 
-def of_elf(elf: str, vector_bytes: int) -> Machine | None:
-    """The machine of that name in ELF files; None where it cannot be emulated. vector_bytes: of an SVE register."""
-    kind = _KINDS.get(elf)
-    return Arm64(vector_bytes) if kind is Arm64 else kind() if kind is not None else None
+def of_elf(elf: str, features: Collection[str] | None) -> Machine:
+    """The machine of that name in ELF files.
+
+    features: as in /proc/cpuinfo, of the processor, with such as "sve256" where SVE has longer vectors than NEON; None:
+    all that can be emulated.
+
+    Raises:
+        KernelError: it cannot be emulated.
+    """
+    if elf not in _KINDS:
+        raise KernelError(f"machine {elf} cannot be emulated; what can is {', '.join(known())}")
+    return _KINDS[elf](None if features is None else frozenset(features))
