@@ -6,15 +6,14 @@ import functools
 import importlib.metadata
 import json
 import math
-import re
 import statistics
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
 from convtune.errors import ConvtuneError, LogError
+from convtune.record_fields import check_resources, check_target, check_utc, check_versions, is_int, is_number, short
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
 
@@ -26,14 +25,9 @@ LONGEST_LINE_BYTES = 4 * 2**20  # a MetaSchedule trace of a deep nest is some 10
 
 METASCHEDULE = "metaschedule"
 _UTC_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
-_UTC = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z", re.ASCII)
 _NEEDED = ("spec", "target", "candidate", "origin", "status", "times_us", "versions", "seed", "utc")
 _FREE = ("message", "error", "build_s", "round", "batch")
 _OPTIONAL = ("resources", "cost", "counts", "default")  # left out of a line where they are None
-_TARGET_TEXTS = ("name", "family", "model", "fingerprint")
-_CPU_FACTS, _GPU_FACTS = ("mcpu", ("vector_bytes", "threads")), ("arch", ("sms", "clock_mhz", "l2_bytes"))
-"""A text and counts that a record has of its target besides: of a GPU's where the family is "cuda"."""
-RESOURCES = ("registers", "spill_stores_bytes", "spill_loads_bytes", "stack_bytes", "shared_bytes")
 
 
 class NewerSchemaError(LogError):
@@ -105,6 +99,11 @@ class Record:
         microseconds, or the cost where the origin is "emulated". NaN where there is none.
         """
         return self.time_us if self.cost is None else self.cost
+
+    @property
+    def ranks(self) -> tuple[float, ...]:
+        """The repeats that `rank` is the median of; the cost alone where there is one."""
+        return self.times_us if self.cost is None else (self.cost,)
 
     @property
     def fingerprint(self) -> str:
@@ -209,10 +208,10 @@ def read_object(line: bytes) -> dict[str, Any]:
     except ValueError as problem:
         raise LogError(f"not JSON: {problem}") from None
     if not isinstance(data, dict):
-        raise LogError(f"not a JSON object: {_short(data)}")
+        raise LogError(f"not a JSON object: {short(data)}")
     schema: Any = data.get("schema")
-    if not _is_int(schema) or schema < 1:
-        raise LogError(f"schema={_short(schema)} is not a schema number; this convtune reads up to {SCHEMA}")
+    if not is_int(schema) or schema < 1:
+        raise LogError(f"schema={short(schema)} is not a schema number; this convtune reads up to {SCHEMA}")
     if schema > SCHEMA:
         raise NewerSchemaError(f"written by a newer convtune, schema {schema}; this one reads up to {SCHEMA}")
     return data
@@ -224,7 +223,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
         raise LogError(f"missing {', '.join(missing)}")
     fields = {name: data[name] for name in (*_NEEDED, *_FREE, *_OPTIONAL) if name in data}
     if not isinstance(fields["times_us"], list):
-        raise LogError(f"times_us={_short(fields['times_us'])} is not a list of numbers")
+        raise LogError(f"times_us={short(fields['times_us'])} is not a list of numbers")
     fields["times_us"] = tuple(fields["times_us"])
     fields["candidate"] = _candidate(fields["candidate"])
     fields["spec"] = _canonical(fields["spec"])
@@ -254,13 +253,13 @@ def _plain(value: Any) -> Any:
 
 def _candidate(data: Any) -> Candidate:
     if not isinstance(data, dict) or not isinstance(data.get("space"), str):
-        raise LogError(f"candidate={_short(data)} has no space")
+        raise LogError(f"candidate={short(data)} has no space")
     if data["space"] == METASCHEDULE:
         if "trace" not in data:
-            raise LogError(f"candidate={_short(data)} has no trace")
+            raise LogError(f"candidate={short(data)} has no trace")
         return traced(data["trace"])
     if not isinstance(data.get("knobs"), dict):
-        raise LogError(f"candidate={_short(data)} has no knobs")
+        raise LogError(f"candidate={short(data)} has no knobs")
     return Candidate(data["space"], data["knobs"])
 
 
@@ -272,7 +271,7 @@ def _canonical_text(text: str) -> str:
 def _canonical(text: Any) -> str:
     """The spec as this version writes it, so that looking up by string finds what an older one wrote."""
     if not isinstance(text, str):
-        raise LogError(f"spec={_short(text)} is not a string")
+        raise LogError(f"spec={short(text)} is not a string")
     try:
         return _canonical_text(text)
     except ConvtuneError as problem:
@@ -281,115 +280,63 @@ def _canonical(text: Any) -> str:
 
 def _check(record: Record) -> None:
     if _canonical(record.spec) != record.spec:
-        raise LogError(f"spec={_short(record.spec)} is not canonical; it must be {_canonical(record.spec)!r}")
-    _check_target(record.target)
+        raise LogError(f"spec={short(record.spec)} is not canonical; it must be {_canonical(record.spec)!r}")
+    check_target(record.target)
     _check_candidate(record.candidate)
     for name, allowed in (("origin", ORIGINS), ("status", STATUSES), ("round", ROUNDS)):
         if getattr(record, name) not in allowed:
-            raise LogError(f"{name}={_short(getattr(record, name))} is not allowed; one of {', '.join(allowed)} is")
+            raise LogError(f"{name}={short(getattr(record, name))} is not allowed; one of {', '.join(allowed)} is")
     _check_rank(record)
     for name in ("error", "build_s"):
         value = getattr(record, name)
-        if value is not None and not (_is_number(value) and value >= 0):
-            raise LogError(f"{name}={_short(value)} must be a finite number of at least 0, or None")
+        if value is not None and not (is_number(value) and value >= 0):
+            raise LogError(f"{name}={short(value)} must be a finite number of at least 0, or None")
     if not isinstance(record.message, str):
-        raise LogError(f"message={_short(record.message)} is not a string")
-    if not _is_int(record.seed):
-        raise LogError(f"seed={_short(record.seed)} is not an integer")
+        raise LogError(f"message={short(record.message)} is not a string")
+    if not is_int(record.seed):
+        raise LogError(f"seed={short(record.seed)} is not an integer")
     if record.resources is not None:
-        _check_resources(record.resources)
+        check_resources(record.resources)
     if not isinstance(record.default, (bool, type(None))):
-        raise LogError(f"default={_short(record.default)} must be true or false, or None")
-    _check_versions(record.versions)
-    _check_utc("utc", record.utc)
+        raise LogError(f"default={short(record.default)} must be true or false, or None")
+    check_versions(record.versions)
+    check_utc("utc", record.utc)
     if record.round == "final":
-        _check_utc("batch", record.batch)
+        check_utc("batch", record.batch)
     elif record.batch != "":
-        raise LogError(f"batch={_short(record.batch)} in round {record.round!r}; only finalists have one")
+        raise LogError(f"batch={short(record.batch)} in round {record.round!r}; only finalists have one")
 
 
 def _check_rank(record: Record) -> None:
     """That an ok record has what its origin is compared by, and that none has what another origin is."""
     times, cost, emulated, ok = record.times_us, record.cost, record.origin == "emulated", record.status == "ok"
-    if not isinstance(times, tuple) or not all(_is_number(t) and t > 0 for t in times):
-        raise LogError(f"times_us={_short(times)} must be a tuple of positive, finite numbers")
+    if not isinstance(times, tuple) or not all(is_number(t) and t > 0 for t in times):
+        raise LogError(f"times_us={short(times)} must be a tuple of positive, finite numbers")
     if emulated and times:
-        raise LogError(f"times_us={_short(times)} must be empty: an emulated kernel has a cost and no time")
+        raise LogError(f"times_us={short(times)} must be empty: an emulated kernel has a cost and no time")
     if ok and not (emulated or times):
         raise LogError("times_us is empty; a record whose status is ok has at least one time")
     if cost is not None and not (emulated and ok):
         raise LogError(
-            f"cost={_short(cost)} in a record of origin {record.origin} with status {record.status}; only emulated "
+            f"cost={short(cost)} in a record of origin {record.origin} with status {record.status}; only emulated "
             "ones that are ok have one"
         )
-    if emulated and ok and not (_is_number(cost) and cost > 0):
-        raise LogError(f"cost={_short(cost)} must be a positive, finite number, as the record is emulated and ok")
+    if emulated and ok and (not is_number(cost) or cost is None or cost <= 0):
+        raise LogError(f"cost={short(cost)} must be a positive, finite number, as the record is emulated and ok")
     if record.counts is None:
         return
     if not (emulated and isinstance(record.counts, Mapping)):
-        raise LogError(f"counts={_short(record.counts)} must be an object, and only emulated records have one")
+        raise LogError(f"counts={short(record.counts)} must be an object, and only emulated records have one")
     for kind, value in record.counts.items():
-        if not (isinstance(kind, str) and _is_int(value) and value >= 0):
-            raise LogError(f"counts.{kind}={_short(value)} must be an integer of at least 0")
-
-
-def _check_target(target: Any) -> None:
-    if not isinstance(target, Mapping):
-        raise LogError(f"target={_short(target)} is not an object")
-    text, counts = _GPU_FACTS if target.get("family") == "cuda" else _CPU_FACTS
-    for name in (*_TARGET_TEXTS, text):
-        if not (isinstance(target.get(name), str) and target[name]):
-            raise LogError(f"target.{name}={_short(target.get(name))} must be a string, and not empty")
-    for name in counts:
-        if not (_is_int(target.get(name)) and target[name] >= 1):
-            raise LogError(f"target.{name}={_short(target.get(name))} must be an integer of at least 1")
-
-
-def _check_resources(resources: Any) -> None:
-    if not isinstance(resources, Mapping):
-        raise LogError(f"resources={_short(resources)} is not an object")
-    for kernel, found in resources.items():
-        if not isinstance(found, Mapping):
-            raise LogError(f"resources of {_short(kernel)}={_short(found)} is not an object")
-        for name in {**dict.fromkeys(RESOURCES), **found}:
-            if not (_is_int(found.get(name)) and found[name] >= 0):
-                raise LogError(
-                    f"resources of {_short(kernel)}: {name}={_short(found.get(name))} must be an integer of at least 0"
-                )
+        if not (isinstance(kind, str) and is_int(value) and value >= 0):
+            raise LogError(f"counts.{kind}={short(value)} must be an integer of at least 0")
 
 
 def _check_candidate(candidate: Any) -> None:
     if not isinstance(candidate, Candidate) or not candidate.space:
-        raise LogError(f"candidate={_short(candidate)} must be a candidate whose space has a name")
+        raise LogError(f"candidate={short(candidate)} must be a candidate whose space has a name")
     if candidate.space == METASCHEDULE and not isinstance(candidate.knobs.get("trace"), str):
         raise LogError(f"a candidate of {METASCHEDULE} has no trace; make it with convtune.record.traced")
     for name, value in candidate.knobs.items():
-        if not (_is_int(value) or isinstance(value, str)):
-            raise LogError(f"knob {_short(name)}={_short(value)} must be an integer or a string")
-
-
-def _check_versions(versions: Any) -> None:
-    if not isinstance(versions, Mapping) or not {"convtune", "tvm"} <= versions.keys():
-        raise LogError(f"versions={_short(versions)} must name convtune and tvm")
-    for name, version in versions.items():
-        if not isinstance(version, str):
-            raise LogError(f"versions.{name}={_short(version)} is not a string")
-
-
-def _check_utc(name: str, value: Any) -> None:
-    if not (isinstance(value, str) and _UTC.fullmatch(value)):
-        raise LogError(f"{name}={_short(value)} is no time such as 2026-01-31T23:59:59.000000Z")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    # comparing refuses NaN, infinities and integers that no float holds
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
+        if not (is_int(value) or isinstance(value, str)):
+            raise LogError(f"knob {short(name)}={short(value)} must be an integer or a string")

@@ -7,7 +7,8 @@
               is nearly as fast: then this one's is likely to be, and it fits this spec
 5. default    the space's own choice, from the target's facts; after one whose sums are not direct, one whose are
 
-For a GPU 2 and 3 look for measured times first, then for estimated ones, and so does 4: they never compete.
+2 and 3 look for measured times first, then for emulated costs of a CPU or estimated times of a GPU, and so does 4: they
+never compete (`Target.origins`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from convtune import space
 from convtune.log import LogStack
+from convtune.ranks import MEASURED, digits
 from convtune.record import METASCHEDULE, Record, winner
 from convtune.search import fitted, nearest_winner
 from convtune.space import Candidate
@@ -68,12 +70,12 @@ def _from_logs(spec: ConvSpec, target: Target, logs: LogStack, max_error: float,
             record, layer = exact
             if _offered(spec, target, record.candidate):
                 here = "this machine" if target.is_host else target.model
-                yield Choice(record.candidate, "log", f"{_time(record, here)}, in {layer.name}")
+                yield Choice(record.candidate, "log", f"{_rank(record, here)}, in {layer.name}")
             else:
                 gone.append(_gone(record))
         for record in _relatives(spec, target, logs, max_error, origin):
             if _offered(spec, target, record.candidate):
-                reason = f"{_time(record, record.target['model'])}, of this family"
+                reason = f"{_rank(record, record.target['model'])}, of this family"
                 yield Choice(record.candidate, "log", "; ".join([reason, *gone]))
             else:
                 gone.append(_gone(record))
@@ -84,7 +86,7 @@ def _from_logs(spec: ConvSpec, target: Target, logs: LogStack, max_error: float,
 def _transferred(
     spec: ConvSpec, target: Target, logs: LogStack, max_error: float, origin: str, gone: list[str]
 ) -> Iterator[Choice]:
-    """The knobs of the nearest spec that has a winner by times of this origin."""
+    """The knobs of the nearest spec that has a winner of this origin."""
     spaces = space.accepting(spec, target, max_error)
     found = nearest_winner(spec, target, logs.records(), *spaces, max_error=max_error, origin=origin)
     candidate = fitted(found, spec, target, *spaces) if found else None
@@ -94,30 +96,29 @@ def _transferred(
         if _gain(found, target, max_error, logs) < WORTHWHILE:
             gone.append(f"the default is nearly the fastest on {place}")
             return
-        won = "won" if origin == "measured" else f"won, as {origin},"
+        won = "won" if origin == MEASURED else f"won, as {origin},"
         yield Choice(candidate, "transfer", "; ".join([f"the knobs that {won} on {place}", *gone]))
 
 
 def _gain(found: Record, target: Target, max_error: float, logs: LogStack) -> float:
-    """How many times as fast as its spec's default a winner is; infinite where the two were not measured in turn."""
+    """How many times as fast as its spec's default a winner is; infinite where the two were not compared in turn."""
     if found.fingerprint != target.fingerprint or not found.batch:
         return math.inf
     default = space.default_candidate(ConvSpec.parse(found.spec), target, max_error)
     finals = [r for r in logs.records(found.spec, found.fingerprint) if r.batch == found.batch]
-    beside = [r.time_us for r in finals if r.candidate == default and r.status == "ok"]
-    return beside[0] / found.time_us if beside else math.inf
+    beside = [r.rank for r in finals if (r.candidate, r.origin, r.status) == (default, found.origin, "ok")]
+    return beside[0] / found.rank if beside else math.inf
 
 
-def _time(record: Record, machine: str) -> str:
-    if record.origin == "measured":
-        return f"{record.time_us:.4g} µs on {machine}"
-    return f"{record.origin} {record.time_us:.4g} µs for {machine}"
+def _rank(record: Record, machine: str) -> str:
+    text = digits(record.rank, record.origin)
+    return f"{text} on {machine}" if record.origin == MEASURED else f"{record.origin} {text} for {machine}"
 
 
 def _gone(record: Record) -> str:
     candidate = record.candidate
     knobs = ", ".join(f"{name}={value}" for name, value in candidate.knobs.items())
-    winner_of = f"the log's winner {candidate.space}({knobs}), {_time(record, record.target['model'])},"
+    winner_of = f"the log's winner {candidate.space}({knobs}), {_rank(record, record.target['model'])},"
     return f"{winner_of} is not in this version's spaces"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
@@ -14,9 +15,11 @@ from convtune import space, targets
 from convtune.errors import ConvtuneError, MeasureError, TargetError, UnknownNameError
 from convtune.log import Layer, Log, ShippedLog
 from convtune.paths import log_path
+from convtune.ranks import as_time
 from convtune.record import METASCHEDULE, Record, utc_now, winner
 from convtune.remote import Remote, remote_of
 from convtune.spec import checked
+from convtune.targets import CpuTarget
 from convtune.tuning import Progress, Run, TuneResult
 
 if TYPE_CHECKING:
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-FINALISTS = {"measured": 3, "estimated": 1}
-"""By the origin of their times, besides the default: what is measured again may come out otherwise."""
+FINALISTS = {"measured": 3, "emulated": 1, "estimated": 1}
+"""By origin, besides the default: what is measured again may come out otherwise."""
 BATCH = 8  # candidates built at once: enough to keep the build workers busy, few enough to learn from soon
 ENGINES = ("convtune", METASCHEDULE)
 
@@ -37,7 +40,7 @@ class Engine(Protocol):
     @property
     def finished(self) -> str | None: ...
     def ask(self, n: int = 1) -> list[Candidate]: ...
-    def tell(self, candidate: Candidate, time_us: float | None, status: str = "ok") -> None: ...
+    def tell(self, candidate: Candidate, rank: float | None, status: str = "ok") -> None: ...
 
 
 def tune(
@@ -57,7 +60,8 @@ def tune(
     """Searches for the fastest verified schedule of a spec; every candidate becomes a record of the log.
 
     Args:
-        target: a name as for --target, or a Target; it must be able to run here, or with rpc where the servers are.
+        target: a name as for --target, or a Target. Its kernels are timed here where it is this machine, or with rpc
+            where the servers are. Otherwise a GPU's are estimated, and those of another kind of CPU emulated.
         trials: candidates to try, at least 1, those that the log already has included.
         log: the file to append to; None: the user's own.
         budget_s: seconds after which no further candidates are tried; the fastest are still checked and compared.
@@ -70,7 +74,7 @@ def tune(
     Raises:
         SpecError: spec is no ConvSpec.
         ConvtuneError: trials, budget_s or seed is not as above.
-        UnknownNameError, TargetError: no such target, accuracy or engine, or its kernels do not run here.
+        UnknownNameError, TargetError: no such target, accuracy or engine, or its kernels cannot be tried here.
         LogError: the log cannot be read or written.
         MeasureError: the workers do not start.
     """
@@ -94,9 +98,9 @@ def _check_limits(trials: int, budget_s: float | None) -> None:
 
 
 def _origin(target: Target, remote: Remote | None) -> str:
-    """Where times for a target come from: they are measured where it is this machine, or there are remote ones.
+    """By what a target's kernels are compared: times, where it is this machine or there are remote ones.
 
-    Raises TargetError where they can be neither measured nor estimated, or would pass for this machine's.
+    Raises TargetError where there is nothing to compare them by, or their times would pass for this machine's.
     """
     if remote is not None and target.is_host:
         raise TargetError(f"target {target.name!r} is this machine, and kernels are to run on another; describe that")
@@ -104,6 +108,8 @@ def _origin(target: Target, remote: Remote | None) -> str:
         return "measured"
     if "estimated" in target.origins:
         return "estimated"
+    if isinstance(target, CpuTarget) and target.machine != platform.machine():
+        return "emulated"
     raise TargetError(
         f"target {target.name!r} cannot be timed here: {target.why_not_here()}; compile for it instead, or tune on "
         "such a machine, or over RPC (--rpc)"
@@ -216,7 +222,7 @@ class Tuner:
         )
 
     def _records(self, spec: ConvSpec) -> list[Record]:
-        """What the log has of the spec on this target, with times of the origin that there are here."""
+        """What the log has of the spec on this target, of the origin that there is here."""
         return [r for r in self.log.records(spec, self.target.fingerprint) if r.origin == self.origin]
 
     def _knowledge(self, spec: ConvSpec) -> list[Record]:
@@ -228,17 +234,17 @@ class Tuner:
     def _try(self, run: Run, engine: Engine | None, candidates: Sequence[Candidate], budget_s: float | None) -> None:
         """Builds, measures and logs a batch; the rest is given up when the time is over, save the engine's first."""
         for built in self._build(run, candidates) if candidates else []:
-            if run.is_over(budget_s) and run.best_us is not None and run.done:
+            if run.is_over(budget_s) and run.best_rank is not None and run.done:
                 return
             run.doing = "verifying a candidate"
-            outcome = self._workers().measure(run.spec, built, run.limit, run.best_us)
-            record = self._record(run.spec, built.candidate, outcome)
+            outcome = self._workers().measure(run.spec, built, run.limit, as_time(run.best_rank, self.origin))
+            record = self._record(run, built.candidate, outcome)
             self._keep(run, [record])
             run.built[built.candidate.key] = built
             run.note(record)
             if engine is not None:
                 run.done, run.tried = run.done + 1, run.tried + 1
-                engine.tell(built.candidate, record.time_us if record.status == "ok" else None, record.status)
+                engine.tell(built.candidate, record.rank if record.status == "ok" else None, record.status)
             run.report()
 
     def _build(self, run: Run, candidates: Sequence[Candidate]) -> list[Built]:
@@ -260,15 +266,24 @@ class Tuner:
         batch, finals = utc_now(), []
         run.doing = "comparing the fastest"
         try:
-            times = self._workers().finals(run.spec, kernels)
+            times = self._in_turn(run, kernels)
         except MeasureError as error:  # the times of the search stand
             run.problem = str(error)
             return
         for built, times_us in zip(kernels, times):
             known = next(r for r in reversed(records) if r.candidate == built.candidate and r.status == "ok")
             final = dataclasses.replace(known, times_us=times_us, round="final", batch=batch, utc=utc_now())
-            finals.append(dataclasses.replace(final, error=run.errors.get(built.candidate.key, known.error)))
+            verified = run.verified.get(built.candidate.key)
+            if verified:
+                final = dataclasses.replace(final, error=verified.error)
+            if verified and verified.cost is not None:
+                final = dataclasses.replace(final, cost=verified.cost, counts=verified.counts)
+            finals.append(dataclasses.replace(final, default=built.candidate == run.default))
         self._keep(run, finals)  # at once: a part of a batch would decide the winner
+
+    def _in_turn(self, run: Run, kernels: Sequence[Built]) -> list[tuple[float, ...]]:
+        """The times of each kernel, none where they are emulated: what they cost does not depend on the minute."""
+        return [()] * len(kernels) if self.origin == "emulated" else self._workers().finals(run.spec, kernels)
 
     def _finalists(self, run: Run) -> list[Built]:
         """The default, where it is right, and the fastest of the search, as libraries that are known to be right."""
@@ -284,32 +299,32 @@ class Tuner:
                     if outcome.status != "ok":
                         self._withdraw(run, candidate, outcome)
                         continue
-                    run.errors[candidate.key] = outcome.error
+                    run.verified[candidate.key] = outcome
                 proven[candidate.key] = built
         return [proven[c.key] for c in self._ranked(run)]
 
     def _withdraw(self, run: Run, candidate: Candidate, outcome: Outcome) -> None:
         """Keeps in the log that a candidate of the search is not right after all."""
-        record = self._record(run.spec, candidate, outcome)
+        record = self._record(run, candidate, outcome)
         self._keep(run, [record])
         run.note(record)
         del run.built[candidate.key]
 
     def _ranked(self, run: Run) -> list[Candidate]:
         """The default, where it is right, and the fastest of the search, of those that no later record withdraws."""
-        times: dict[str, tuple[float, Candidate]] = {}
+        ranks: dict[str, tuple[float, Candidate]] = {}
         for r in self._records(run.spec):
             if r.round == "search":
-                times.pop(r.candidate.key, None)
+                ranks.pop(r.candidate.key, None)
                 if r.status == "ok" and r.error is not None and r.error <= run.limit:
-                    times[r.candidate.key] = (r.time_us, r.candidate)
-        ranked = [c for _, c in sorted(times.values(), key=lambda pair: pair[0])]
-        default = [run.default] if run.default.key in times else []
+                    ranks[r.candidate.key] = (r.rank, r.candidate)
+        ranked = [c for _, c in sorted(ranks.values(), key=lambda pair: pair[0])]
+        default = [run.default] if run.default.key in ranks else []
         return default + [c for c in ranked[: FINALISTS[self.origin]] if c != run.default]
 
-    def _record(self, spec: ConvSpec, candidate: Candidate, outcome: Outcome) -> Record:
+    def _record(self, run: Run, candidate: Candidate, outcome: Outcome) -> Record:
         return Record(
-            spec=str(spec),
+            spec=str(run.spec),
             target=self.target.facts(),
             candidate=candidate,
             origin=self.origin,
@@ -319,6 +334,9 @@ class Tuner:
             times_us=outcome.times_us,
             build_s=outcome.build_s,
             resources=outcome.resources,
+            cost=outcome.cost,
+            counts=outcome.counts,
+            default=candidate == run.default,
             seed=self.seed,
         )
 
@@ -328,12 +346,12 @@ class Tuner:
         beside = [
             r for r in records if best and r.candidate == run.default and r.batch == best.batch and r.status == "ok"
         ]
-        default_us = beside[-1].time_us if beside else run.default_us
+        default_rank = beside[-1].rank if beside else run.default_rank
         return TuneResult(
             run.spec,
             self.target,
             best,
-            default_us,
+            default_rank,
             run.tried,
             stopped,
             Counter(run.failures),

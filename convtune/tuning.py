@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from convtune.ranks import MEASURED, as_cost, as_time
+
 if TYPE_CHECKING:
-    from convtune.measure import Built
+    from convtune.measure import Built, Outcome
     from convtune.record import Record
     from convtune.space import Candidate
     from convtune.spec import ConvSpec
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the tuning of one spec stands. Times in microseconds, None before there is one.
+    """Where the tuning of one spec stands. Ranks as a record of the origin has them, None before there is one.
 
-    done: of `trials`, those in the log included. tried: in this run. origin: of the times, as a record has it.
+    done: of `trials`, those in the log included. tried: in this run. origin: of the ranks, as a record has it.
     waiting_for: what has been going on for some seconds, such as "building 8 candidates"; "" after a candidate.
     """
 
@@ -28,11 +30,11 @@ class Progress:
     done: int
     trials: int
     tried: int
-    best_us: float | None
-    default_us: float | None
+    best_rank: float | None
+    default_rank: float | None
     failures: Counter[str]
     elapsed_s: float
-    origin: str = "measured"
+    origin: str = MEASURED
     waiting_for: str = ""
 
 
@@ -40,27 +42,46 @@ class Progress:
 class TuneResult:
     """What tuning a spec came to.
 
-    best: the record that `compile` will use; None where nothing worked. default_us, best_us: medians, measured in turn
-    with each other. trials: candidates tried now. stopped: trials, plateau, exhausted, budget. failures: by status.
-    problem: what kept the finalists from being measured in turn, if anything did. origin: of the times. from_log:
-    nothing was measured now.
+    best: the record that `compile` will use; None where nothing worked. default_rank, best_rank: as records of the
+    origin have them. trials: candidates tried now. stopped: trials, plateau, exhausted, budget. failures: by status.
+    problem: what kept the finalists from being measured in turn, if anything did. from_log: nothing was tried now.
     """
 
     spec: ConvSpec
     target: Target
     best: Record | None
-    default_us: float | None
+    default_rank: float | None
     trials: int
     stopped: str
     failures: Counter[str]
     elapsed_s: float
     problem: str = ""
-    origin: str = "measured"
+    origin: str = MEASURED
     from_log: bool = False
 
     @property
+    def best_rank(self) -> float | None:
+        return None if self.best is None else self.best.rank
+
+    @property
     def best_us(self) -> float | None:
-        return None if self.best is None else self.best.time_us
+        """The median time in microseconds; None where nothing worked, or kernels have a cost and no time."""
+        return as_time(self.best_rank, self.origin)
+
+    @property
+    def default_us(self) -> float | None:
+        """The same of the default schedule, measured in turn with the best."""
+        return as_time(self.default_rank, self.origin)
+
+    @property
+    def best_cost(self) -> float | None:
+        """In weighted instructions, where the kernels were emulated; None elsewhere."""
+        return as_cost(self.best_rank, self.origin)
+
+    @property
+    def default_cost(self) -> float | None:
+        """The same of the default schedule."""
+        return as_cost(self.default_rank, self.origin)
 
 
 @dataclass
@@ -76,12 +97,12 @@ class Run:
     origin: str
     started: float = field(default_factory=time.monotonic)
     tried: int = 0
-    best_us: float | None = None
-    default_us: float | None = None
+    best_rank: float | None = None
+    default_rank: float | None = None
     failures: Counter[str] = field(default_factory=Counter)
     problem: str = ""
     built: dict[str, Built] = field(default_factory=dict)  # by candidate key
-    errors: dict[str, float | None] = field(default_factory=dict)  # of finalists that were verified again, in full
+    verified: dict[str, Outcome] = field(default_factory=dict)  # finalists that were verified again, in full
     from_log: bool = True
     doing: str = ""
 
@@ -97,9 +118,9 @@ class Run:
         if record.status != "ok":
             self.failures[record.status] += 1
         elif record.error is not None and record.error <= self.limit:
-            self.best_us = min(record.time_us, self.best_us or record.time_us)
+            self.best_rank = min(record.rank, self.best_rank or record.rank)
             if record.candidate == self.default:
-                self.default_us = record.time_us
+                self.default_rank = record.rank
 
     def report(self) -> None:
         """To be called after every candidate."""
@@ -111,5 +132,5 @@ class Run:
 
     def _report(self, waiting_for: str) -> None:
         if self.on_progress is not None:
-            now = (self.done, self.trials, self.tried, self.best_us, self.default_us, Counter(self.failures))
+            now = (self.done, self.trials, self.tried, self.best_rank, self.default_rank, Counter(self.failures))
             self.on_progress(Progress(self.spec, *now, self.elapsed_s, self.origin, waiting_for))

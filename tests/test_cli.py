@@ -195,8 +195,8 @@ def _progress(**changes: Any) -> Progress:
         "done": 24,
         "trials": 64,
         "tried": 20,
-        "best_us": 13.21,
-        "default_us": 15_100.0,
+        "best_rank": 13.21,
+        "default_rank": 15_100.0,
         "failures": Counter(wrong=2, build_error=1),
         "elapsed_s": 4.0,
     }
@@ -225,7 +225,7 @@ def test_a_layer_before_its_first_time(capsys: pytest.CaptureFixture[str]) -> No
     lines = PlainLines(1, deadline=None, clock=lambda: now[0])
     lines.begin(1, "stem")
     now[0] = HEARTBEAT_S
-    lines.update(_progress(done=0, tried=0, best_us=None, default_us=None, failures=Counter(), elapsed_s=0.0))
+    lines.update(_progress(done=0, tried=0, best_rank=None, default_rank=None, failures=Counter(), elapsed_s=0.0))
     assert capsys.readouterr().err == "[1/1] stem: 0/64 trials, best -, default -\n"
 
 
@@ -234,7 +234,7 @@ def test_what_takes_long_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     lines = PlainLines(1, deadline=None, clock=lambda: now[0])
     lines.begin(1, "stem")
     now[0] = HEARTBEAT_S
-    slow = {"tried": 2, "elapsed_s": 600.0, "default_us": None, "origin": "estimated", "failures": Counter()}
+    slow = {"tried": 2, "elapsed_s": 600.0, "default_rank": None, "origin": "estimated", "failures": Counter()}
     lines.update(_progress(**slow, waiting_for="building 8 candidates"))
     said = "24/64 trials, best 13.2 µs estimated, default -, 300 s a candidate, building 8 candidates"
     assert capsys.readouterr().err == f"[1/1] stem: {said}\n"
@@ -265,7 +265,7 @@ def test_time_left(seconds: float, text: str) -> None:
     ],
 )
 def test_times_have_one_unit_per_column(times_us: Sequence[float | None], unit: str, texts: list[str | None]) -> None:
-    column = tables.TimeColumn.of(times_us)
+    column = tables.RankColumn.of(times_us)
     assert column.unit == unit
     assert [column.text(time_us) for time_us in times_us] == texts
 

@@ -205,13 +205,13 @@ def test_a_search_that_cannot_be_is_an_error(
     assert len(pool.requests) == requests
 
 
-@pytest.mark.parametrize(("time_us", "status"), [(None, "ok"), (0.0, "ok"), (float("inf"), "ok"), (1.0, "wrong")])
+@pytest.mark.parametrize(("rank", "status"), [(None, "ok"), (0.0, "ok"), (float("inf"), "ok"), (1.0, "wrong")])
 def test_contradictory_outcomes_are_refused(
-    monkeypatch: pytest.MonkeyPatch, time_us: float | None, status: str
+    monkeypatch: pytest.MonkeyPatch, rank: float | None, status: str
 ) -> None:
     scripted(monkeypatch)
-    with pytest.raises(ValueError, match="ok needs a positive time"):
-        MetaScheduleSearch(SPEC, NATIVE, trials=9).tell(named("a"), time_us, status)
+    with pytest.raises(ValueError, match="ok needs a positive rank"):
+        MetaScheduleSearch(SPEC, NATIVE, trials=9).tell(named("a"), rank, status)
 
 
 def test_a_trace_of_an_older_expression_neither_guides_nor_ends_the_search() -> None:

@@ -34,7 +34,7 @@ def test_targets_and_origins_are_apart() -> None:
         ("g0", "estimated", 1),
         ("g0", "measured", 1),
     ]
-    assert [s.layers[0].best_us for s in sections] == [5.0, 1.0, 0.5, 0.7]
+    assert [s.layers[0].best_rank for s in sections] == [5.0, 1.0, 0.5, 0.7]
 
 
 def test_default_and_winner_come_from_the_newest_finals() -> None:
@@ -48,24 +48,24 @@ def test_default_and_winner_come_from_the_newest_finals() -> None:
         final(8.0, 5, width=3),
     ]
     layer = digest(records)[0].layers[0]
-    assert (layer.default_us, layer.best_us, layer.speedup) == (24.0, 8.0, 3.0)
+    assert (layer.default_rank, layer.best_rank, layer.speedup) == (24.0, 8.0, 3.0)
     assert [r.time_us for r in layer.finals] == [24.0, 12.0, 8.0]
     assert len(layer.trials) == 3
 
 
 def test_a_default_that_the_log_does_not_tell_is_not_made_up() -> None:
     pruned = [make(10.0, width=2), make(12.0, width=3), final(9.0, 5, width=3), final(11.0, 5, width=2)]
-    assert digest(pruned)[0].layers[0].default_us == 9.0  # it leads the finalists, though it was not the fastest
+    assert digest(pruned)[0].layers[0].default_rank == 9.0  # it leads the finalists, though it was not the fastest
     failed = [failure(width=1), make(10.0, width=2), final(9.0, 5, width=2)]
-    assert digest(failed)[0].layers[0].default_us is None
-    assert digest([final(9.0, 5, width=2)])[0].layers[0].default_us is None
-    assert digest([failure(width=1), make(10.0, width=2)])[0].layers[0].default_us is None
+    assert digest(failed)[0].layers[0].default_rank is None
+    assert digest([final(9.0, 5, width=2)])[0].layers[0].default_rank is None
+    assert digest([failure(width=1), make(10.0, width=2)])[0].layers[0].default_rank is None
 
 
 def test_a_result_that_is_not_accurate_enough_does_not_win() -> None:
     records = [make(10.0, width=1), make(1.0, width=2, error=5e-4)]
-    assert digest(records)[0].layers[0].best_us == 10.0
-    assert digest(records, accuracy="loose")[0].layers[0].best_us == 1.0
+    assert digest(records)[0].layers[0].best_rank == 10.0
+    assert digest(records, accuracy="loose")[0].layers[0].best_rank == 1.0
 
 
 def test_failures_are_counted_by_kind_and_their_messages_by_likeness() -> None:
@@ -78,7 +78,7 @@ def test_failures_are_counted_by_kind_and_their_messages_by_likeness() -> None:
     layer = digest(records)[0].layers[0]
     assert dict(layer.failures) == {"crash": 2, "timeout": 1}
     assert layer.messages == [("crash", "worker 4711 died", 2), ("timeout", "", 1)]
-    assert layer.best_us == 3.0
+    assert layer.best_rank == 3.0
 
 
 def test_pauses_between_sessions_are_no_time_spent() -> None:

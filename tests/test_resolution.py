@@ -23,15 +23,17 @@ def _candidates(spec: ConvSpec) -> list[Candidate]:
 
 
 def _record(
-    spec: ConvSpec, candidate: Candidate, time_us: float, target: targets.Target = NATIVE, origin: str = "measured"
+    spec: ConvSpec, candidate: Candidate, rank: float, target: targets.Target = NATIVE, origin: str = "measured"
 ) -> Record:
+    emulated = origin == "emulated"
     return Record(
         spec=str(spec),
         target=target.facts(),
         candidate=candidate,
         origin=origin,
         status="ok",
-        times_us=(time_us,),
+        times_us=() if emulated else (rank,),
+        cost=rank if emulated else None,
         error=1e-7,
         seed=0,
     )
@@ -162,7 +164,7 @@ def test_a_measured_winner_of_a_gpu_comes_before_an_estimated_one_however_slow(t
     assert local[1].reason.startswith("estimated 1 µs for this machine, in ")
 
 
-def test_an_emulated_time_of_a_gpu_chooses_nothing(tmp_path: Path) -> None:
+def test_an_emulated_cost_of_a_gpu_chooses_nothing(tmp_path: Path) -> None:
     choices = _choices(tmp_path, [_record(SPEC, _gpu_candidates(1)[0], 1.0, A100, "emulated")], target=A100)
     assert [c.kind for c in choices] == ["default"]
 

@@ -194,12 +194,12 @@ def test_a_space_where_everything_fails_ends() -> None:
     assert search.finished == "trials"
 
 
-@pytest.mark.parametrize(("time_us", "status"), [(None, "ok"), (0.0, "ok"), (math.nan, "ok"), (3.0, "timeout")])
-def test_tell_refuses_a_time_that_contradicts_the_status(time_us: float | None, status: str) -> None:
+@pytest.mark.parametrize(("rank", "status"), [(None, "ok"), (0.0, "ok"), (math.nan, "ok"), (3.0, "timeout")])
+def test_tell_refuses_a_rank_that_contradicts_the_status(rank: float | None, status: str) -> None:
     search = new(SPEC, 8, 0)
     (candidate,) = search.ask(1)
-    with pytest.raises(ValueError, match="ok needs a positive time"):
-        search.tell(candidate, time_us, status)
+    with pytest.raises(ValueError, match="ok needs a positive rank"):
+        search.tell(candidate, rank, status)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -216,7 +216,7 @@ def test_a_finished_search_has_nothing_left_to_try() -> None:
     again = new(SPEC, 20, 9, history=whole)
     assert again.ask(4) == []
     assert again.finished == "trials"
-    assert again.best and again.best.time_us == best_us(whole)
+    assert again.best and again.best.rank == best_us(whole)
 
 
 def test_history_that_does_not_apply_is_ignored() -> None:

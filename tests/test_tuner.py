@@ -57,8 +57,8 @@ class FormulaBench:
 
 def _cost(candidate: Candidate) -> Outcome:
     knobs = candidate.knobs
-    distance = abs(int(knobs["ow_tile"]) - 7) + 3 * abs(int(knobs["oc_vectors"]) - 2)
-    return Outcome("ok", "", 1e-7, (100.0 + 10 * distance + (knobs["pad_at"] == "root"),), 0.1)
+    distance = abs(int(knobs.get("ow_tile", 1)) - 7) + 3 * abs(int(knobs["oc_vectors"]) - 2)
+    return Outcome("ok", "", 1e-7, (100.0 + 10 * distance + (knobs.get("pad_at") == "root"),), 0.1)
 
 
 def _tuner(log: Path, bench: FormulaBench, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Tuner:
@@ -171,7 +171,7 @@ def test_seeds_repeat_and_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_failures_are_records_and_never_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cost(candidate: Candidate) -> Outcome:
-        if candidate.knobs["pad_at"] == "root":
+        if candidate.knobs.get("pad_at") == "root":
             return Outcome("crash", "while running: killed by SIGSEGV", build_s=0.1)
         if candidate.knobs["oc_vectors"] == 1:
             return Outcome("wrong", "error 0.5, allowed 2e-05", 0.5, build_s=0.1)

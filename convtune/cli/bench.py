@@ -250,12 +250,12 @@ def _line(layer: dict[str, Any]) -> str:
     """What is said of a layer as soon as it is done."""
     if layer["failure"]:
         return f"failed: {layer['failure']}"
-    ours = tables.time(layer["ours"]["us"])
+    ours = tables.rank(layer["ours"]["us"])
     if layer["ratio"] is None:
         return f"{ours}; no peer has a result"
     best = layer["peers"][layer["best"]]
     verdict = layer["verdict"].replace("_", " ")
-    return f"{ours}, {layer['best']} {tables.time(best['us'])}: {layer['ratio']['median']:.2f}x, {verdict}"
+    return f"{ours}, {layer['best']} {tables.rank(best['us'])}: {layer['ratio']['median']:.2f}x, {verdict}"
 
 
 def _has_failed(results: ResultFile, workload: Workload) -> bool:

@@ -42,7 +42,7 @@ def _layers(layers: Sequence[Data], names: Sequence[str]) -> str:
     peers = _peers(layers)
     ours = [layer["ours"] and layer["ours"]["us"] for layer in layers]
     theirs = [peer["us"] for layer in layers for peer in layer["peers"].values()]
-    column = tables.TimeColumn.of([*ours, *theirs])
+    column = tables.RankColumn.of([*ours, *theirs])
     columns = {"layer": "left", f"ours {column.unit}": "right"}
     columns |= {f"{name}": "right" for name in peers}
     columns |= {"best": "left", "conversion": "right", "ratio": "right", "95 %": "left", "verdict": "left"}
@@ -51,7 +51,7 @@ def _layers(layers: Sequence[Data], names: Sequence[str]) -> str:
     return tables.render(columns, rows)
 
 
-def _row(layer: Data, name: str, peers: Sequence[str], column: tables.TimeColumn) -> list[str | None]:
+def _row(layer: Data, name: str, peers: Sequence[str], column: tables.RankColumn) -> list[str | None]:
     own, ratio = layer["ours"], layer["ratio"]
     return [
         name,
@@ -67,13 +67,13 @@ def _row(layer: Data, name: str, peers: Sequence[str], column: tables.TimeColumn
     ]
 
 
-def _theirs(peer: Data | None, column: tables.TimeColumn) -> str | None:
+def _theirs(peer: Data | None, column: tables.RankColumn) -> str | None:
     if peer is None:
         return None
     return column.text(peer["us"]) if peer["us"] is not None else str(peer["status"])
 
 
-def _conversion(layer: Data, column: tables.TimeColumn) -> str | None:
+def _conversion(layer: Data, column: tables.RankColumn) -> str | None:
     """What the best peer needs more where it is given the spec's layout; nothing where that is its own."""
     best = layer["best"] and layer["peers"][layer["best"]]
     if not best or best["converted_us"] is None or best["converted_us"] <= best["us"]:

@@ -36,7 +36,7 @@ def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
 @click.argument("b")
 @options.log("Of two spaces: where their records are; otherwise $CONVTUNE_LOG, or the one in your data directory.")
 @click.option(
-    "--fail-on", callback=_share, metavar="PERCENT", help="Exit with 1 where B is surely slower than so, or failed."
+    "--fail-on", callback=_share, metavar="PERCENT", help="Exit with 1 where B is surely worse by more, or failed."
 )
 @click.option("-o", "--output", type=options.PLACE, metavar="FILE", help="Where it goes; its ending tells the format.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Otherwise by FILE's ending, and text without one.")
@@ -71,7 +71,8 @@ def command(
     outputs.write(_text(form, found, fail_on, built), output)
     regressions = [] if fail_on is None else found.regressions(fail_on)
     for pair in regressions:
-        lost = f"{100 / pair.bounds.ratio - 100:.1f} % slower" if pair.bounds else pair.verdict
+        more = "more weighted instructions" if pair.origin == "emulated" else "slower"
+        lost = f"{100 / pair.bounds.ratio - 100:.1f} % {more}" if pair.bounds else pair.verdict
         click.echo(f"regression: {pair.name} ({pair.origin}): {lost}", err=True)
     return FAILED if regressions else DONE
 
@@ -169,11 +170,11 @@ def _check_records(first: Record, second: Record, a: str, b: str) -> None:
             raise LogError(f"{a} and {b} do not compare: their {what}s are {values[0]} and {values[1]}")
     for text, record in ((a, first), (b, second)):
         if record.status != "ok":
-            raise LogError(f"{text} has no time to compare: its status is {record.status}")
+            raise LogError(f"{text} has nothing to compare: its status is {record.status}")
 
 
 def _nothing(found: Versus) -> str:
-    """Why no layer has a time on both sides."""
+    """Why no layer compares."""
     sides: Sequence[tuple[str, list[str]]] = [
         (
             name,
@@ -192,4 +193,4 @@ def _nothing(found: Versus) -> str:
         f"{name} has {tables.plural(len(machines), 'machine')}: {', '.join(machines) or 'none'}"
         for name, machines in sides
     )
-    return f"no layer has a time on both sides on one machine, so nothing compares; {told}"
+    return f"no layer has a kernel on both sides on one machine and of one origin, so nothing compares; {told}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from convtune.cli import tables
 from convtune.cli.report_tables import markdown, markdown_table
 from convtune.comparison.verdict import VERDICTS
+from convtune.ranks import SOURCES
 from convtune.record import Record
 from convtune.report.versus import MISSING
 from convtune.report.versus_content import versus_data
@@ -35,26 +36,27 @@ def render(form: str, versus: Versus, fail_on: float | None, kernels: Kernels | 
 
 
 def _group(group: Group, form: str) -> str:
-    model = f"{group.target['name']}: {group.target['model']}, times {group.origin}"
-    origin = "" if group.origin == tables.MEASURED else f" {group.origin}"
-    headers = dict.fromkeys([f"A µs{origin}", f"B µs{origin}", "A/B", "95 % interval"], "right")
+    model = f"{group.target['name']}: {group.target['model']}, {SOURCES[group.origin]}"
+    pairs = [pair for pair in group.pairs if MISSING not in (pair.a, pair.b)]
+    ranks = (side.rank for pair in pairs for side in (pair.a, pair.b) if isinstance(side, Record))
+    column = tables.RankColumn.of(ranks, group.origin)
+    interval = [] if group.origin == "emulated" else ["95 % interval"]
+    headers = dict.fromkeys([column.head("A"), column.head("B"), "A/B", *interval], "right")
     columns = {"layer": "left", **headers, "B": "left", "what differs": "left"}
-    rows = [_row(pair) for pair in group.pairs if MISSING not in (pair.a, pair.b)]
+    rows = [_row(pair, column, bool(interval)) for pair in pairs]
     facts = _facts(group)
     if form == "markdown":
         return "\n\n".join([f"### {markdown(model)}", markdown_table(columns, rows), markdown(facts)])
     return "\n".join([model, "", tables.render(columns, rows), "", facts])
 
 
-def _row(pair: Pair) -> list[str | None]:
-    sides = [pair.a, pair.b]
-    times = [side.time_us if isinstance(side, Record) else None for side in sides]
-    column = tables.TimeColumn("µs", 1.0, 2 if any(t and t < 10 for t in times) else 1)
-    shown = [side if isinstance(side, str) else column.text(side.time_us) for side in sides]
+def _row(pair: Pair, column: tables.RankColumn, has_interval: bool) -> list[str | None]:
+    shown = [side if isinstance(side, str) else column.text(side.rank) for side in (pair.a, pair.b)]
     known = pair.bounds
     spread = f"{known.lower:.2f} to {known.upper:.2f}" if known and known.lower is not None else None
     ratio = tables.speedup(known.ratio) if known else None
-    return [pair.name, *shown, ratio, spread, pair.verdict.replace("_", " ") if known else None, _differing(pair)]
+    spreads = [spread] if has_interval else []
+    return [pair.name, *shown, ratio, *spreads, pair.verdict.replace("_", " ") if known else None, _differing(pair)]
 
 
 def _differing(pair: Pair) -> str | None:

@@ -218,7 +218,7 @@ def _text(compiled: Sequence[Compiled], target: Target) -> str:
             ptx = f"; PTX of {manifest.target.ptx}" if manifest.target.ptx else "; no PTX"
             lines.append(f"  code        for {', '.join(manifest.target.archs)}{ptx}")
         lines += (
-            [f"  time        {tables.time(entry.time_us)}, median of {_REPEATS} just measured"]
+            [f"  time        {tables.rank(entry.time_us)}, median of {_REPEATS} just measured"]
             if entry.time_us is not None
             else []
         )

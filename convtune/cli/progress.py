@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from convtune.cli import tables
+from convtune.ranks import MEASURED
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -57,7 +58,7 @@ class _Layers:
         self._label = f"[{number}/{self._layers}] {name}"
 
     def _facts(self, progress: Progress) -> list[str]:
-        best, default = (tables.time(us, progress.origin) for us in (progress.best_us, progress.default_us))
+        best, default = (tables.rank(value, progress.origin) for value in (progress.best_rank, progress.default_rank))
         told = [f"{progress.done}/{progress.trials} trials", f"best {best}", f"default {default}"]
         if progress.tried and progress.done < progress.trials:
             told.append(_rate(progress.tried / progress.elapsed_s))
@@ -107,7 +108,7 @@ class Screen(_Layers):
 
     def update(self, progress: Progress) -> None:
         # a line now and then disturbs nothing; drawing would, where a kernel may be timed meanwhile
-        if not progress.waiting_for or progress.origin != tables.MEASURED:
+        if not progress.waiting_for or progress.origin != MEASURED:
             self._live.update(self._picture(progress), refresh=True)
 
     def finish(self, line: str) -> None:

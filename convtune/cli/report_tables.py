@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.cli import tables
+from convtune.ranks import SOURCES, has_times
 from convtune.report.content import content
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from convtune.report.digest import LayerDigest, Section
     from convtune.report.kernels import Kernels
 
-_FIELDS = ("name", "spec", "variant", "default_us", "best_us", "speedup", "gflops", "roofline_share", "error")
+_RANKS = ("default_us", "best_us", "default_cost", "best_cost")
+_FIELDS = ("name", "spec", "variant", *_RANKS, "speedup", "gflops", "roofline_share", "error")
 _COUNTS = ("trials", "elapsed_s")
 
 
@@ -38,28 +40,36 @@ def render(
 
 def _section(section: Section, form: str) -> str:
     """Its heading, its layers, and what they come to."""
-    model = f"{section.target['name']}: {section.target['model']}, times {section.origin}"
+    model = f"{section.target['name']}: {section.target['model']}, {SOURCES[section.origin]}"
     heading = f"## {markdown(model)}" if form == "markdown" else model
-    headers = _headers(section)
-    rows = [_row(layer, section) for layer in section.layers]
+    column = tables.RankColumn.of(_ranks(section), section.origin)
+    headers = _headers(section, column)
+    rows = [_row(layer, section, column) for layer in section.layers]
     if form == "markdown":
         return "\n\n".join([heading, markdown_table(headers, rows), *_facts(section)])
     return "\n".join([heading, "", tables.render(headers, rows), "", *_facts(section)])
 
 
-def _headers(section: Section) -> dict[str, str]:
-    origin = "" if section.origin == tables.MEASURED else f" {section.origin}"
-    peers = [f"{name} µs" for name in section.peers]
-    numbers = [f"default µs{origin}", f"tuned µs{origin}", "speed-up", "GFLOP/s", "of roofline", *peers]
+def _ranks(section: Section) -> Iterator[float | None]:
+    """All that stand in the columns of the section's table that have its unit."""
+    for layer in section.layers:
+        yield from (layer.default_rank, layer.best_rank, *(layer.peers.peers_us.values() if layer.peers else ()))
+
+
+def _headers(section: Section, column: tables.RankColumn) -> dict[str, str]:
+    peers = [column.head(name) for name in section.peers]
+    rates = ["GFLOP/s", "of roofline"] if has_times(section.origin) else []
+    numbers = [column.head("default"), column.head("tuned"), "speed-up", *rates, *peers]
     compared = ["to best library"] if peers else []
     return {"layer": "left"} | dict.fromkeys([*numbers, *compared, "error", "trials", "failed"], "right")
 
 
-def _row(layer: LayerDigest, section: Section) -> list[str | None]:
+def _row(layer: LayerDigest, section: Section, column: tables.RankColumn) -> list[str | None]:
     best, known = layer.best, layer.peers.peers_us if layer.peers else {}
     ratio = layer.peers.ratio if layer.peers else None
-    times = (layer.default_us, layer.best_us, *(known.get(name) for name in section.peers))
-    default, tuned, *peers = (tables.TimeColumn("µs", 1.0, 2 if t and t < 10 else 1).text(t) for t in times)
+    rates = [tables.number(layer.gflops), tables.share(layer.share)] if has_times(section.origin) else []
+    ranks = (layer.default_rank, layer.best_rank, *(known.get(name) for name in section.peers))
+    default, tuned, *peers = map(column.text, ranks)
     verdict = layer.peers.verdict.replace("_", " ") if layer.peers else ""
     compared = [f"{tables.speedup(ratio[0])} {verdict}".strip() if ratio else None] if section.peers else []
     return [
@@ -67,8 +77,7 @@ def _row(layer: LayerDigest, section: Section) -> list[str | None]:
         default,
         tuned or "failed",
         tables.speedup(layer.speedup),
-        tables.number(layer.gflops),
-        tables.share(layer.share),
+        *rates,
         *peers,
         *compared,
         tables.error(best.error if best else None),
@@ -85,11 +94,10 @@ def _facts(section: Section) -> list[str]:
     if section.speedup:
         told.append(f"geometric mean of the speed-ups, each layer once: {tables.speedup(section.speedup)}")
     roof = section.roof
-    told.append(
-        f"roofline: {roof.gflops:.0f} GFLOP/s, {roof.memory_gbs:.0f} GB/s, {roof.source}"
-        if roof
-        else "roofline: what this machine can do at most is not known here"
-    )
+    if roof:
+        told.append(f"roofline: {roof.gflops:.0f} GFLOP/s, {roof.memory_gbs:.0f} GB/s, {roof.source}")
+    elif has_times(section.origin):
+        told.append("roofline: what this machine can do at most is not known here")
     return [*told, f"records written by {'; '.join(section.versions)}"]
 
 

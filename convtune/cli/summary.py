@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from convtune.cli import tables
+from convtune.ranks import MEASURED, as_cost, as_time, has_times
 from convtune.record import installed_versions
 
 if TYPE_CHECKING:
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     from convtune.tuning import TuneResult
     from convtune.workloads import Workload
 
-_NOT_MEASURED = (
-    "all times are estimates of a static model, and none was measured; kernels were compiled by nvcc, and verified by "
-    "emulation"
-)
-_COLUMNS = ("layer", "count", "default {unit}", "tuned {unit}", "speed-up", "GFLOP/s", "of peak", "error")
-_ESTIMATED = ("layer", "count", "default {unit} estimated", "tuned {unit} estimated", *_COLUMNS[4:])
+_NOT_MEASURED = {
+    "emulated": "instr.: instructions executed in emulation, weighted by kind, and what an analytic model of the "
+    "caches adds; no time is known, and none was measured; kernels were verified in emulation",
+    "estimated": "all times are estimates of a static model, and none was measured; kernels were compiled by nvcc, and "
+    "verified by emulation",
+}
+T = TypeVar("T")
+_RATES = ("GFLOP/s", "of peak")
+"""Columns that only times have."""
 _RESOURCES = {"registers": "registers", "spilled B": "spill_stores_bytes", "stack B": "stack_bytes"}
 """What ptxas gave a layer's kernels, of which the one with most is shown."""
 
@@ -37,8 +41,12 @@ class Layer:
     failure: str = ""
 
     @property
-    def default_us(self) -> float | None:
-        return self.result.default_us if self.result else None
+    def default_rank(self) -> float | None:
+        return self.result.default_rank if self.result else None
+
+    @property
+    def best_rank(self) -> float | None:
+        return self.result.best_rank if self.result else None
 
     @property
     def best_us(self) -> float | None:
@@ -46,12 +54,12 @@ class Layer:
 
     @property
     def speedup(self) -> float | None:
-        return self.default_us / self.best_us if self.default_us and self.best_us else None
+        return self.default_rank / self.best_rank if self.default_rank and self.best_rank else None
 
     @property
     def origin(self) -> str:
-        """Of its times."""
-        return self.result.origin if self.result else tables.MEASURED
+        """Of its ranks."""
+        return self.result.origin if self.result else MEASURED
 
     @property
     def resources(self) -> Mapping[str, Mapping[str, int]] | None:
@@ -65,12 +73,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Fusion:
-    """A composite layer and its stages, all of them timed."""
+    """A composite layer and its stages, all of them with a rank of one origin."""
 
     layer: Layer
     stages: Sequence[Layer]
-    fused_us: float
-    stages_us: float
+    fused_rank: float
+    stages_rank: float
     """Of the stages one after the other."""
 
     @classmethod
@@ -80,55 +88,68 @@ class Fusion:
         found = []
         for layer in layers:
             stages = [by_spec[stage] for stage in layer.workload.spec.stages if stage in by_spec]
-            times = [stage.best_us for stage in stages if stage.best_us]
-            if layer not in stages and layer.best_us and len(times) == len(layer.workload.spec.stages):
-                found.append(cls(layer, stages, layer.best_us, sum(times)))
+            ranks = [stage.best_rank for stage in stages if stage.best_rank and stage.origin == layer.origin]
+            if layer not in stages and layer.best_rank and len(ranks) == len(layer.workload.spec.stages):
+                found.append(cls(layer, stages, layer.best_rank, sum(ranks)))
         return found
 
     @property
     def from_log(self) -> bool:
-        """Whether some of the times were measured earlier."""
+        """Whether some of the ranks were found earlier."""
         return not all(la.result and not la.result.from_log for la in (self.layer, *self.stages))
 
     def text(self) -> str:
         origin = self.layer.origin
-        fused, stages = (tables.time(time_us, origin) for time_us in (self.fused_us, self.stages_us))
-        times = f"fused {fused}, stages {stages} one after the other"
-        earlier = "; measured at different times" if self.from_log and origin == tables.MEASURED else ""
-        return f"{self.layer.workload.name}: {times} ({self.stages_us / self.fused_us:.2f}x{earlier})"
+        fused, stages = (tables.rank(value, origin) for value in (self.fused_rank, self.stages_rank))
+        both = f"fused {fused}, stages {stages} one after the other"
+        earlier = "; measured at different times" if self.from_log and origin == MEASURED else ""
+        return f"{self.layer.workload.name}: {both} ({self.stages_rank / self.fused_rank:.2f}x{earlier})"
+
+    def data(self) -> dict[str, Any]:
+        """For `--json`."""
+        ranks, origin = {"fused": self.fused_rank, "stages": self.stages_rank}, self.layer.origin
+        return {"name": self.layer.workload.name, **_by_kind(ranks, origin), "from_log": self.from_log}
 
 
 @dataclass(frozen=True)
 class Total:
-    """Sums over the layers that have a default and a tuned time, each as often as it is run; not over stages."""
+    """Sums over the layers that have a default and a tuned rank, each as often as it is run; not over stages."""
 
     layers: int
     count: int
-    default_us: float
-    best_us: float
+    default_rank: float
+    best_rank: float
     flops: int
     geometric_mean: float
     """Of the speed-ups, each layer once."""
 
     @classmethod
     def of(cls, layers: Sequence[Layer]) -> Total | None:
-        """None where no layer has both times."""
-        rows = [(la.workload, la.default_us, la.best_us) for la in layers if la.workload.count]
-        timed = [(workload, default, best) for workload, default, best in rows if default and best]
-        if not timed:
+        """None where no layer has both ranks."""
+        rows = [(la.workload, la.default_rank, la.best_rank) for la in layers if la.workload.count]
+        ranked = [(workload, default, best) for workload, default, best in rows if default and best]
+        if not ranked:
             return None
         return cls(
-            layers=len(timed),
-            count=sum(workload.count for workload, _, _ in timed),
-            default_us=sum(workload.count * default for workload, default, _ in timed),
-            best_us=sum(workload.count * best for workload, _, best in timed),
-            flops=sum(workload.count * workload.spec.flops for workload, _, _ in timed),
-            geometric_mean=math.exp(sum(math.log(default / best) for _, default, best in timed) / len(timed)),
+            layers=len(ranked),
+            count=sum(workload.count for workload, _, _ in ranked),
+            default_rank=sum(workload.count * default for workload, default, _ in ranked),
+            best_rank=sum(workload.count * best for workload, _, best in ranked),
+            flops=sum(workload.count * workload.spec.flops for workload, _, _ in ranked),
+            geometric_mean=math.exp(sum(math.log(default / best) for _, default, best in ranked) / len(ranked)),
         )
 
-    @property
-    def gflops(self) -> float:
-        return self.flops / self.best_us / 1e3
+    def data(self, origin: str) -> dict[str, Any]:
+        """For `--json`."""
+        ranks = {"default": self.default_rank, "best": self.best_rank}
+        mean = {"speedup_geometric_mean": self.geometric_mean}
+        return {"layers": self.layers, "count": self.count, **_by_kind(ranks, origin), **mean}
+
+
+def _by_kind(ranks: Mapping[str, float | None], origin: str) -> dict[str, float | None]:
+    """Each rank as a time and as a cost, of which it is one: the other is None."""
+    times = {f"{name}_us": as_time(rank, origin) for name, rank in ranks.items()}
+    return times | {f"{name}_cost": as_cost(rank, origin) for name, rank in ranks.items()}
 
 
 @dataclass(frozen=True)
@@ -148,13 +169,14 @@ class Summary:
     def text(self) -> str:
         """The table, what failed, and what it was measured with."""
         network, names = tables.short_names([layer.workload for layer in self.layers])
-        times = tables.TimeColumn.of(time for la in self.layers for time in (la.default_us, la.best_us))
-        rows = [self._row(name, layer, times) for name, layer in zip(names, self.layers)]
+        ranks = (rank for la in self.layers for rank in (la.default_rank, la.best_rank))
+        column = tables.RankColumn.of(ranks, self.origin)
+        rows = [self._row(name, layer, column) for name, layer in zip(names, self.layers)]
         total = Total.of(self.layers)
         if total and self.counted > 1:
-            rows += [self._total_row(total, times)]
-        headers = _COLUMNS if self.origin == tables.MEASURED else _ESTIMATED
-        columns = {header.format(unit=times.unit): "right" for header in headers} | {"layer": "left"}
+            rows += [self._total_row(total, column)]
+        headers = ["count", column.head("default"), column.head("tuned"), "speed-up", *self._rates(_RATES), "error"]
+        columns = {"layer": "left"} | dict.fromkeys(headers, "right")
         columns |= dict.fromkeys(_RESOURCES if self._compiled_for_gpu else (), "right")
         lines = [f"{network}\n"] if network else []
         lines += [tables.render(columns, rows), ""]
@@ -164,16 +186,19 @@ class Summary:
         lines += [fusion.text() for fusion in Fusion.among(self.layers)]
         return "\n".join([*lines, *self._conditions()])
 
-    def _row(self, name: str, layer: Layer, times: tables.TimeColumn) -> list[str | None]:
+    def _rates(self, cells: Iterable[T]) -> list[T]:
+        """The cells of _RATES, where there are such columns."""
+        return list(cells) if has_times(self.origin) else []
+
+    def _row(self, name: str, layer: Layer, column: tables.RankColumn) -> list[str | None]:
         best = layer.result.best if layer.result else None
         return [
             name,
             str(layer.workload.count),
-            times.text(layer.default_us),
-            "failed" if layer.failure else times.text(layer.best_us),
+            column.text(layer.default_rank),
+            "failed" if layer.failure else column.text(layer.best_rank),
             tables.speedup(layer.speedup),
-            tables.number(layer.gflops),
-            tables.share(self._peak_share([layer])),
+            *self._rates([tables.number(layer.gflops), tables.share(self._peak_share([layer]))]),
             tables.error(best.error if best else None),
             *(self._resources(layer) if self._compiled_for_gpu else []),
         ]
@@ -197,29 +222,30 @@ class Summary:
         used = (layer.resources or {}).values()
         return [str(max(kernel[name] for kernel in used)) if used else None for name in _RESOURCES.values()]
 
-    def _total_row(self, total: Total, times: tables.TimeColumn) -> list[str | None]:
+    def _total_row(self, total: Total, column: tables.RankColumn) -> list[str | None]:
+        summed = [la for la in self.layers if la.default_rank and la.best_rank and la.workload.count]
+        gflops = total.flops / total.best_rank / 1e3
         some = "" if total.layers == self.counted else f"{total.layers} of "
         these = f"these {self.counted} layers" if some else "these layers"
         return [
             f"{some}{these}, by count",
             str(total.count),
-            times.text(total.default_us),
-            times.text(total.best_us),
-            tables.speedup(total.default_us / total.best_us),
-            tables.number(total.gflops),
-            tables.share(self._peak_share([la for la in self.layers if la.default_us and la.workload.count])),
+            column.text(total.default_rank),
+            column.text(total.best_rank),
+            tables.speedup(total.default_rank / total.best_rank),
+            *self._rates([tables.number(gflops), tables.share(self._peak_share(summed))]),
             None,
             *((None,) * len(_RESOURCES) if self._compiled_for_gpu else ()),
         ]
 
     def _conditions(self) -> list[str]:
-        earlier = sum(la.result.from_log for la in self.layers if la.result and la.best_us)
-        told = [f"times of {tables.plural(earlier, 'layer')}: from the log, {self.origin} earlier"] if earlier else []
-        if self.origin != tables.MEASURED:
-            told.append(_NOT_MEASURED)
+        earlier = sum(la.result.from_log for la in self.layers if la.result and la.best_rank)
+        what = "times" if has_times(self.origin) else "counts"
+        told = [f"{what} of {tables.plural(earlier, 'layer')}: from the log, {self.origin} earlier"] if earlier else []
+        told += [_NOT_MEASURED[self.origin]] if self.origin != MEASURED else []
         return [
             *told,
-            f"{self.target.description}; {self.peak}",
+            "; ".join([self.target.description, *self._rates([str(self.peak)])]),
             f"{tables.versions()}; log {self.log}",
             self.command,
         ]
@@ -235,20 +261,8 @@ class Summary:
             "origin": self.origin,
             **self.peak.data(),
             "layers": [self._layer_data(layer) for layer in self.layers],
-            "total": None
-            if total is None
-            else {
-                "layers": total.layers,
-                "count": total.count,
-                "default_us": total.default_us,
-                "best_us": total.best_us,
-                "speedup_geometric_mean": total.geometric_mean,
-            },
-            "fused": [
-                {"name": fusion.layer.workload.name, "fused_us": fusion.fused_us, "stages_us": fusion.stages_us}
-                | {"from_log": fusion.from_log}
-                for fusion in Fusion.among(self.layers)
-            ],
+            "total": total.data(self.origin) if total else None,
+            "fused": [fusion.data() for fusion in Fusion.among(self.layers)],
             "failed": sum(bool(layer.failure) for layer in self.layers),
         }
 
@@ -260,14 +274,14 @@ class Summary:
             "spec": str(layer.workload.spec),
             "count": layer.workload.count,
             "failure": layer.failure or None,
-            "default_us": layer.default_us,
-            "best_us": layer.best_us,
+            **_by_kind({"default": layer.default_rank, "best": layer.best_rank}, layer.origin),
             "speedup": layer.speedup,
             "gflops": layer.gflops,
             "peak_share": self._peak_share([layer]),
             "error": best.error if best else None,
             "candidate": {"space": best.candidate.space, "knobs": dict(best.candidate.knobs)} if best else None,
             "resources": layer.resources,
+            "counts": dict(best.counts) if best and best.counts else None,
             "trials": result.trials if result else 0,
             "from_log": bool(result and result.from_log),
             "stopped": result.stopped if result else None,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convtune.ranks import MEASURED, unit_of
 from convtune.record import installed_versions
 
 if TYPE_CHECKING:
     from convtune.workloads import Workload
 
 NOTHING = "-"
-MEASURED = "measured"
 
 
 def render(columns: Mapping[str, str], rows: Iterable[Sequence[str | None]]) -> str:
@@ -35,21 +35,29 @@ def print_json(data: Any) -> None:
 
 
 @dataclass(frozen=True)
-class TimeColumn:
-    """How the times of a column are written: in one unit, with as many decimals as the shortest needs."""
+class RankColumn:
+    """How the ranks of a column, all of one origin, are written: in one unit, with as many decimals as the least needs.
 
+    unit: its name in the head. size: how much of a rank it is.
+    """
+
+    origin: str
     unit: str
-    unit_us: float
+    size: float
     decimals: int
 
     @classmethod
-    def of(cls, times_us: Iterable[float | None]) -> TimeColumn:
-        least = min((time_us for time_us in times_us if time_us is not None), default=math.inf)
-        unit, unit_us = ("ms", 1e3) if 1e3 <= least < math.inf else ("µs", 1.0)
-        return cls(unit, unit_us, _decimals(least / unit_us))
+    def of(cls, ranks: Iterable[float | None], origin: str = MEASURED) -> RankColumn:
+        known = [rank for rank in ranks if rank is not None]
+        unit = unit_of(known, origin)
+        return cls(origin, unit.short, unit.size, _decimals(min(known, default=math.inf) / unit.size))
 
-    def text(self, time_us: float | None) -> str | None:
-        return number(None if time_us is None else time_us / self.unit_us, self.decimals)
+    def head(self, title: str) -> str:
+        """The title with the unit, and where the numbers come from unless they were measured."""
+        return " ".join([title, self.unit, *([] if self.origin == MEASURED else [self.origin])])
+
+    def text(self, rank: float | None) -> str | None:
+        return number(None if rank is None else rank / self.size, self.decimals)
 
 
 def _decimals(value: float) -> int:
@@ -60,12 +68,12 @@ def number(value: float | None, digits: int = 1) -> str | None:
     return None if value is None else f"{value:.{digits}f}"
 
 
-def time(time_us: float | None, origin: str = MEASURED) -> str:
-    """A time with its unit, and where it comes from unless it was measured."""
-    if time_us is None:
+def rank(value: float | None, origin: str = MEASURED) -> str:
+    """A time or cost with its unit, and where it comes from unless it was measured."""
+    if value is None:
         return NOTHING
-    column = TimeColumn.of([time_us])
-    return " ".join([f"{column.text(time_us)} {column.unit}", *([] if origin == MEASURED else [origin])])
+    column = RankColumn.of([value], origin)
+    return column.head(f"{column.text(value)}")
 
 
 def speedup(value: float | None) -> str | None:

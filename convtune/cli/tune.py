@@ -73,7 +73,8 @@ def command(
     """Find the fastest schedule of every layer, verified before it is timed.
 
     For a GPU that is not in this machine, and without --rpc, kernels are compiled by nvcc and verified by emulation,
-    and their times are estimates of a static model.
+    and their times are estimates of a static model. For an ARM CPU on another kind of machine, kernels are verified by
+    emulation and compared by the instructions that they execute, weighted by kind: such a number is no time.
 
     Every candidate goes into the log at once: an interrupted run goes on where it stopped, and what is in the log
     with enough trials costs nothing.
@@ -155,7 +156,7 @@ def _line(layer: Layer) -> str:
     if result is None or layer.failure:
         return f"failed: {layer.failure}"
     gained = f", {layer.speedup:.2f}x" if layer.speedup else ""
-    best, default = (tables.time(time_us, result.origin) for time_us in (result.best_us, result.default_us))
+    best, default = (tables.rank(value, result.origin) for value in (result.best_rank, result.default_rank))
     line = f"{best} (default {default}{gained})"
     if result.from_log:
         return f"{line}, all from the log"

@@ -1,4 +1,4 @@
-"""Content: a report as data, the same for every format; times in microseconds, shares between 0 and 1."""
+"""Content: a report as data, the same for every format; times in microseconds, costs in weighted instructions."""
 
 from __future__ import annotations
 
@@ -73,8 +73,7 @@ def layer_data(layer: LayerDigest) -> dict[str, Any]:
         "shape": shape(layer),
         "flops": spec.flops,
         "bytes": spec.bytes,
-        "default_us": layer.default_us,
-        "best_us": layer.best_us,
+        **layer.ranks(),
         "speedup": layer.speedup,
         "gflops": layer.gflops,
         "roofline_share": layer.share,
@@ -83,6 +82,7 @@ def layer_data(layer: LayerDigest) -> dict[str, Any]:
         "candidate": _candidate(best),
         "default_candidate": _candidate(layer.default),
         "resources": {name: dict(found) for name, found in best.resources.items()} if best and best.resources else None,
+        "counts": dict(best.counts) if best and best.counts else None,
         "trials": len(layer.trials),
         "failures": dict(layer.failures),
         "elapsed_s": layer.clock_s[-1] if layer.clock_s else 0.0,
@@ -122,8 +122,8 @@ def candidates(layer: LayerDigest) -> dict[str, Any]:
     """A layer's trials, by column and numbered where they repeat: a log of 100,000 must stay a page of some megabytes.
 
     spaces: each with its knobs' names, and the values of each knob in order. columns: of each trial its space's number,
-    its status's number in `statuses`, its median or null, its error, its build time, its second, and the numbers of its
-    knobs' values. finals: of each finalist the number of its trial (null where the log lacks it), and all its times.
+    its status's number in `statuses`, its rank or null, its error, its build time, its second, and the numbers of its
+    knobs' values. finals: of each finalist the number of its trial (null where the log lacks it), and all its ranks.
     """
     spaces = _spaces(layer.trials)
     numbers = {name: number for number, name in enumerate(spaces)}
@@ -132,7 +132,7 @@ def candidates(layer: LayerDigest) -> dict[str, Any]:
     return {
         "spaces": [{"name": name, "knobs": {k: list(v) for k, v in knobs.items()}} for name, knobs in spaces.items()],
         "trials": rows,
-        "finals": [[layer.numbers.get(r.candidate.key), _digits(r.times_us)] for r in layer.finals],
+        "finals": [[layer.numbers.get(r.candidate.key), _digits(r.ranks)] for r in layer.finals],
         "best": layer.numbers.get(layer.best.candidate.key) if layer.best else None,
         "default": layer.numbers.get(layer.default.candidate.key) if layer.default else None,
         "messages": [list(message) for message in shown],
@@ -175,7 +175,7 @@ def _row(
     return [
         numbers[record.candidate.space],
         STATUSES.index(record.status),
-        _short(record.time_us) if record.status == "ok" else None,
+        _short(record.rank) if record.status == "ok" else None,
         _short(record.error, 2),
         _short(record.build_s, 2),
         round(at, 1),
@@ -188,8 +188,8 @@ def _short(value: float | None, digits: int = 4) -> float | int | None:
     if value is None:
         return None
     rounded = float(f"{value:.{digits}g}")
-    return int(rounded) if rounded.is_integer() and rounded < 1e6 else rounded
+    return int(rounded) if rounded.is_integer() and rounded < 1e15 else rounded
 
 
-def _digits(times_us: Sequence[float]) -> list[float | int | None]:
-    return [_short(time_us) for time_us in times_us]
+def _digits(ranks: Sequence[float]) -> list[float | int | None]:
+    return [_short(rank) for rank in ranks]

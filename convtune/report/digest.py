@@ -1,4 +1,4 @@
-"""Digest: what a log's records come to, layer by layer, apart for each target and each origin of the times."""
+"""Digest: what a log's records come to, layer by layer, apart for each target and each origin."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from convtune import accuracy as accuracies
+from convtune.ranks import MEASURED, as_cost, as_time, has_times
 from convtune.record import Record, standing, winner
 from convtune.report.names import name_of
 from convtune.report.peers import Bench, Peers
@@ -25,7 +26,7 @@ _LONGEST_MESSAGE = 300
 
 @dataclass(frozen=True)
 class LayerDigest:
-    """One spec on one target, with times of one origin.
+    """One spec on one target, with records of one origin.
 
     records: all of them, in the order of the log. limit: the largest error allowed of the winner.
     """
@@ -44,7 +45,7 @@ class LayerDigest:
     def trials(self) -> Sequence[Record]:
         """One record of each candidate tried: that of the search; of finalists whose search a log lacks, theirs."""
         finals = {r.candidate.key: r for r in self.records if r.round == "final"}
-        return [*self._searched, *(r for key, r in finals.items() if key not in self._search_us)]
+        return [*self._searched, *(r for key, r in finals.items() if key not in self._search_ranks)]
 
     @cached_property
     def numbers(self) -> Mapping[str, int]:
@@ -64,15 +65,19 @@ class LayerDigest:
         return [r.candidate.key for r in self._searched]
 
     @cached_property
-    def _search_us(self) -> Mapping[str, float]:
+    def _search_ranks(self) -> Mapping[str, float]:
         """Of each candidate of the search; infinite where it failed."""
-        times = (r.time_us if r.status == "ok" else math.inf for r in self._searched)
-        return dict(zip(self._search_keys, times))
+        ranks = (r.rank if r.status == "ok" else math.inf for r in self._searched)
+        return dict(zip(self._search_keys, ranks))
+
+    @property
+    def origin(self) -> str:
+        return self.records[0].origin
 
     @cached_property
     def best(self) -> Record | None:
         """The winner."""
-        return winner(self.records, max_error=self.limit, origin=self.records[0].origin)
+        return winner(self.records, max_error=self.limit, origin=self.origin)
 
     @cached_property
     def finals(self) -> Sequence[Record]:
@@ -83,10 +88,21 @@ class LayerDigest:
 
     @cached_property
     def default(self) -> Record | None:
-        """The default schedule, measured in turn with the winner where it was; None where the log does not tell.
+        """The default schedule, measured in turn with the winner where it was; None where it failed or is not known.
 
-        A log does not name it, but it is tried first, and is the first of the finalists unless it failed. A log that
-        was pruned may have lost it.
+        The newest one: it may be another in each version of convtune. A log that was pruned may have lost it.
+        """
+        newest = self.finals or self._searched
+        if all(r.default is None for r in newest):
+            return self._first_tried
+        searched = [r for r in standing(self.records) if r.round == "search"]
+        return next((r for r in (*self.finals, *reversed(searched)) if r.default), None)
+
+    @property
+    def _first_tried(self) -> Record | None:
+        """What an old log, which does not name the default, has as one; None where it does not tell.
+
+        It is tried first, and is the first of the finalists unless it failed.
         """
         if not self._searched:
             return None
@@ -94,21 +110,32 @@ class LayerDigest:
         if not self.finals:
             return next((r for r in standing(self.records) if r is tried), None)
         first = self.finals[0]
-        own, *others = (self._search_us.get(r.candidate.key, math.inf) for r in self.finals)
+        own, *others = (self._search_ranks.get(r.candidate.key, math.inf) for r in self.finals)
         overtaken = own < math.inf and min(others, default=math.inf) < own
         return first if first.candidate == tried.candidate or overtaken else None
 
     @property
-    def default_us(self) -> float | None:
-        return self.default.time_us if self.default else None
+    def default_rank(self) -> float | None:
+        return self.default.rank if self.default else None
+
+    @property
+    def best_rank(self) -> float | None:
+        return self.best.rank if self.best else None
 
     @property
     def best_us(self) -> float | None:
-        return self.best.time_us if self.best else None
+        """None where the origin has no times."""
+        return as_time(self.best_rank, self.origin)
 
     @property
     def speedup(self) -> float | None:
-        return self.default_us / self.best_us if self.default_us and self.best_us else None
+        return self.default_rank / self.best_rank if self.default_rank and self.best_rank else None
+
+    def ranks(self) -> dict[str, float | None]:
+        """Those of the default and the winner as times and as costs; what they are not is None."""
+        ranks = {"default": self.default_rank, "best": self.best_rank}
+        times = {f"{name}_us": as_time(rank, self.origin) for name, rank in ranks.items()}
+        return times | {f"{name}_cost": as_cost(rank, self.origin) for name, rank in ranks.items()}
 
     @property
     def gflops(self) -> float | None:
@@ -162,7 +189,7 @@ def seconds(utc: str) -> float:
 
 @dataclass(frozen=True)
 class Section:
-    """What was tuned on one target, with times of one origin: these compare with each other, and with no others."""
+    """What was tuned on one target, with records of one origin: these compare with each other, and with no others."""
 
     target: Mapping[str, Any]
     origin: str
@@ -210,8 +237,8 @@ def digest(
 ) -> list[Section]:
     """A section for each target and origin, in the order in which the records come.
 
-    roofs: by fingerprint. benches: of the same machines; their times are measured, so no other origin's section has
-    them.
+    roofs: by fingerprint; none for a section without times. benches: of the same machines; their times are measured,
+    so no other origin's section has them.
     """
     grouped: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for record in records:
@@ -219,8 +246,8 @@ def digest(
     benched = {(bench.fingerprint, spec): peers for bench in benches for spec, peers in bench.layers.items()}
     sections = []
     for (fingerprint, origin), by_spec in grouped.items():
-        roof = (roofs or {}).get(fingerprint)
-        known = {spec: benched.get((fingerprint, spec)) if origin == "measured" else None for spec in by_spec}
+        roof = (roofs or {}).get(fingerprint) if has_times(origin) else None
+        known = {spec: benched.get((fingerprint, spec)) if origin == MEASURED else None for spec in by_spec}
         layers = [_layer(spec, found, accuracy, roof, known[spec]) for spec, found in by_spec.items()]
         every = [record for found in by_spec.values() for record in found]
         sections.append(Section(every[-1].target, origin, layers, every, roof))

@@ -19,6 +19,7 @@ from convtune.comparison.verdict import (
     geometric_mean,
     interval_rank,
 )
+from convtune.ranks import MEASURED
 from convtune.record import METASCHEDULE, Record, winner
 from convtune.report.names import name_of
 from convtune.space import KnobValue
@@ -27,25 +28,29 @@ from convtune.spec import ConvSpec
 FEWEST_REPEATS = 3
 """Of a measured time whose spread is to be known."""
 MISSING, FAILED = "missing", "failed"
-"""Why a side has no time: it has no record of the layer, or none that works."""
+"""Why a side has nothing to compare: it has no record of the layer, or none that works."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """A's time over B's; above 1, B is the faster.
+    """A's rank over B's; above 1, B is the better.
 
     lower, upper: of the ratio of the medians, at 95 % or more; None where too few repeats tell no spread.
-    in_turn: the repeats were taken in turn, so that they compare pair by pair.
+    in_turn: the repeats were taken in turn, so that they compare pair by pair. exact: they are counts, which would be
+    the same again, so any difference is one.
     """
 
     ratio: float
     lower: float | None
     upper: float | None
     in_turn: bool
+    exact: bool = False
 
     @property
     def verdict(self) -> str:
         """Of B: win, loss or no_difference."""
+        if self.exact:
+            return WIN if self.ratio > 1 else LOSS if self.ratio < 1 else NO_DIFFERENCE
         if self.lower is not None and self.lower > 1 and self.ratio >= 1 + INDIFFERENCE:
             return WIN
         if self.upper is not None and self.upper < 1 and self.ratio <= 1 / (1 + INDIFFERENCE):
@@ -54,12 +59,15 @@ class Bounds:
 
 
 def bounds(a: Record, b: Record) -> Bounds:
-    """How two records' times compare. They must be of one target and origin."""
-    assert (a.fingerprint, a.origin) == (b.fingerprint, b.origin), "their times do not compare"
+    """How two records' ranks compare. They must be of one target and origin."""
+    assert (a.fingerprint, a.origin) == (b.fingerprint, b.origin), "they do not compare"
+    if a.origin == "emulated":
+        ratio = a.rank / b.rank
+        return Bounds(ratio, ratio, ratio, False, exact=True)
     if a.batch and a.batch == b.batch and len(a.times_us) == len(b.times_us) >= FEWEST_PAIRS:
         paired = compare(a.times_us, b.times_us)
         return Bounds(paired.median, paired.lower, paired.upper, True)
-    if a.origin == "measured" and min(len(a.times_us), len(b.times_us)) < FEWEST_REPEATS:
+    if a.origin == MEASURED and min(len(a.times_us), len(b.times_us)) < FEWEST_REPEATS:
         return Bounds(a.time_us / b.time_us, None, None, False)
     (low_a, high_a), (low_b, high_b) = interval(a.times_us), interval(b.times_us)
     return Bounds(a.time_us / b.time_us, low_a / high_b, high_a / low_b, False)
@@ -88,7 +96,7 @@ class Pair:
 
     @cached_property
     def bounds(self) -> Bounds | None:
-        """None where a side has no time."""
+        """None where a side has nothing to compare."""
         return bounds(self.a, self.b) if isinstance(self.a, Record) and isinstance(self.b, Record) else None
 
     @property
@@ -99,7 +107,7 @@ class Pair:
         return ", ".join(f"{side} {why}" for side, why in (("a", self.a), ("b", self.b)) if isinstance(why, str))
 
     def is_regression(self, tolerance: float) -> bool:
-        """Whether B is surely slower, and by more than this share of A's time; or has no kernel where A has one."""
+        """Whether B is surely worse, and by more than this share of A's rank; or has no kernel where A has one."""
         if self.bounds:
             return self.bounds.verdict == LOSS and 1 / self.bounds.ratio > 1 + tolerance
         return isinstance(self.a, Record) and self.b == FAILED
@@ -128,7 +136,7 @@ class Group:
 
     @property
     def compared(self) -> Sequence[Pair]:
-        """The pairs that have a time on both sides."""
+        """The pairs that have a rank on both sides."""
         return [pair for pair in self.pairs if pair.bounds]
 
     @property
@@ -138,7 +146,7 @@ class Group:
 
     @property
     def geometric_mean(self) -> float | None:
-        """Of A's times over B's, each layer once."""
+        """Of A's ranks over B's, each layer once."""
         return geometric_mean(pair.bounds.ratio for pair in self.pairs if pair.bounds)
 
 
@@ -152,7 +160,7 @@ class Versus:
 
     @property
     def compared(self) -> int:
-        """How many layers have a time on both sides."""
+        """How many layers have a rank on both sides."""
         return sum(len(group.compared) for group in self.groups)
 
     def regressions(self, tolerance: float) -> list[Pair]:

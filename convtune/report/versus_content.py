@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from convtune.ranks import as_cost, as_time
 from convtune.record import Record, installed_versions
 from convtune.report.kernels import Kernels, key, side_by_side
 from convtune.report.versus import Group, Pair, Versus
@@ -67,14 +68,16 @@ def _kernels(pair: Pair, kernels: Kernels | None) -> dict[str, Any]:
 
 def _side(side: Record | str) -> dict[str, Any]:
     if isinstance(side, str):
-        return {"status": side, "us": None, "times_us": [], "error": None, "candidate": None}
+        return {"status": side, "us": None, "cost": None, "times_us": [], "error": None, "candidate": None}
     knobs = {"trace": side.candidate.key} if "trace" in side.candidate.knobs else dict(side.candidate.knobs)
     return {
         "status": "ok",
-        "us": side.time_us,
+        "us": as_time(side.rank, side.origin),
+        "cost": as_cost(side.rank, side.origin),
         "times_us": list(side.times_us),
         "error": side.error,
         "candidate": {"space": side.candidate.space, "knobs": knobs},
+        "counts": dict(side.counts) if side.counts else None,
         "resources": {name: dict(used) for name, used in side.resources.items()} if side.resources else None,
         "utc": side.utc,
     }

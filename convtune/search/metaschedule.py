@@ -39,7 +39,7 @@ class MetaScheduleSearch:
         trials: candidates to try, history included.
         seed: of all random choices.
         max_error: an `ok` record with a larger error counts as failed; None lets any error pass.
-        origin: of the times; records of another are ignored.
+        origin: of the ranks; records of another are ignored.
         on_wait: called every few seconds in which the worker does not answer.
     """
 
@@ -56,11 +56,11 @@ class MetaScheduleSearch:
         on_wait: Callable[[], None] | None = None,
     ) -> None:
         self._spec, self._limit, self._seed = spec, trials, seed
-        self._told: dict[Candidate, float | None] = {}  # to the time in microseconds
+        self._told: dict[Candidate, float | None] = {}  # to the rank
         self._waiting: dict[Candidate, None] = {}
         self._exhausted = False
         for trial in trials_of(history, [METASCHEDULE], origin=origin, max_error=max_error):
-            self._told[trial.candidate] = trial.time_us
+            self._told[trial.candidate] = trial.rank
         home = Home()
         self._pool = Pool(Proposer, (target,), 1, home.path)
         self._pool.on_wait = on_wait
@@ -87,21 +87,20 @@ class MetaScheduleSearch:
         self._waiting |= dict.fromkeys(picks)
         return picks
 
-    def tell(self, candidate: Candidate, time_us: float | None, status: str = "ok") -> None:
-        """A candidate's median time in microseconds, or that it failed. Told again, the last outcome counts.
+    def tell(self, candidate: Candidate, rank: float | None, status: str = "ok") -> None:
+        """A candidate's rank, as a record of this origin has it, or that it failed. Told again, the last outcome counts.
 
         Raises:
-            ValueError: the status is `ok` without a positive time, or there is a time and another status.
+            ValueError: the status is `ok` without a positive rank, or there is a rank and another status.
         """
-        if (status == "ok") != (time_us is not None and 0 < time_us < math.inf):
-            raise ValueError(f"time_us={time_us} with status {status!r}; ok needs a positive time, a failure None")
+        if (status == "ok") != (rank is not None and 0 < rank < math.inf):
+            raise ValueError(f"rank={rank} with status {status!r}; ok needs a positive rank, a failure None")
         self._waiting.pop(candidate, None)
-        self._told[candidate] = time_us
+        self._told[candidate] = rank
 
     def _propose(self, n: int) -> list[Any]:
         tried = tuple(
-            Tried(_text(candidate), None if time_us is None else time_us * 1e-6)
-            for candidate, time_us in self._told.items()
+            Tried(_text(candidate), None if rank is None else rank * 1e-6) for candidate, rank in self._told.items()
         )
         waiting = tuple(map(_text, self._waiting))
         for attempt in range(ATTEMPTS):

@@ -23,7 +23,7 @@ WARM_UP = 16  # trials before the cost model ranks; MetaSchedule waits for 100, 
 
 @dataclass(frozen=True)
 class Tried:
-    """A trace, as JSON text, and its time in seconds; None where it failed."""
+    """A trace, as JSON text, and its rank as MetaSchedule wants it, in seconds; None where it failed."""
 
     trace: str
     time_s: float | None

@@ -23,23 +23,23 @@ TREES: dict[str, Any] = {
     "verbosity": 0,
 }
 FAILURE = 1.0  # log2: a failed candidate counts as twice as slow as the slowest that worked
-OWN_WEIGHT = 4.0  # of this spec's times against those of other specs
+OWN_WEIGHT = 4.0  # of this spec's ranks against those of other specs
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What is known on one spec and target. rows: (k, columns); times_us: (k,), NaN where the candidate failed."""
+    """What is known on one spec and target. rows: (k, columns); ranks: (k,), of one origin, NaN where the candidate failed."""
 
     rows: NDArray[np.float32]
-    times_us: NDArray[np.float64]
+    ranks: NDArray[np.float64]
 
 
-def slowness(times_us: NDArray[np.float64]) -> NDArray[np.float64]:
-    """log2 of the times over their geometric mean, so that specs and machines of any speed mix; failures come last."""
-    failed = np.isnan(times_us)
+def slowness(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log2 of the ranks over their geometric mean, so that specs and machines of any speed mix; failures come last."""
+    failed = np.isnan(ranks)
     if failed.all():
-        return np.full(len(times_us), FAILURE)
-    logs = np.log2(times_us)
+        return np.full(len(ranks), FAILURE)
+    logs = np.log2(ranks)
     logs[failed] = np.max(logs[~failed]) + FAILURE
     centred: NDArray[np.float64] = logs - np.mean(logs[~failed])
     return centred
@@ -49,11 +49,11 @@ def fit(own: Examples, others: Sequence[Examples], seed: int) -> Any:
     """The booster trained on this spec's examples and on those of others; the same for the same arguments."""
     import xgboost
 
-    groups = [group for group in (own, *others) if len(group.times_us)]
-    weights = [np.full(len(group.times_us), OWN_WEIGHT if group is own else 1.0) for group in groups]
+    groups = [group for group in (own, *others) if len(group.ranks)]
+    weights = [np.full(len(group.ranks), OWN_WEIGHT if group is own else 1.0) for group in groups]
     data = xgboost.DMatrix(
         np.concatenate([group.rows for group in groups]),
-        label=np.concatenate([slowness(group.times_us) for group in groups]),
+        label=np.concatenate([slowness(group.ranks) for group in groups]),
         weight=np.concatenate(weights),
         nthread=1,
     )

@@ -60,7 +60,7 @@ class Proposer:
         own estimates.
         """
         rng = np.random.default_rng([self._seed, len(tried), len(waiting)])
-        timed = [(t.time_us, t.candidate.key, t.candidate) for t in tried if t.time_us is not None]
+        timed = [(t.rank, t.candidate.key, t.candidate) for t in tried if t.rank is not None]
         best = [min(timed)[2]] if timed else [domain.default for domain in self._domains.values()]
         # what is added for these picks is not kept: the next ones may be made by another process, after an interruption
         pool = self.pool if self.pool.complete else self.pool.copy()
@@ -89,7 +89,7 @@ class Proposer:
 
     def _train(self, tried: Sequence[Trial]) -> Any:
         """The model of all that is known; None where that is too little."""
-        if sum(trial.time_us is not None for trial in (*tried, *self._others)) < LEAST_TIMED:
+        if sum(trial.rank is not None for trial in (*tried, *self._others)) < LEAST_TIMED:
             return None
         # in an order of its own, so that it does not matter which of a batch was timed first
         own = self._examples_of(sorted(tried, key=lambda trial: trial.candidate.key))
@@ -125,7 +125,7 @@ class Proposer:
         """Examples of trials of one spec on one target; there may be none."""
         spec, facts = (group[0].spec, group[0].facts) if group else (self._spec, self._facts)
         rows = self._encoder.rows(spec, facts, [trial.candidate for trial in group])
-        return model.Examples(rows, np.array([trial.time_us for trial in group], float))  # None becomes NaN
+        return model.Examples(rows, np.array([trial.rank for trial in group], float))  # None becomes NaN
 
     @functools.cached_property
     def _examples(self) -> list[model.Examples]:

@@ -35,7 +35,7 @@ class Search:
         trials: candidates to try, history included.
         seed: of all random choices.
         max_error: an `ok` record not known to be within it counts as failed; None lets any error pass.
-        origin: of the times; records of another are ignored.
+        origin: of the ranks; records of another are ignored.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Search:
         self._proposer = Proposer(spec, target, self._domains, others, seed)
         self._told: dict[str, Trial] = {}
         self._waiting: dict[str, Candidate] = {}
-        self._reference_us, self._since_improvement, self._exhausted = math.inf, 0, False
+        self._reference, self._since_improvement, self._exhausted = math.inf, 0, False
         for trial in trials_of(history, self._domains, origin=origin, max_error=max_error):
             # what the space no longer has cannot be built again
             if trial.candidate in self._domains[trial.candidate.space]:
@@ -66,9 +66,9 @@ class Search:
 
     @property
     def best(self) -> Trial | None:
-        """The fastest candidate told so far, the earlier of equals; None before the first that worked."""
-        best = min(self._told.values(), key=_time_us, default=None)
-        return best if best is not None and best.time_us is not None else None
+        """The best candidate told so far, the earlier of equals; None before the first that worked."""
+        best = min(self._told.values(), key=_rank, default=None)
+        return best if best is not None and best.rank is not None else None
 
     @property
     def finished(self) -> str | None:
@@ -98,15 +98,15 @@ class Search:
         self._waiting |= {candidate.key: candidate for candidate in picks}
         return picks
 
-    def tell(self, candidate: Candidate, time_us: float | None, status: str = "ok") -> None:
-        """A candidate's median time in microseconds, or that it failed. Told again, the last time counts.
+    def tell(self, candidate: Candidate, rank: float | None, status: str = "ok") -> None:
+        """A candidate's rank, as a record of this origin has it, or that it failed. Told again, the last rank counts.
 
         Raises:
-            ValueError: the status is `ok` without a positive time, or there is a time and another status.
+            ValueError: the status is `ok` without a positive rank, or there is a rank and another status.
         """
-        if (status == "ok") != (time_us is not None and 0 < time_us < math.inf):
-            raise ValueError(f"time_us={time_us} with status {status!r}; ok needs a positive time, a failure None")
-        self._note(Trial(self._spec, self._target.facts(), candidate, time_us))
+        if (status == "ok") != (rank is not None and 0 < rank < math.inf):
+            raise ValueError(f"rank={rank} with status {status!r}; ok needs a positive rank, a failure None")
+        self._note(Trial(self._spec, self._target.facts(), candidate, rank))
 
     def _note(self, trial: Trial) -> None:
         key = trial.candidate.key
@@ -114,8 +114,8 @@ class Search:
         if key not in self._told:
             self._since_improvement += 1
         self._told[key] = trial
-        if _time_us(trial) < self._reference_us * (1 - IMPROVEMENT):
-            self._reference_us, self._since_improvement = _time_us(trial), 0
+        if _rank(trial) < self._reference * (1 - IMPROVEMENT):
+            self._reference, self._since_improvement = _rank(trial), 0
 
     @functools.cached_property
     def _first(self) -> list[Candidate]:
@@ -133,5 +133,5 @@ class Search:
         return found
 
 
-def _time_us(trial: Trial) -> float:
-    return math.inf if trial.time_us is None else trial.time_us
+def _rank(trial: Trial) -> float:
+    return math.inf if trial.rank is None else trial.rank

@@ -77,7 +77,8 @@ def nearest_winner(
     names = {space.name for space in spaces}
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        if record.candidate.space in names and record.target["family"] == target.family:
+        ours = record.candidate.space in names and record.target["family"] == target.family
+        if ours and record.origin == origin:
             groups.setdefault((record.spec, record.fingerprint), []).append(record)
     groups.pop((str(spec), target.fingerprint), None)
 

@@ -1,4 +1,4 @@
-"""What the search takes from a record: which candidate, on which spec and machine, how fast or that it failed."""
+"""What the search takes from a record: which candidate, on which spec and machine, its rank or that it failed."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate that was tried. facts: `Target.facts`. time_us: the median; None where it failed."""
+    """A candidate that was tried. facts: `Target.facts`. rank: as a record has it; None where it failed."""
 
     spec: ConvSpec
     facts: Mapping[str, Any]
     candidate: Candidate
-    time_us: float | None
+    rank: float | None
 
 
 def trials_of(records: Iterable[Record], spaces: Iterable[str], *, origin: str, max_error: float | None) -> list[Trial]:
     """The trials of these spaces and this origin that the records keep, in order.
 
-    Times of different origins have no common unit, so only one origin's count. A result that is not known to be within
+    Ranks of different origins have no common unit, so only one origin's count. A result that is not known to be within
     `max_error` (None: any will do) counts as failed. A `wrong` one that would be within it, as less was allowed when it
-    was tried, is left out: it has no time, and may be tried again.
+    was tried, is left out: it has no rank, and may be tried again.
     """
     wanted, found = set(spaces), []
     for record in records:
@@ -38,8 +38,8 @@ def trials_of(records: Iterable[Record], spaces: Iterable[str], *, origin: str, 
         accurate = max_error is None or (record.error is not None and record.error <= max_error)
         if record.status == "wrong" and record.error is not None and accurate:
             continue
-        time_us = record.time_us if record.status == "ok" and accurate else None
-        found.append(Trial(parse(record.spec), record.target, record.candidate, time_us))
+        rank = record.rank if record.status == "ok" and accurate else None
+        found.append(Trial(parse(record.spec), record.target, record.candidate, rank))
     return found
 
 

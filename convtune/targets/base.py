@@ -34,7 +34,7 @@ class Target(ABC):
     notice: str = ""
 
     origins: ClassVar[tuple[str, ...]] = ("measured",)
-    """Of the times by which schedules are chosen for such a machine, those to believe first."""
+    """Of the records by which schedules are chosen for such a machine, those to believe first."""
 
     def __post_init__(self) -> None:
         for field in ("name", "family", "model"):
