@@ -1,0 +1,150 @@
+"""The statements of a scheduled module on a CPU, read once: loops, conditions, names, stores, calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convtune.errors import ScheduleError
+from convtune.lowered import Buffer, Expr, ExpressionReader, call_name
+
+
+@dataclass(frozen=True)
+class For:
+    """A loop."""
+
+    var: Any
+    begin: Expr
+    extent: Expr
+    parallel: bool
+    body: tuple[Statement, ...]
+
+
+@dataclass(frozen=True)
+class If:
+    """An if, with an else or an empty one."""
+
+    condition: Expr
+    then: tuple[Statement, ...]
+    otherwise: tuple[Statement, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Elements written: one, or those of a vector index."""
+
+    buffer: Buffer
+    index: Expr
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Define:
+    """A name for a value, used below it."""
+
+    var: Any
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """An expression for its effect."""
+
+    value: Expr
+
+
+Statement = For | If | Store | Define | Evaluate
+
+_PARALLEL = 1  # tirx.ForKind.PARALLEL
+_EMPTY = ("AllocBuffer", "AssertStmt")
+
+
+def read(module: Any) -> tuple[Statement, ...]:
+    """The statements of a module's one function, whose blocks and buffers of several dimensions are lowered first.
+
+    Loops stay as they were scheduled: those marked as unrolled or vectorized are loops.
+
+    Raises:
+        ScheduleError: there are several functions, or something that no model of memory can follow.
+    """
+    functions = [function for function in module.functions.values() if hasattr(function, "body")]
+    if len(functions) != 1:
+        raise ScheduleError(f"the cache model takes modules of one function; this one has {len(functions)}")
+    (function,) = [f for f in _lowered(module).functions.values() if hasattr(f, "body")]
+    reader = Reader()
+    body = reader.statements(function.body)
+    return (*(Define(var, Expr("const", (0,), "int", 1)) for var in reader.starts), *body)
+
+
+def _lowered(module: Any) -> Any:
+    import tvm
+    from tvm import s_tir, tirx
+
+    # As s_tir's default pipeline has them, without what splits loops or unrolls them.
+    passes = [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+    ]
+    return tvm.ir.transform.Sequential(passes)(module)
+
+
+class Reader(ExpressionReader):
+    """Reads one function."""
+
+    def __init__(self) -> None:
+        super().__init__("the cache model")
+        self.starts: list[Any] = []  # variables that say where in its memory an array starts
+
+    def buffer(self, node: Any) -> Buffer:
+        if node not in self.buffers and type(node.elem_offset).__name__ == "Var":
+            self.starts.append(node.elem_offset)
+        return super().buffer(node)
+
+    def statements(self, node: Any) -> list[Statement]:
+        kind = type(node).__name__
+        if kind == "SeqStmt":
+            return [found for child in node.seq for found in self.statements(child)]
+        if kind in _EMPTY:
+            return self.statements(node.body) if getattr(node, "body", None) is not None else []
+        reader: Callable[[Any], list[Statement]] | None = getattr(self, f"_read_{kind.lower()}", None)
+        if reader is None:
+            raise ScheduleError(f"the cache model does not know the statement {kind}")
+        return reader(node)
+
+    def _read_attrstmt(self, node: Any) -> list[Statement]:
+        return self.statements(node.body)
+
+    def _read_declbuffer(self, node: Any) -> list[Statement]:
+        """A view of an array is that array."""
+        pointer = node.data
+        if type(pointer).__name__ == "Call" and call_name(pointer) == "buffer_data":
+            self.buffers[node.buffer] = self.buffer(pointer.args[0])
+        return []
+
+    def _read_bind(self, node: Any) -> list[Statement]:
+        return [Define(node.var, self.expression(node.value))]
+
+    def _read_for(self, node: Any) -> list[Statement]:
+        begin, extent = self.expression(node.min), self.expression(node.extent)
+        body = tuple(self.statements(node.body))
+        return [For(node.loop_var, begin, extent, int(node.kind) == _PARALLEL, body)]
+
+    def _read_ifthenelse(self, node: Any) -> list[Statement]:
+        otherwise: Sequence[Statement] = self.statements(node.else_case) if node.else_case is not None else []
+        return [If(self.expression(node.condition), tuple(self.statements(node.then_case)), tuple(otherwise))]
+
+    def _read_bufferstore(self, node: Any) -> list[Statement]:
+        buffer = self.buffer(node.buffer)
+        return [Store(buffer, self.index(buffer, node.indices), self.expression(node.value))]
+
+    def _read_evaluate(self, node: Any) -> list[Statement]:
+        if type(node.value).__name__ == "IntImm":
+            return []
+        return [Evaluate(self.expression(node.value))]
