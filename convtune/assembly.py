@@ -26,14 +26,16 @@ _OPERANDS = re.compile(r",\s*(?![^(\[{]*[)\]}])")
 _VECTOR = re.compile(r"%[xyz]mm(\d+)|(?<![\w.])[vqz](\d+)(?=[.,}\s]|$)")
 
 # x86's mnemonics begin with v where they are of vectors; those of aarch64 are told by their registers
-_MULTIPLY_ADDS = re.compile(r"vfn?m(add|sub)|fml[as]|fmadd")
+_MULTIPLY_ADDS = re.compile(r"vfn?m(add|sub)|fn?ml[as]$|fn?m(ad|sb)$")
 _SHUFFLES = re.compile(
-    r"vperm|vshuf|vunpck|vinsert|vextract|valign|vp?blend|vpermt|vmovs[hl]dup|ext$|zip|uzp|trn|tbl|rev"
+    r"vperm|vshuf|vunpck|vinsert|vextract|valign|vp?blend|vpermt|vmovs[hl]dup|ext$|zip|uzp|trn|tb[lx]$|rev|splice|ins$"
 )
-_BROADCASTS = re.compile(r"vp?broadcast|vmovddup|dup$|ld1r|ld1rw")
-_BRANCHES = re.compile(r"j[a-z]+$|b$|b\.|cbn?z|tbn?z|ret")
+_BROADCASTS = re.compile(r"vp?broadcast|vmovddup|dup$|ld1r")
+_BRANCHES = re.compile(r"j[a-z]+$|br?$|b\.|cbn?z|tbn?z|ret")
 _CALLS = re.compile(r"call|bl$|blr$")
-_MOVES = re.compile(r"v?mov(up|ap|dq|ntp)|ldn?[rp]|ldur|ld1|stn?[rp]|stur|st1")
+_MOVES = re.compile(r"v?mov(up|ap|dq|ntp)|ldn?[rp]|ldur|ld[1-4]|stn?[rp]|stur|st[1-4]")
+_LANE = re.compile(r"[vz]\d+\.[bhsd]\[\d+\]$")
+_SCALAR = re.compile(r"[wxbhsd]\d+$")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,17 @@ class _Instruction:
                 return kind
         if self.memory and _MOVES.match(self.name):
             return "vector store" if self.stores else "vector load"
-        return "other vector arithmetic"
+        return self._moved or "other vector arithmetic"
+
+    @property
+    def _moved(self) -> str:
+        """What aarch64's `mov` does that puts a lane into a vector, or one element into all lanes; "" otherwise."""
+        if self.name != "mov":
+            return ""
+        target, source = self.operands
+        if _LANE.match(target):
+            return "shuffle"
+        return "broadcast" if _SCALAR.match(source) or _LANE.match(source) else ""
 
 
 def listing(text: str) -> Listing:
@@ -109,7 +121,7 @@ def _parse(text: str) -> tuple[list[_Instruction], dict[str, int]]:
     """The instructions in order, and before which of them each label stands."""
     instructions, labels = list[_Instruction](), dict[str, int]()
     for line in text.splitlines():
-        code = re.split(r"\s*(?:#|//)", line, maxsplit=1)[0].rstrip()
+        code = re.split(r"\s*(?:#+\s|//)", line, maxsplit=1)[0].rstrip()  # and #16 is a number of aarch64's
         if match := _LABEL.match(code):
             labels[match[1]] = len(instructions)
         elif match := _INSTRUCTION.fullmatch(code):

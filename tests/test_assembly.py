@@ -54,6 +54,32 @@ kernel:
 """
 
 
+SVE = """
+kernel:
+	ptrue	p0.s, vl8
+	cntb	x8
+.LBB0_2:
+	ldr	s20, [x24, #256]
+	ld1w	{ z21.s }, p0/z, [x23, x11, lsl #2]
+	ld1rw	{ z22.s }, p0/z, [x24, #16]
+	subs	x25, x25, #1
+	mov	z20.s, s20
+	fmla	z7.s, p0/m, z20.s, z21.s
+	fmad	z6.s, p0/m, z22.s, z21.s
+	fnmls	z5.s, p0/m, z22.s, z21.s
+	mov	v1.s[2], v2.s[0]
+	mov	z3.s, z4.s[1]
+	mov	v9.16b, v8.16b
+	ld2	{ v10.4s, v11.4s }, [x1]
+	ldr	z12, [sp, #1, mul vl]
+	fmadd	s1, s2, s3, s4
+	b.ne	.LBB0_2
+	st1w	{ z7.s }, p0, [x6, x22, lsl #2]
+	str	z7, [sp, #2, mul vl]
+	br	x3
+"""
+
+
 def counts(kinds: object) -> dict[str, int]:
     assert isinstance(kinds, dict)
     return {kind: count for kind, count in kinds.items() if count}
@@ -95,6 +121,23 @@ def test_aarch64() -> None:
     assert (found.kernel.vector_registers, found.kernel.stack_stores, found.kernel.stack_loads) == (9, 1, 0)
     assert found.loop is not None
     assert found.loop.instructions == 9
+
+
+def test_sve_and_moves() -> None:
+    found = listing(SVE)
+    assert found.loop is not None
+    assert counts(dict(found.loop.kinds)) == {
+        MULTIPLY_ADD: 3,
+        "vector load": 3,
+        "broadcast": 3,
+        "shuffle": 1,
+        "other vector arithmetic": 1,  # a copy of a register
+        "scalar": 3,  # the loads and the sums of single numbers, too
+        "branch": 1,
+    }
+    assert (found.loop.stack_stores, found.loop.stack_loads) == (0, 1)
+    assert (found.kernel.stack_stores, found.kernel.stack_loads) == (1, 1)
+    assert found.kernel.kinds["branch"] == 2
 
 
 @pytest.mark.parametrize("text", ["", "kernel:\n", "kernel:\n\tretq\n"])
