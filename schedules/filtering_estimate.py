@@ -78,11 +78,11 @@ def _output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:
 def _product_cycles(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
     """Of a pass: all points and channel blocks."""
     depth, row_tiles = plan.depth * plan.taps, plan.block_rows // plan.rows
-    steps = depth * step_cycles(plan.rows * plan.vectors, plan.rows + plan.vectors)
+    steps = depth * plan.density * step_cycles(plan.rows * plan.vectors, plan.rows + plan.vectors)
     compute = row_tiles * (steps + 2 * plan.rows * plan.vectors + TILE_CYCLES)
-    panel = depth * plan.width * 4
+    panel = depth * plan.density * plan.width * 4
     streamed = panel / _weights_bandwidth(plan, target) + (row_tiles - 1) * stream_cycles(target, panel, panel)
-    rows = plan.block_rows * depth * 4
+    rows = plan.block_rows * depth * plan.density * 4
     streamed += stream_cycles(target, rows, task_bytes if plan.per_pass == 1 else max(rows, task_bytes / plan.per_pass))
     return plan.points * plan.per_pass * overlapped(compute, streamed)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_plan import Axis, Plan, exists, place_of
+from convtune.schedules.filtering_axis import Axis
+from convtune.schedules.filtering_plan import Plan, exists, place_of
 from convtune.schedules.statements import (
     Binder,
     Expr,
@@ -44,15 +45,15 @@ class InputTransform:
         sizes = [prod(axes[i].alpha for i in self.filtered)] * (len(self.filtered) > 1)
         sizes *= 1 + (len(self.filtered) > 2)
 
-        def each_tap(taps: Sequence[Expr]) -> Stmt:
+        def each_part(parts: Sequence[Expr]) -> Stmt:
             start = [
-                axis.input(residue, tile, tap)
-                for axis, residue, tile, tap in zip(axes, place.residues, place.tiles, taps)
+                axis.input(residue, tile, part)
+                for axis, residue, tile, part in zip(axes, place.residues, place.tiles, parts)
             ]
-            tap = flat(taps, [axis.direct for axis in axes])
-            return self._passes(place.n, start, (row, tap * self.plan.channels + channel, channel), width, sizes)
+            part = flat(parts, [axis.parts for axis in axes])
+            return self._passes(place.n, start, (row, part * self.plan.channels + channel, channel), width, sizes)
 
-        return when(exists(self.plan, q), nest([axis.direct for axis in axes], each_tap))
+        return when(exists(self.plan, q), nest([axis.parts for axis in axes], each_part))
 
     def _passes(self, n: Expr, start: list[Expr], at: tuple[Expr, Expr, Expr], width: int, sizes: list[int]) -> Stmt:
         """All passes of a tile, through as many local buffers as there are `sizes`, each once more than needed."""
@@ -89,13 +90,13 @@ class InputTransform:
         axis = axes[first]
 
         def column(index: Sequence[Expr]) -> Stmt:
-            place = [s + i * a.step for s, i, a in zip(start, index, axes)]
+            place = [s + i * a.pitch for s, i, a in zip(start, index, axes)]
 
             def body(lane: Expr) -> Stmt:
                 bind = Binder()
                 values = []
                 for i in range(axis.alpha):
-                    position = [*place[:first], place[first] + i * axis.step, *place[first + 1 :]]
+                    position = [*place[:first], place[first] + i * axis.pitch, *place[first + 1 :]]
                     conditions = _outside(axes, position) if checked else []
                     values.append(bind(_or_zero(conditions, widened(self.read(n, at[2] + lane, position)))))
                 return self._store(bind, 0, values, index, at, lane, to)
@@ -151,7 +152,7 @@ def _bounds(axis: Axis, first: Expr, side: int) -> list[Expr]:
     low, high = axis.reach
     if side == 0:
         return [first >= 0] if low < 0 else []
-    return [first + (axis.alpha - 1) * axis.step < axis.size] if high >= axis.size else []
+    return [first + (axis.alpha - 1) * axis.pitch < axis.size] if high >= axis.size else []
 
 
 def _outside(axes: Sequence[Axis], position: Sequence[Expr]) -> list[Expr]:

@@ -17,6 +17,7 @@ from convtune.schedules.statements import (
     loop,
     nest,
     sequence,
+    unflat,
     when,
 )
 from convtune.schedules.tiling import LONG_ACTIVATIONS
@@ -39,24 +40,27 @@ class OutputTransform:
         def vector(index: Sequence[Expr]) -> Stmt:
             block, cv = index
             linear = number * plan.per_pass + block
-            group, within = (linear // plan.blocks, linear % plan.blocks) if plan.groups > 1 else (0, linear)
+            run, within = (linear // plan.blocks, linear % plan.blocks) if plan.runs > 1 else (0, linear)
             channel = (within * plan.vectors + cv) * plan.lanes
             source = (block * plan.vectors + cv) * plan.lanes
-            whole = self._channels(q, row, source, group * plan.run + channel, plan.lanes)
+            whole = self._channels(q, row, source, run, channel, plan.lanes)
             tail = plan.run % plan.lanes
             if plan.blocks * plan.width == plan.run:
                 return whole
             if not tail:
                 return when([channel < plan.run], whole)
-            rest = self._channels(q, row, source, group * plan.run + channel, tail)
+            rest = self._channels(q, row, source, run, channel, tail)
             return when([channel + plan.lanes <= plan.run], whole, when([channel < plan.run], rest))
 
         return when(exists(plan, q), nest([plan.per_pass, plan.vectors], vector))
 
-    def _channels(self, q: Expr, row: Expr, source: Expr, oc: Expr, width: int) -> Stmt:
-        axes = self.plan.axes
+    def _channels(self, q: Expr, row: Expr, source: Expr, run: Expr, channel: Expr, width: int) -> Stmt:
+        axes, phases = self.plan.axes, self.plan.phases
         place = place_of(self.plan, q)
-        base = [axis.output(r, t) for axis, r, t in zip(axes, place.residues, place.tiles)]
+        base = [axis.unit(r, t) for axis, r, t in zip(axes, place.residues, place.tiles)]
+        group, of_phase = (run // phases, run % phases) if phases > 1 else (run, 0)
+        oc = group * self.plan.run + channel if self.plan.groups > 1 else channel
+        at = (place.n, base, unflat(of_phase, [axis.phases for axis in axes]), oc)
 
         def read_m(index: Sequence[Expr], lane: Expr) -> Expr:
             from tvm import tirx
@@ -70,7 +74,7 @@ class OutputTransform:
             sizes = [axis.m if i <= current else axis.alpha for i, axis in enumerate(axes)]
             around = [1 if i == current else size for i, size in enumerate(sizes)]
             if number == len(self.filtered) - 1:
-                return nest(around, lambda index: self._last(place.n, base, index, oc, width, read))
+                return nest(around, lambda index: self._last(at, index, width, read))
 
             def with_buffer(to: Any) -> Stmt:
                 from tvm import tirx
@@ -103,24 +107,23 @@ class OutputTransform:
 
     def _last(
         self,
-        n: Expr,
-        base: Sequence[Expr],
+        at: tuple[Expr, Sequence[Expr], Sequence[Expr], Expr],
         index: Sequence[Expr],
-        oc: Expr,
         width: int,
         read: Callable[[Sequence[Expr], Expr], Expr],
     ) -> Stmt:
-        """The last filtered dimension: a row of outputs, to y."""
+        """The last filtered dimension: a row of outputs, to y. at: image, first outputs, phases, output channel."""
         from tvm import tirx
 
         axes, current = self.plan.axes, self.filtered[-1]
-        axis = axes[current]
+        axis, (n, base, phases, oc) = axes[current], at
         first = [b + i * a.step for b, i, a in zip(base, index, axes)]
+        places = [a.output(u, phase) for a, u, phase in zip(axes, first, phases)]
 
         def stored(i: Expr, value: Expr, lane: Expr) -> Stmt:
-            position = [*first[:current], first[current] + i * axis.step, *first[current + 1 :]]
-            inside = [position[current] < axis.out] if axis.ragged else []
-            return when(inside, self.tensors.store(n, oc + lane, position, value))
+            place = axis.output(first[current] + i * axis.step, phases[current])
+            position = [*places[:current], place, *places[current + 1 :]]
+            return when(axis.inside(place), self.tensors.store(n, oc + lane, position, value))
 
         def direct(lane: Expr) -> Stmt:
             bind = Binder()
@@ -135,11 +138,11 @@ class OutputTransform:
                 return sequence(bind.statements)
 
             def output(i: Expr) -> Stmt:
-                return loop(width, lambda at: stored(i, tirx.BufferLoad(row, [i, at]), at), "VECTORIZED", "lane")
+                return loop(width, lambda lane: stored(i, tirx.BufferLoad(row, [i, lane]), lane), "VECTORIZED", "lane")
 
             return sequence([loop(width, keep, "VECTORIZED", "lane"), loop(axis.m, output)])
 
-        inside = [p < a.out for i, (p, a) in enumerate(zip(first, axes)) if a.ragged and i != current]
+        inside = [c for i, (place, a) in enumerate(zip(places, axes)) if i != current for c in a.inside(place)]
         if self.spec.activation in LONG_ACTIVATIONS:  # once in the code, not for each output of the row
             return when(inside, allocated((axis.m, width), "row", "local", staged))
         return when(inside, loop(width, direct, "VECTORIZED", "lane"))

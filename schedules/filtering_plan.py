@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_points import Filtering, filtering
+from convtune.schedules.filtering_axis import Axis, axes_of
+from convtune.schedules.statements import unflat
 from convtune.schedules.tiling import ceil_div, round_up
-
-from convtune.expression import Geometry, cube
 
 if TYPE_CHECKING:
     from convtune.space import Knobs
@@ -24,80 +23,15 @@ TILE_KNOBS = ("d_tile", "h_tile", "w_tile")
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One of three spatial dimensions: cut into tiles of m outputs; or direct, its taps a part of the reduction.
-
-    Outputs of a filtered dimension are residue + dilation * (m * tile + i): a dilated convolution is `dilation`
-    interleaved dense ones.
-    """
-
-    m: int
-    taps: int
-    stride: int
-    dilation: int
-    before: int
-    size: int
-    out: int
-
-    @functools.cached_property
-    def filter(self) -> Filtering | None:
-        return filtering(self.m, self.taps) if self.m > 1 else None
-
-    @functools.cached_property
-    def alpha(self) -> int:
-        """Points, and inputs of a tile."""
-        return self.m + self.taps - 1 if self.m > 1 else 1
-
-    @functools.cached_property
-    def direct(self) -> int:
-        """Taps that are summed one by one."""
-        return 1 if self.m > 1 else self.taps
-
-    @functools.cached_property
-    def residues(self) -> int:
-        return min(self.dilation, self.out) if self.m > 1 else 1
-
-    @functools.cached_property
-    def tiles(self) -> int:
-        """Of a residue."""
-        return ceil_div(ceil_div(self.out, self.residues), self.m) if self.m > 1 else self.out
-
-    @functools.cached_property
-    def step(self) -> int:
-        """How far apart outputs of a tile are, and its inputs."""
-        return self.dilation if self.m > 1 else 1
-
-    @functools.cached_property
-    def ragged(self) -> bool:
-        """Whether there are tiles with outputs beyond the last one."""
-        return self.residues * self.tiles * self.m != self.out
-
-    def output(self, residue: Any, tile: Any) -> Any:
-        """The first output of a tile."""
-        return residue + self.dilation * self.m * tile if self.m > 1 else tile
-
-    def input(self, residue: Any, tile: Any, tap: Any) -> Any:
-        """The first input of a tile, negative where that is padding."""
-        first = self.output(residue, tile)
-        return first - self.before if self.m > 1 else first * self.stride + tap * self.dilation - self.before
-
-    @functools.cached_property
-    def reach(self) -> tuple[int, int]:
-        """The first and the last input position that tiles read, padding included."""
-        last = self.input(self.residues - 1, self.tiles - 1, self.direct - 1) + (self.alpha - 1) * self.step
-        return -self.before, last
-
-
-@dataclass(frozen=True)
 class Plan:
     """All sizes of a schedule."""
 
     axes: tuple[Axis, Axis, Axis]
     batch: int
     channels: int  # of the input
-    groups: int
+    groups: int  # of input channels
     depth: int  # input channels of a group
-    run: int  # output channels of a group
+    run: int  # output channels of a group and phase
     lanes: int
     vectors: int
     rows: int  # tiles of a register tile
@@ -111,8 +45,24 @@ class Plan:
 
     @functools.cached_property
     def taps(self) -> int:
-        """Direct taps."""
-        return prod(axis.direct for axis in self.axes)
+        """Parts of the taps that are summed one by one."""
+        return prod(axis.parts for axis in self.axes)
+
+    @functools.cached_property
+    def phases(self) -> int:
+        return prod(axis.phases for axis in self.axes)
+
+    @functools.cached_property
+    def runs(self) -> int:
+        """Of output channels: each group has one a phase."""
+        return self.groups * self.phases
+
+    @functools.cached_property
+    def density(self) -> float:
+        """The share of U that is not zero for a missing tap."""
+        return prod(
+            axis.products / (axis.residues * axis.tiles * axis.alpha * axis.parts * axis.phases) for axis in self.axes
+        )
 
     @functools.cached_property
     def tiles(self) -> int:
@@ -135,12 +85,12 @@ class Plan:
 
     @functools.cached_property
     def blocks(self) -> int:
-        """Channel blocks of a group."""
+        """Channel blocks of a run."""
         return ceil_div(self.run, self.width)
 
     @functools.cached_property
     def passes(self) -> int:
-        return self.groups * self.blocks // self.per_pass
+        return self.runs * self.blocks // self.per_pass
 
     @functools.cached_property
     def v_row(self) -> int:
@@ -149,7 +99,7 @@ class Plan:
 
     @functools.cached_property
     def v_shape(self) -> Dims:
-        """(point, tile of a block with its direct taps and channels)."""
+        """(point, tile of a block with its parts and channels)."""
         return (self.points, _spread(self.block_rows * self.v_row))
 
     @functools.cached_property
@@ -163,7 +113,7 @@ class Plan:
 
     @functools.cached_property
     def u_shape(self) -> Dims:
-        """(pass, point, channel block of it, direct tap, input channel of a group, output channel of a block)."""
+        """(pass, point, channel block of it, part, input channel of a group, output channel of a block)."""
         return (self.passes, self.points, self.per_pass, self.taps, self.depth, self.width)
 
 
@@ -176,16 +126,6 @@ def _spread(elements: int) -> int:
     """The distance of points: an odd number of lines, so that a tile's points do not share the sets of a cache."""
     lines = ceil_div(elements, LINE)
     return (lines + (lines % 2 == 0)) * LINE
-
-
-@functools.lru_cache(maxsize=1 << 12)
-def axes_of(spec: ConvSpec, tiles: Dims) -> tuple[Axis, Axis, Axis]:
-    """The dimensions, cut into tiles of so many outputs."""
-    geometry = Geometry.of(spec)
-    pads = cube([before for before, _ in spec.padding], 0)
-    fields = zip(tiles, geometry.kernel, geometry.stride, geometry.dilation, pads, cube(spec.in_size), geometry.out)
-    first, second, third = (Axis(*field) for field in fields)
-    return first, second, third
 
 
 def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
@@ -219,12 +159,8 @@ class Place:
 def place_of(plan: Plan, q: Any) -> Place:
     """The q-th tile: images outside, then residues, then tiles of a row."""
     extents = [*(axis.residues for axis in plan.axes), *(axis.tiles for axis in plan.axes)]
-    found: list[Any] = []
-    for extent in reversed(extents):
-        found.append(q % extent if extent > 1 else 0)
-        q = q // extent if extent > 1 else q
-    found.reverse()
-    return Place(q if plan.batch > 1 else 0, tuple(found[:3]), tuple(found[3:]))
+    n, *found = unflat(q, [plan.batch, *extents])
+    return Place(n, tuple(found[:3]), tuple(found[3:]))
 
 
 def exists(plan: Plan, q: Any) -> list[Any]:

@@ -7,33 +7,34 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from convtune.schedules.filtering_plan import Plan
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, nest, sequence
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, flat, loop, nest, sequence, unflat, when
 
 from convtune.expression import widened
 
 
 def products(plan: Plan, v: Callable[..., tuple[Any, Any]], u: Any, m: Any, number: Expr) -> Stmt:
-    """M[point, tile, channel of the pass] = sum V[point, tile, tap, ic] * U of the pass with that number."""
+    """M[point, tile, channel of the pass] = sum V[point, tile, part, ic] * U of the pass with that number."""
 
     def tile(index: Sequence[Expr]) -> Stmt:
         point, block, rows = index
-        group = (number * plan.per_pass + block) // plan.blocks if plan.groups > 1 else 0
+        run = (number * plan.per_pass + block) // plan.blocks if plan.runs > 1 else 0
         return allocated(
             (plan.rows, plan.vectors, plan.lanes),
             "acc",
             "local",
-            lambda acc: _register_tile(plan, v, (u, m, acc), (number, point, block, rows), group),
+            lambda acc: _register_tile(plan, v, (u, m, acc), (number, point, block, rows), run),
         )
 
     return nest([plan.points, plan.per_pass, plan.block_rows // plan.rows], tile)
 
 
 def _register_tile(
-    plan: Plan, v: Callable[..., tuple[Any, Any]], buffers: tuple[Any, Any, Any], index: tuple[Expr, ...], group: Expr
+    plan: Plan, v: Callable[..., tuple[Any, Any]], buffers: tuple[Any, Any, Any], index: tuple[Expr, ...], run: Expr
 ) -> Stmt:
     from tvm import tirx
 
     (u, m, acc), (number, point, block, rows) = buffers, index
+    group = run // plan.phases if plan.groups > 1 else 0
     places = list(itertools.product(range(plan.rows), range(plan.vectors)))
 
     def vector(body: Callable[[Binder, Expr], None]) -> Stmt:
@@ -48,14 +49,16 @@ def _register_tile(
         for r, cv in places:
             bind.store(acc, [r, cv, lane], tirx.const(0.0, "float32"))
 
-    def step(taps: Sequence[Expr]) -> Stmt:
-        tap, ic = taps
+    def reduced(parts: Sequence[Expr]) -> Stmt:
+        part = flat(parts, [axis.parts for axis in plan.axes])
+        return when(_nonzero(plan, point, parts, run), loop(plan.depth, lambda ic: step(part, ic), name="ic"))
 
+    def step(part: Expr, ic: Expr) -> Stmt:
         def body(bind: Binder, lane: Expr) -> None:
-            at = (number, point, block, tap, ic)
+            at = (number, point, block, part, ic)
             filters = [bind(widened(tirx.BufferLoad(u, [*at, cv * plan.lanes + lane]))) for cv in range(plan.vectors)]
             for r in range(plan.rows):
-                source, place = v(point, rows * plan.rows + r, tap * plan.channels + group * plan.depth + ic)
+                source, place = v(point, rows * plan.rows + r, part * plan.channels + group * plan.depth + ic)
                 value = tirx.BufferLoad(source, list(place))
                 for cv in range(plan.vectors):
                     total = tirx.BufferLoad(acc, [r, cv, lane])
@@ -68,4 +71,23 @@ def _register_tile(
             at = [point, (rows * plan.rows + r) * plan.m_row + (block * plan.vectors + cv) * plan.lanes + lane]
             bind.store(m, at, tirx.BufferLoad(acc, [r, cv, lane]))
 
-    return sequence([vector(clear), nest([plan.taps, plan.depth], step), vector(keep)])
+    return sequence([vector(clear), nest([axis.parts for axis in plan.axes], reduced), vector(keep)])
+
+
+def _nonzero(plan: Plan, point: Expr, parts: Sequence[Expr], run: Expr) -> list[Expr]:
+    """That U is not zero: what lacks its last tap has nothing at infinity, the last point. Only what can fail."""
+    from tvm import tirx
+
+    points = unflat(point, [axis.alpha for axis in plan.axes])
+    phases = unflat(run % plan.phases, [axis.phases for axis in plan.axes])
+    met = []
+    for axis, at, part, phase in zip(plan.axes, points, parts, phases):
+        if not axis.lacking:
+            continue
+        finite = [at < axis.alpha - 1] if axis.alpha > 1 else []
+        whole = [part < axis.whole] if axis.whole < axis.parts else []
+        if axis.short:
+            earlier = [part < axis.parts - 1] if axis.parts > 1 else []
+            whole.append(tirx.any(*earlier, phase >= axis.short))
+        met.append(tirx.any(*finite, tirx.all(*whole)))
+    return met

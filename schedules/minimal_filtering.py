@@ -28,12 +28,14 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.filtering_axis import MOST_ALPHA, Axis, axes_of
 from convtune.schedules.filtering_estimate import estimated_cycles, expected_error
 from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_output import OutputTransform
-from convtune.schedules.filtering_plan import TILE_KNOBS, Plan, axes_of, plan_of
+from convtune.schedules.filtering_plan import TILE_KNOBS, Plan, plan_of
 from convtune.schedules.filtering_products import products
 from convtune.schedules.filtering_tensors import Tensors, with_tensors
+from convtune.schedules.filtering_weights import packed
 from convtune.schedules.statements import allocated, loop, sequence
 from convtune.schedules.tiling import ceil_div, spaced
 from convtune.schedules.written import written
@@ -46,8 +48,9 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-MOST_ALPHA = 8
-TILES = (2, 3, 4, 6)
+TILES = (2, 3, 4, 5, 6)
+UNUSED = {1: (), 2: (5,), 3: (3, 5)}  # tiles, by rank: domains stay small
+VARIANTS = ("conv", "dilated", "grouped", "transposed")
 MOST_POINTS = 256
 FEW_TILES = 64  # of the whole output
 MOST_TILES = 64  # of a block: the weights are read often enough then
@@ -60,9 +63,12 @@ class MinimalFiltering(Estimating[CpuTarget]):
     summary = "fewer multiplications: F(m, r) tiles in any dimensions (Winograd, Cook-Toom), transforms fused per block"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        if not isinstance(target, CpuTarget) or spec.variant not in ("conv", "dilated", "grouped"):
+        if not isinstance(target, CpuTarget) or spec.variant not in VARIANTS:
             return False
-        if spec.groups > 1 and spec.out_channels // spec.groups < target.lanes:
+        divided = spec.groups > 1 or spec.variant == "transposed"
+        if divided and spec.out_channels // spec.groups < target.lanes:
+            return False
+        if spec.variant == "transposed" and any(d > 1 for d in spec.dilation):
             return False
         return any(len(values) > 1 for values in _tile_values(spec).values())
 
@@ -115,28 +121,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
         return estimated_cycles(plan_of(spec, target, knobs), target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
-        """PyTorch's (oc, ic, taps) to (pass, point, block, tap, ic, channel in block), zeros where a run ends."""
-        plan = plan_of(spec, target, knobs)
-        axes = plan.axes[3 - spec.rank :]
-        steps: list[PackStep] = [
-            {"op": "matmul", "axis": 2 + i, "matrix": [list(map(float, row)) for row in axis.filter.g]}
-            for i, axis in enumerate(axes)
-            if axis.filter
-        ]
-        sizes = [axis.alpha * axis.direct for axis in axes]  # of a dimension one of both is 1
-        full, rest = plan.blocks * plan.width, [[0, 0]] * (1 + spec.rank)
-        blocks = [plan.passes, plan.per_pass, plan.width, plan.depth, *sizes]
-        places = range(4, 4 + spec.rank)
-        points = [place for place, axis in zip(places, axes) if axis.filter]
-        direct = [place for place, axis in zip(places, axes) if not axis.filter]
-        steps += [
-            {"op": "reshape", "shape": [plan.groups, plan.run, plan.depth, *sizes]},
-            {"op": "pad", "widths": [[0, 0], [0, full - plan.run], *rest]},
-            {"op": "reshape", "shape": blocks},
-            {"op": "transpose", "axes": [0, *points, 1, *direct, 3, 2]},
-            {"op": "reshape", "shape": list(plan.u_shape)},
-        ]
-        return (tuple(steps),)
+        return (packed(spec, plan_of(spec, target, knobs)),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = plan_of(spec, target, knobs)
@@ -210,19 +195,24 @@ def _tile_values(spec: ConvSpec) -> Mapping[str, tuple[int, ...]]:
     found = {}
     names = TILE_KNOBS[3 - spec.rank :]
     for name, direct in zip(names, axes_of(spec, (1, 1, 1))[3 - spec.rank :]):
-        values, least = [1], direct.out * direct.taps
-        for m in TILES if direct.stride == 1 and direct.taps > 1 else ():
+        values, least = [1], direct.products
+        for m in TILES if _filters(direct) else ():
             axis = dataclasses.replace(direct, m=m)
-            products = axis.residues * axis.tiles * axis.alpha
-            if axis.alpha <= MOST_ALPHA and products < least and (m != 3 or spec.rank < 3):
-                values, least = [*values, m], products
+            if axis.alpha <= MOST_ALPHA and axis.products < least and m not in UNUSED[spec.rank]:
+                values, least = [*values, m], axis.products
         filtered_anyway = spec.rank == 3 and name != names[0] and len(values) > 1
         found[name] = tuple(values[1:] if filtered_anyway else values)
     return found
 
 
+def _filters(axis: Axis) -> bool:
+    """Whether parts of the dimension's taps can be filtered."""
+    return axis.taps > axis.stride and (axis.stride == 1 or axis.dilation == 1)
+
+
 def _channel_blocks(spec: ConvSpec, target: CpuTarget, vectors: int) -> int:
-    return spec.groups * ceil_div(spec.out_channels // spec.groups, vectors * target.lanes)
+    phases = prod(axis.phases for axis in axes_of(spec, (1, 1, 1)))
+    return spec.groups * phases * ceil_div(spec.out_channels // spec.groups, vectors * target.lanes)
 
 
 def _divisors(number: int) -> list[int]:

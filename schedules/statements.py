@@ -73,3 +73,12 @@ def flat(index: Sequence[Expr], shape: Sequence[int]) -> Expr:
     for i, size in zip(index, shape):
         flat = flat * size + i if size > 1 else flat
     return flat
+
+
+def unflat(place: Expr, shape: Sequence[int]) -> tuple[Expr, ...]:
+    """The index at a row-major place."""
+    found: list[Expr] = []
+    for size in reversed(shape):
+        found.insert(0, place % size if size > 1 else 0)
+        place = place // size if size > 1 else place
+    return tuple(found)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from conformance_cases import runnable_targets
-from convtune.schedules.filtering_plan import Axis, axes_of, plan_of
+from convtune.schedules.filtering_axis import axes_of
+from convtune.schedules.filtering_plan import plan_of
 
-from convtune import accuracy, space, targets
+from convtune import accuracy, space, targets, variants
 from convtune.measure.builder import Builder, BuildRequest
 from convtune.measure.check import Checker
 from convtune.paths import cache_dir
@@ -26,16 +27,22 @@ TARGET = targets.resolve("x86-64-v4", threads=2)
     [
         ("conv,ic=64,oc=64,in=56x56,k=3x3,p=1", {"h_tile", "w_tile"}),
         ("conv,ic=64,oc=64,in=56x56,k=1x7,p=0x3", {"w_tile"}),
-        ("conv,ic=64,oc=64,in=56x56,k=3x3,s=2x1,p=1", {"w_tile"}),
-        ("conv,ic=64,oc=64,in=56x56,k=3x3,s=2,p=1", None),
+        ("conv,ic=64,oc=64,in=56x56,k=3x3,s=3x1,p=1", {"w_tile"}),
+        ("conv,ic=64,oc=64,in=56x56,k=3x3,s=2,p=1", {"h_tile", "w_tile"}),
+        ("conv,ic=64,oc=64,in=56x56,k=3x3,s=3,p=1", None),  # each part of three has one tap
         ("conv,ic=64,oc=64,in=56x56,k=1x1", None),
-        ("conv,ic=64,oc=64,in=300,k=8,p=4", None),  # F(2, 8) would have nine points
+        ("conv,ic=64,oc=64,in=300,k=8,p=4", {"w_tile"}),  # F(2, 8) would have nine points: two parts of four taps
+        ("dilated,ic=64,oc=64,in=56x56,k=5x5,d=2x1,s=2,p=1", {"w_tile"}),
         ("conv,ic=64,oc=64,in=300,k=7,p=3,layout=NWC", {"w_tile"}),
         ("dilated,ic=64,oc=64,in=65x65,k=3x3,p=2,d=2", {"h_tile", "w_tile"}),
         ("conv,ic=64,oc=64,in=8x14x14,k=3x3x3,p=1", {"d_tile", "h_tile", "w_tile"}),
         ("grouped,ic=64,oc=64,in=14x14,k=3x3,p=1,g=2", {"h_tile", "w_tile"}),
         ("grouped,ic=64,oc=64,in=14x14,k=3x3,p=1,g=8", None),  # half a vector a group
-        ("transposed,ic=64,oc=64,in=14x14,k=3x3,p=1", None),
+        ("transposed,ic=64,oc=64,in=14x14,k=4x4,s=2,p=1", {"h_tile", "w_tile"}),
+        ("transposed,ic=64,oc=64,in=14x14,k=3x2,s=2,p=1", {"h_tile"}),  # phases of a tap in a row
+        ("transposed,ic=64,oc=64,in=14x14,k=2x2,s=2", None),
+        ("transposed,ic=64,oc=64,in=14x14,k=3x3,s=2,d=2", None),
+        ("transposed,ic=64,oc=64,in=14x14,k=4x4,s=2,g=8", None),
     ],
 )
 def test_what_it_filters(text: str, filtered: set[str] | None) -> None:
@@ -47,32 +54,51 @@ def test_what_it_filters(text: str, filtered: set[str] | None) -> None:
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 6])
-@pytest.mark.parametrize(("out", "dilation"), [(1, 1), (7, 1), (13, 2), (5, 9), (12, 3)])
-def test_tiles_cover_every_output_once_with_its_inputs(m: int, out: int, dilation: int) -> None:
-    """Against the definition: output o reads the inputs o + tap * dilation - before."""
-    taps, before = 3, 2
-    axis = Axis(m, taps, 1, dilation, before, 20, out)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv,ic=1,oc=1,in=20,k=3,p=2:-19",
+        "conv,ic=1,oc=1,in=20,k=3,p=2:-13",
+        "dilated,ic=1,oc=1,in=20,k=3,p=2:-5,d=2",
+        "dilated,ic=1,oc=1,in=20,k=3,p=2:1,d=9",  # more residues than outputs
+        "dilated,ic=1,oc=1,in=47,k=11,p=9,d=3",  # parts of taps
+        "conv,ic=1,oc=1,in=23,k=13,p=5",
+        "conv,ic=1,oc=1,in=23,k=3,s=2,p=1",  # polyphase
+        "conv,ic=1,oc=1,in=31,k=8,s=3,p=4",
+        "transposed,ic=1,oc=1,in=9,k=4,s=2,p=1",
+        "transposed,ic=1,oc=1,in=9,k=3,s=2,p=1,op=1",
+        "transposed,ic=1,oc=1,in=7,k=16,s=8,p=4,op=3",
+        "transposed,ic=1,oc=1,in=7,k=23,s=2,p=9:20",
+        "transposed,ic=1,oc=1,in=5,k=3,p=1:0",
+    ],
+)
+def test_tiles_cover_every_output_once_with_its_inputs(m: int, text: str) -> None:
+    """Against what the variant says that an output reads; beyond that there are taps that a part lacks."""
+    spec = ConvSpec.parse(text)
+    *_, axis = axes_of(spec, (1, 1, m))
     found: Counter[int] = Counter()
-    for residue, tile in itertools.product(range(axis.residues), range(axis.tiles)):
-        for i in range(axis.m):
-            output = axis.output(residue, tile) + i * axis.step
-            if output >= out:
-                continue
-            found[output] += 1
-            for tap in range(taps):
-                first = axis.input(residue, tile, 0 if m > 1 else tap)
-                read = first + (i + tap) * axis.step if m > 1 else first
-                assert read == output + tap * dilation - before
-                assert axis.reach[0] <= read <= axis.reach[1]
-    assert found == Counter(range(out))
-    assert axis.ragged == (axis.residues * axis.tiles * axis.m > out)
+    for residue, tile, i, phase in itertools.product(*map(range, (axis.residues, axis.tiles, axis.m, axis.phases))):
+        output = axis.output(axis.unit(residue, tile) + i * axis.step, phase)
+        if not 0 <= output < spec.out_size[0]:
+            assert axis.ragged or output < 0 < axis.cut
+            continue
+        found[output] += 1
+        read: list[int] = []
+        for part in range(axis.parts):
+            taps = range(axis.r - axis.lacks(part, phase))
+            read += [axis.input(residue, tile, part) + (i + j) * axis.pitch for j in taps]
+        assert min(read) >= axis.reach[0] and max(read) <= axis.reach[1]
+        wanted = [*variants.get(spec.variant).reads(spec, 0, output)]
+        assert not Counter(wanted) - Counter(read)
+        assert len(read) < len(wanted) + axis.r - 1 or len(read) == len(wanted)
+    assert found == Counter(range(spec.out_size[0]))
 
 
-def test_a_dimension_of_stride_2_is_direct_beside_a_filtered_one() -> None:
-    spec = ConvSpec.parse("conv,ic=8,oc=16,in=9x9,k=3x3,s=2x1,p=1,layout=NHWC")
+def test_a_dimension_of_stride_3_is_direct_beside_a_filtered_one() -> None:
+    spec = ConvSpec.parse("conv,ic=8,oc=16,in=9x9,k=3x3,s=3x1,p=1,layout=NHWC")
     _, rows, columns = axes_of(spec, (1, 1, 4))
-    assert (rows.direct, rows.tiles, rows.alpha) == (3, 5, 1)
-    assert (columns.direct, columns.tiles, columns.alpha) == (1, 3, 6)
+    assert (rows.parts, rows.tiles, rows.alpha) == (3, 3, 1)
+    assert (columns.parts, columns.tiles, columns.alpha) == (1, 3, 6)
     plan = plan_of(spec, TARGET, FILTERING.default(spec, TARGET))
     assert plan.taps == 3 and plan.depth == 8
 
@@ -87,6 +113,18 @@ ODD: tuple[tuple[str, dict[str, KnobValue]], ...] = (
     ("conv,ic=6,oc=20,in=5x6x7,k=3x2x3,p=1,act=gelu,bias", {"h_tile": 2, "w_tile": 4, "order": "channels"}),
     ("grouped,n=2,ic=20,oc=84,in=9x9,k=5x3,p=2,g=2,bias,layout=NHWC", {"h_tile": 3, "w_tile": 4, "order": "tiles"}),
     ("conv,n=2,ic=16,oc=40,in=53,k=7,p=3:0,residual,layout=NWC", {"w_tile": 2, "order": "channels"}),
+    # parts of taps
+    ("conv,n=2,ic=7,oc=40,in=13x11,k=9x8,p=5x4,act=relu", {"h_tile": 4, "order": "tiles"}),
+    ("dilated,n=3,ic=18,oc=21,in=83,k=13,p=19:2,d=3,bias,layout=NWC", {"w_tile": 4, "order": "channels"}),
+    # polyphase; padding beyond the kernel
+    ("conv,n=2,ic=9,oc=35,in=16x23,k=5x4,s=2x3,p=6x1,bias,layout=NHWC", {"h_tile": 4, "order": "tiles"}),
+    ("grouped,ic=34,oc=34,in=7x13x8,k=3x3x3,s=2,p=1,g=2,act=relu", {"d_tile": 2, "w_tile": 2, "order": "channels"}),
+    # phases of different numbers of taps, outputs cut on both sides or added
+    ("transposed,n=3,ic=5,oc=19,in=7x9,k=5x3,s=2,p=3x1,op=1x0,bias,layout=NHWC", {"h_tile": 2, "order": "channels"}),
+    ("transposed,n=2,ic=20,oc=42,in=13x6,k=4x4,s=2x3,p=1,g=2,act=silu,residual", {"h_tile": 3, "order": "tiles"}),
+    ("transposed,n=2,ic=6,oc=17,in=19,k=16,s=8,p=4,op=3,bias,layout=NWC", {"w_tile": 5, "order": "tiles"}),
+    ("transposed,ic=6,oc=16,in=5x5x6,k=3x1x4,s=2,p=0x0x1,act=relu,layout=NDHWC", {"d_tile": 2, "order": "channels"}),
+    ("transposed,n=2,ic=9,oc=33,in=24,k=23,s=2,p=24:9,layout=NWC", {"w_tile": 4, "order": "tiles"}),
 )  # fmt: skip
 
 

@@ -1,0 +1,172 @@
+"""One dimension of a convolution as minimal filtering cuts it: tiles of outputs, parts of the taps, phases.
+
+A filtered dimension's taps are summed in parts of r, each filtered with the same points, so that their products are
+summed before the outputs are made:
+
+    stride 1     y(o) = sum over parts p of F(m, r) of taps p r + j at inputs o + (p r + j) dilation - before
+    stride s     s parts of ceil(taps / s) taps (polyphase):  taps p + j s at inputs (o + j) s + p - before
+    transposed   outputs u s + a - cut for phases a are so many filters of ceil(kernel / s) taps of the same inputs
+
+What lacks its last tap has nothing at the point at infinity: these products are left out.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.filtering_points import Filtering, filtering
+from convtune.schedules.tiling import ceil_div
+
+from convtune.expression import Geometry, cube
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+Dims = tuple[int, ...]
+MOST_ALPHA = 8
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One of three spatial dimensions: cut into tiles of m outputs a phase; or direct, each tap a part.
+
+    Outputs of a filtered dimension are residue + dilation * (m * tile + i): a dilated convolution is `dilation`
+    interleaved dense ones.
+    """
+
+    m: int
+    taps: int  # of a phase
+    stride: int
+    dilation: int
+    before: int
+    size: int
+    out: int
+    phases: int = 1
+    cut: int = 0  # outputs of the first u that the padding takes away
+    short: int = 0  # phases, the first ones, that lack the last tap
+
+    @functools.cached_property
+    def parts(self) -> int:
+        """Whose sum is taken one by one in the matrix products."""
+        if self.m == 1:
+            return self.taps
+        if self.stride > 1:
+            return min(self.stride, self.taps)
+        sizes = [r for r in range(2, self.taps + 1) if self.m + r - 1 <= MOST_ALPHA]
+        choices = {ceil_div(self.taps, r): r for r in reversed(sizes)}
+        return min(choices, key=lambda parts: (parts * (self.m + choices[parts] - 1), parts), default=1)
+
+    @functools.cached_property
+    def r(self) -> int:
+        """Taps of a part."""
+        return ceil_div(self.taps, self.parts)
+
+    @functools.cached_property
+    def filter(self) -> Filtering | None:
+        return filtering(self.m, self.r) if self.m > 1 else None
+
+    @functools.cached_property
+    def alpha(self) -> int:
+        """Points, and inputs of a tile."""
+        return self.m + self.r - 1
+
+    @functools.cached_property
+    def units(self) -> int:
+        """Outputs of a phase."""
+        return ceil_div(self.out + self.cut, self.phases)
+
+    @functools.cached_property
+    def residues(self) -> int:
+        return min(self.dilation, self.units) if self.m > 1 else 1
+
+    @functools.cached_property
+    def tiles(self) -> int:
+        """Of a residue."""
+        return ceil_div(ceil_div(self.units, self.residues), self.m)
+
+    @functools.cached_property
+    def step(self) -> int:
+        """How far apart outputs of a tile are."""
+        return self.dilation if self.m > 1 else 1
+
+    @functools.cached_property
+    def pitch(self) -> int:
+        """How far apart inputs of a tile are."""
+        return self.dilation * self.stride if self.m > 1 else 1
+
+    @functools.cached_property
+    def ragged(self) -> bool:
+        """Whether there are tiles with outputs beyond the last one."""
+        return self.residues * self.tiles * self.m * self.phases != self.out + self.cut
+
+    @functools.cached_property
+    def reach(self) -> tuple[int, int]:
+        """The first and the last input position that tiles read, padding included."""
+        last = self.input(self.residues - 1, self.tiles - 1, self.parts - 1) + (self.alpha - 1) * self.pitch
+        return -self.before, last
+
+    @functools.cached_property
+    def products(self) -> int:
+        """Of an input channel and an output channel."""
+        lacking = sum(self.lacks(part, phase) for part in range(self.parts) for phase in range(self.phases))
+        return self.residues * self.tiles * (self.alpha * self.parts * self.phases - lacking)
+
+    @functools.cached_property
+    def whole(self) -> int:
+        """Parts that have all taps; those after them lack the last one, if not more."""
+        if self.stride > 1 and self.m > 1:
+            return self.taps - (self.r - 1) * self.parts
+        return self.parts - (self.parts * self.r > self.taps)
+
+    @property
+    def lacking(self) -> bool:
+        """Whether any part or phase lacks its last tap."""
+        return self.whole < self.parts or self.short > 0
+
+    def lacks(self, part: int, phase: int) -> bool:
+        """Whether a part of a phase lacks its last tap."""
+        return part >= self.whole or (part == self.parts - 1 and phase < self.short)
+
+    def unit(self, residue: Any, tile: Any) -> Any:
+        """The first output of a tile, in its phase."""
+        return residue + self.dilation * self.m * tile if self.m > 1 else tile
+
+    def input(self, residue: Any, tile: Any, part: Any) -> Any:
+        """The first input of a tile, negative where that is padding."""
+        apart = 1 if self.m > 1 and self.stride > 1 else self.dilation * self.r
+        return self.unit(residue, tile) * self.stride + part * apart - self.before
+
+    def output(self, unit: Any, phase: Any) -> Any:
+        """Where an output of a phase is."""
+        return unit * self.phases + phase - self.cut if self.phases > 1 else unit
+
+    def inside(self, output: Any) -> list[Any]:
+        """That it is one of the outputs; only what can fail."""
+        return [output >= 0] * (self.cut > 0) + [output < self.out] * self.ragged
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def axes_of(spec: ConvSpec, tiles: Dims) -> tuple[Axis, Axis, Axis]:
+    """The dimensions, cut into tiles of so many outputs."""
+    pads, sizes, outs = cube([before for before, _ in spec.padding], 0), cube(spec.in_size), cube(spec.out_size)
+    if spec.variant == "transposed":
+        fields = zip(tiles, cube(spec.kernel), cube(spec.stride), pads, sizes, outs)
+        first, second, third = (_transposed(*field) for field in fields)
+        return first, second, third
+    geometry = Geometry.of(spec)
+    dense = zip(tiles, geometry.kernel, geometry.stride, geometry.dilation, pads, sizes, outs)
+    first, second, third = (Axis(*field) for field in dense)
+    return first, second, third
+
+
+def _transposed(m: int, kernel: int, stride: int, before: int, size: int, out: int) -> Axis:
+    """Output u * stride + b - before, kernel - stride <= b < kernel, reads the inputs u + j by the taps b - j * stride.
+
+    Counted like this all phases of a u read the same inputs, and what a phase may lack is its last tap.
+    """
+    taps = ceil_div(kernel, stride)
+    skipped = (kernel - 1 - before) // stride  # the first u is minus this: some of its outputs are not taken away
+    cut = (skipped + 1) * stride - kernel + before
+    return Axis(m, taps, 1, 1, skipped, size, out, stride, cut, taps * stride - kernel)
