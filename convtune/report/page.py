@@ -7,10 +7,12 @@ import importlib.resources
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from convtune.errors import ConvtuneError
 from convtune.log import Problem
+from convtune.ranks import UNITS
 from convtune.record import STATUSES
 from convtune.report.content import candidates, content
 from convtune.report.digest import Section
@@ -73,7 +75,7 @@ def render(template: str, *, title: str, data: Mapping[str, Any], scripts: Seque
         .render(
             title=title,
             nonce=nonce,
-            data=embedded(data),
+            data=embedded({**data, "units": {origin: list(map(asdict, units)) for origin, units in UNITS.items()}}),
             vega=_vega(),
             style=_asset("page.css"),
             scripts=[_asset(name) for name in scripts],

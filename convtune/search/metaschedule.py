@@ -88,7 +88,7 @@ class MetaScheduleSearch:
         return picks
 
     def tell(self, candidate: Candidate, rank: float | None, status: str = "ok") -> None:
-        """A candidate's rank, as a record of this origin has it, or that it failed. Told again, the last outcome counts.
+        """A candidate's rank, as a record of this origin has it, or that it failed. Told again, the last counts.
 
         Raises:
             ValueError: the status is `ok` without a positive rank, or there is a rank and another status.

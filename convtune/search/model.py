@@ -28,7 +28,7 @@ OWN_WEIGHT = 4.0  # of this spec's ranks against those of other specs
 
 @dataclass(frozen=True)
 class Examples:
-    """What is known on one spec and target. rows: (k, columns); ranks: (k,), of one origin, NaN where the candidate failed."""
+    """What is known on one spec and target. rows: (k, columns); ranks: (k,) of one origin, NaN where it failed."""
 
     rows: NDArray[np.float32]
     ranks: NDArray[np.float64]

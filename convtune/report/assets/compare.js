@@ -1,7 +1,7 @@
 // The comparison: of each target and origin a summary, the table of layers, their ratios; and one layer in detail.
 const WORDS = { win: "win", loss: "loss", no_difference: "no difference" };
 const verdictText = (verdict) => WORDS[verdict] ?? verdict;
-const sideTime = (side) => (side.us === null ? side.status : timeNumber(side.us));
+const sideRank = (side) => side.us ?? side.cost;
 const between = (r) => (r.lower === null ? NOTHING : `${r.lower.toFixed(2)} to ${r.upper.toFixed(2)}`);
 
 function fact(title, value, note = null) {
@@ -10,25 +10,28 @@ function fact(title, value, note = null) {
 
 function facts(group) {
   const count = (verdict) => (group.verdicts[verdict] ?? 0).toLocaleString("en");
+  const timed = hasTimes(group.origin);
   const failed = group.layers.filter((r) => [r.a.status, r.b.status].includes("failed")).length;
   const alone = ["a", "b"].map((side) => group.layers.filter((r) => r[side].status === "missing").length);
   return el("dl", { class: "facts" },
-    fact("B wins", count("win"), "layers, beyond the spread"),
-    fact("B loses", count("loss"), "layers, beyond the spread"),
-    fact("no difference", count("no_difference"), "within the spread, or 2 %"),
-    fact("A over B", ratio(group.ratio_geometric_mean), "geometric mean; above 1, B is faster"),
+    fact("B wins", count("win"), timed ? "layers, beyond the spread" : "layers"),
+    fact("B loses", count("loss"), timed ? "layers, beyond the spread" : "layers"),
+    fact("no difference", count("no_difference"), timed ? "within the spread, or 2 %" : "equal costs"),
+    fact("A over B", ratio(group.ratio_geometric_mean), "geometric mean; above 1, B is better"),
     fact("not compared", (failed + alone[0] + alone[1]).toLocaleString("en"), `${alone[1]} only in A, ${alone[0]} only in B, ${failed} failed`),
   );
 }
 
 function columns(group) {
-  const origin = group.origin === "measured" ? "" : ` (${group.origin})`;
-  const side = (name) => ({ title: `${name.toUpperCase()} µs${origin}`, csv: `${name}_us${origin}`, value: (r) => r[name].us, text: (r) => sideTime(r[name]), kind: () => "time" });
+  const { origin } = group;
+  const unit = unitOf(group.layers.flatMap((r) => [sideRank(r.a), sideRank(r.b)]), origin);
+  const side = (name) => ({ title: rankTitle(name.toUpperCase(), unit, origin), csv: rankField(name, origin), value: (r) => sideRank(r[name]), text: (r) => (r[name].status === "ok" ? rankNumber(sideRank(r[name]), unit) : r[name].status), kind: () => "time" });
+  const interval = { title: "95 % interval", csv: "lower", value: (r) => r.lower, text: between, hint: "of the ratio of the medians" };
   return [
     { title: "layer", value: (r) => r.name, text: (r) => r.name, left: true },
     side("a"), side("b"),
-    { title: "A/B", csv: "ratio", value: (r) => r.ratio, text: (r) => ratio(r.ratio), hint: "above 1, B is faster" },
-    { title: "95 % interval", csv: "lower", value: (r) => r.lower, text: between, hint: "of the ratio of the medians" },
+    { title: "A/B", csv: "ratio", value: (r) => r.ratio, text: (r) => ratio(r.ratio), hint: "above 1, B is better" },
+    ...(hasTimes(origin) ? [interval] : []),
     { title: "B", csv: "verdict", value: (r) => r.verdict, text: (r) => verdictText(r.verdict), left: true, kind: (r) => ({ win: "win", loss: "loss" })[r.verdict] ?? "" },
     { title: "what differs", csv: "differing", value: differingText, text: differingText, left: true, kind: () => "wrap" },
   ];
@@ -48,11 +51,10 @@ function groupView(group) {
   });
   group.detail = el("div", { class: "layer", hidden: "" });
   group.picture = el("div", { class: "picture roofline" });
-  const origins = group.origin === "measured" ? null : el("p", { class: "notice" }, `All times of this section are ${group.origin}, none was measured on the device. They compare with each other only.`);
   return el("section", { id: group.id, class: `of-${group.origin}` },
-    el("h2", {}, group.target.name, " ", originBadge(group.origin)), el("p", { class: "faint" }, group.target.model), origins,
-    facts(group), el("h3", {}, "Layers"), group.table.element, el("h3", {}, "How much faster B is"),
-    el("p", { class: "small faint" }, "Each mark is a layer, its line the 95 % interval; above 1, B is faster. Click one to see it below."), group.picture, group.detail);
+    el("h2", {}, group.target.name, " ", originBadge(group.origin)), el("p", { class: "faint" }, group.target.model), originNotice(group.origin),
+    facts(group), el("h3", {}, "Layers"), group.table.element, el("h3", {}, "How much better B is"),
+    el("p", { class: "small faint" }, `Each mark is a layer${hasTimes(group.origin) ? ", its line the 95 % interval" : ""}; above 1, B is better. Click one to see it below.`), group.picture, group.detail);
 }
 
 function ratiosSpec(group) {
@@ -61,7 +63,7 @@ function ratiosSpec(group) {
   const domain = padded(values.flatMap((v) => [v.lower, v.upper, 1]), 1.1);
   const x = { field: "rank", type: "quantitative", title: "layers, by ratio", scale: { domain: [0, values.length + 1] }, axis: { grid: false, tickMinStep: 1, format: "d" } };
   if (values.length <= 20) x.axis.values = values.map((v) => v.rank);
-  const y = { field: "ratio", type: "quantitative", ...logScaled(domain), title: `A's time over B's (${group.origin})` };
+  const y = { field: "ratio", type: "quantitative", ...logScaled(domain), title: `A's ${rankWord(group.origin)} over B's (${group.origin})` };
   const colour = { field: "B", type: "nominal", scale: { domain: Object.values(WORDS), range: ["var(--good)", "var(--bad)", "var(--faint)"] }, title: "B" };
   const tooltip = ["layer", "B", "interval"].map((field) => ({ field, type: "nominal" })).concat([{ field: "ratio", title: "A/B", format: ".3f" }]);
   return {
@@ -77,9 +79,9 @@ function ratiosSpec(group) {
 /** All repeats of both sides. */
 function repeatsSpec(row, origin) {
   const timed = ["a", "b"].flatMap((side) => row[side].times_us.map((us, n) => ({ side: side.toUpperCase(), us, n: n + 1 })));
-  const unit = unitOf(timed);
-  const values = timed.map((p) => ({ ...p, us: p.us / unit.us }));
-  const medians = ["a", "b"].filter((side) => row[side].us !== null).map((side) => ({ side: side.toUpperCase(), us: row[side].us / unit.us }));
+  const unit = unitOf(timed.map((p) => p.us), origin);
+  const values = timed.map((p) => ({ ...p, us: p.us / unit.size }));
+  const medians = ["a", "b"].filter((side) => row[side].us !== null).map((side) => ({ side: side.toUpperCase(), us: row[side].us / unit.size }));
   const x = { field: "us", type: "quantitative", ...logScaled(padded(values.map((v) => v.us), 1.05)), title: `${unit.name} (${origin})` };
   const y = { field: "side", type: "nominal", title: null };
   const tooltip = [{ field: "n", title: "repeat" }, { field: "us", title: unit.name, format: ".4~g" }];
@@ -97,7 +99,7 @@ function sidesTable(row) {
   const names = [...new Set([...Object.keys(knobs("a")), ...Object.keys(knobs("b"))])];
   const origin = row.group.origin;
   const lines = [
-    ["median", ...["a", "b"].map((side) => (row[side].us === null ? row[side].status : timeText(row[side].us, origin)))],
+    [hasTimes(origin) ? "median" : "cost", ...["a", "b"].map((side) => (row[side].status === "ok" ? rankText(sideRank(row[side]), origin) : row[side].status))],
     ["error", errorText(row.a.error), errorText(row.b.error)],
     ["space", row.a.candidate?.space ?? NOTHING, row.b.candidate?.space ?? NOTHING],
     ...names.map((name) => [name, String(knobs("a")[name] ?? NOTHING), String(knobs("b")[name] ?? NOTHING)]),
@@ -110,24 +112,31 @@ function sidesTable(row) {
 
 function said(row) {
   if (row.ratio === null) return `They do not compare: ${row.verdict}.`;
+  if (!hasTimes(row.group.origin)) return saidOfCosts(row);
   const way = row.in_turn ? "measured in turn, pair by pair" : "measured at different times: what changed in the machine between them is not in the interval";
   const percentFaster = row.ratio >= 1 ? `B is ${((row.ratio - 1) * 100).toFixed(1)} % faster` : `B takes ${((1 / row.ratio - 1) * 100).toFixed(1)} % longer`;
   const judged = row.verdict === "no_difference" ? `No difference beyond the spread, though by the medians ${percentFaster}` : `A ${row.verdict}: ${percentFaster}`;
   return `${judged}; A over B is ${row.ratio.toFixed(3)} (${between(row)}); ${way}.`;
 }
 
+function saidOfCosts(row) {
+  const percent = row.ratio >= 1 ? `B executes ${((1 - 1 / row.ratio) * 100).toFixed(1)} % fewer weighted instructions` : `B executes ${((1 / row.ratio - 1) * 100).toFixed(1)} % more weighted instructions`;
+  return row.verdict === "no_difference" ? "No difference: both have the same cost." : `A ${row.verdict}: ${percent}; A over B is ${row.ratio.toFixed(3)}. Costs are counts, the same at each run, so there is no spread.`;
+}
+
 async function show(row, scroll) {
   const { group } = row;
+  const hasRepeats = row.a.times_us.length + row.b.times_us.length > 0;
   const place = el("figure", {}, el("figcaption", {}, "All repeats", el("small", {}, "the bar is the median")));
   const drawing = el("div", { class: "picture" });
   group.detail.replaceChildren(
     el("h2", { id: row.id }, row.name, " ", originBadge(group.origin)), el("p", {}, el("code", {}, row.spec)), el("p", {}, said(row)),
-    sidesTable(row), place, row.kernels ? differenceView(row.kernels) : "");
+    sidesTable(row), row.a.counts || row.b.counts ? countsTable({ A: row.a.counts, B: row.b.counts }) : "", hasRepeats ? place : "", row.kernels ? differenceView(row.kernels) : "");
   place.append(drawing);
   group.detail.hidden = false;
   group.table.mark(row);
   if (scroll) group.detail.scrollIntoView();
-  if (row.a.times_us.length + row.b.times_us.length) await draw(drawing, repeatsSpec(row, group.origin));
+  if (hasRepeats) await draw(drawing, repeatsSpec(row, group.origin));
 }
 
 const mostDifferent = (group) => group.layers.reduce((a, b) => (Math.abs(Math.log(b.ratio ?? 1)) > Math.abs(Math.log(a.ratio ?? 1)) ? b : a));

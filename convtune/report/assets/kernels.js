@@ -18,6 +18,24 @@ function mixTable(sides) {
   return el("div", { class: "scroll narrow" }, el("table", { class: "mix" }, el("thead", {}, head), el("tbody", {}, ...lines)));
 }
 
+const bytesText = (count) => (count < 1024 ? `${count} B` : count < 2 ** 20 ? `${(count / 2 ** 10).toFixed(1)} KiB` : `${(count / 2 ** 20).toFixed(1)} MiB`);
+const TRAFFIC = { l1_bytes: "into the L1 caches", l2_bytes: "into the L2 caches", l3_bytes: "from memory" };
+
+/** Instructions executed in emulation by kind, and the bytes that a model of the caches says are moved. sides: {title: counts or null}. */
+function countsTable(sides) {
+  const known = Object.entries(sides).filter(([, counts]) => counts);
+  const kinds = [...new Set(known.flatMap(([, counts]) => Object.keys(counts)))].filter((kind) => !kind.endsWith("_bytes"));
+  const sum = (counts) => kinds.reduce((total, kind) => total + (counts[kind] ?? 0), 0);
+  const share = (counts, kind) => `${(counts[kind] ?? 0).toLocaleString("en")} (${percent((counts[kind] ?? 0) / Math.max(sum(counts), 1))})`;
+  const line = (title, value) => el("tr", {}, el("td", { class: "left" }, title), ...known.map(([, counts]) => el("td", {}, value(counts))));
+  const lines = [
+    ...kinds.map((kind) => line(kind.replaceAll("_", " "), (counts) => share(counts, kind))),
+    ...Object.entries(TRAFFIC).filter(([name]) => known.some(([, counts]) => name in counts)).map(([name, title]) => line(title, (counts) => bytesText(counts[name] ?? 0))),
+  ];
+  const head = el("tr", {}, ...["executed in emulation", ...known.map(([title]) => title)].map((title, n) => el("th", { scope: "col", class: n ? null : "left" }, title)));
+  return el("div", { class: "scroll narrow" }, el("table", { class: "mix counts" }, el("thead", {}, head), el("tbody", {}, ...lines)));
+}
+
 function kernelView(kernel) {
   const { script, instructions, why, left_out: leftOut } = kernel;
   const cut = leftOut ? `\n… ${plural(leftOut, "further line")}` : "";

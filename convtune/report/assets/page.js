@@ -20,13 +20,37 @@ const number = (value, digits = 1) => (value === null || value === undefined ? N
 const percent = (value) => (value === null || value === undefined ? NOTHING : `${(100 * value).toFixed(0)} %`);
 const ratio = (value) => (value === null || value === undefined ? NOTHING : `${value.toFixed(2)}×`);
 const errorText = (value) => (value === null || value === undefined ? NOTHING : value.toExponential(1));
-const timeNumber = (us) => number(us, us !== null && us !== undefined && us < 10 ? 2 : 1);
+
+// Ranks: what candidates of one origin are compared by, a time in microseconds or a cost in weighted instructions.
+const isMissing = (value) => value === null || value === undefined;
+/** The largest unit of the origin of which the least of these ranks is at least one. */
+function unitOf(ranks, origin) {
+  const known = ranks.filter((rank) => !isMissing(rank));
+  const least = known.reduce((a, b) => Math.min(a, b), Infinity);
+  return DATA.units[origin].findLast((unit) => unit.size <= least && least < Infinity) ?? DATA.units[origin][0];
+}
+const hasTimes = (origin) => DATA.units[origin][0].name === "µs";
+const rankWord = (origin) => (hasTimes(origin) ? "time" : "cost");
+/** The name of a field of these ranks in a file: such as best_us or best_cost, in the smallest unit. */
+const rankField = (name, origin) => `${name}_${hasTimes(origin) ? "us" : "cost"}`;
+const rankOf = (row, name, origin) => row[rankField(name, origin)];
+const rankNumber = (rank, unit) => (isMissing(rank) ? NOTHING : number(rank / unit.size, rank / unit.size < 10 ? 2 : 1));
+const rankTitle = (title, unit, origin) => `${title} ${unit.short}${origin === "measured" ? "" : ` (${origin})`}`;
 
 /** Such as 12.3 µs or 4.56 ms, and where it comes from unless it was measured. */
-function timeText(us, origin = "measured") {
-  if (us === null || us === undefined) return NOTHING;
-  const text = us >= 1000 ? `${(us / 1000).toFixed(2)} ms` : `${timeNumber(us)} µs`;
-  return origin === "measured" ? text : `${text} ${origin}`;
+function rankText(rank, origin = "measured") {
+  if (isMissing(rank)) return NOTHING;
+  const unit = unitOf([rank], origin);
+  return `${rankNumber(rank, unit)} ${unit.name}${origin === "measured" ? "" : ` ${origin}`}`;
+}
+
+/** What a section of this origin should say of itself; null where its times were measured. */
+function originNotice(origin) {
+  if (origin === "measured") return null;
+  const text = hasTimes(origin)
+    ? `All times of this section are ${origin}, none was measured on the device. They compare with each other only.`
+    : "This section has no times. Its kernels ran in emulation, and are compared by the instructions that they executed, weighted by kind, and by what a model of the caches adds. Such costs compare with each other only.";
+  return el("p", { class: "notice" }, text);
 }
 
 function durationText(seconds) {

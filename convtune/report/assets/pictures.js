@@ -16,9 +16,6 @@ const CONFIG = {
   title: { color: "var(--text)" },
 };
 
-/** Milliseconds where all times are that long. */
-const unitOf = (points) => (least(points.map((p) => p.us)) >= 1000 ? { name: "ms", us: 1000 } : { name: "µs", us: 1 });
-
 /** Draws a specification into an element. follow: what to do with the datum that was clicked. */
 async function draw(place, spec, follow = null) {
   const legend = { ...CONFIG.legend, columns: Math.max(1, Math.floor(place.clientWidth / 150)) };
@@ -59,7 +56,13 @@ const padded = (values, factor = 1.15) => [least(values) / factor, most(values) 
 const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
 const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
 
-/** How the times of an origin look: measured ones are filled dots, others hollow and of their own shape. */
+/** The unit for these points' ranks, the title of their axis, and the points with their ranks in it. */
+function inUnits(points, origin) {
+  const unit = unitOf(points.map((p) => p.rank), origin);
+  return { unit, title: `${unit.name} (${origin})`, scaled: points.map((p) => ({ ...p, row: null, rank: p.rank / unit.size })) };
+}
+
+/** How the ranks of an origin look: measured ones are filled dots, others hollow and of their own shape. */
 const MARKS = {
   measured: { shape: "circle", filled: true },
   emulated: { shape: "square", filled: false },
@@ -67,8 +70,8 @@ const MARKS = {
 };
 
 function rooflineSpec(section) {
-  const points = section.layers.filter((layer) => layer.best_us !== null).map((layer) => ({
-    layer: layer.name, variant: layer.variant, intensity: layer.flops / layer.bytes, gflops: layer.gflops, time: timeText(layer.best_us, section.origin),
+  const points = section.layers.filter((layer) => layer.best !== null).map((layer) => ({
+    layer: layer.name, variant: layer.variant, intensity: layer.flops / layer.bytes, gflops: layer.gflops, time: rankText(layer.best, section.origin),
     "of roofline": percent(layer.roofline_share), href: layer.href,
   }));
   const variants = [...new Set(points.map((p) => p.variant))].sort();
@@ -120,19 +123,18 @@ function roofLayers(roof, x, y) {
   return found;
 }
 
-/** Best time so far against trials or seconds: `field` of the points. */
+/** Best rank so far against trials or seconds: `field` of the points. */
 function convergenceSpec(timed, origin, field, title) {
-  const unit = unitOf(timed);
-  const points = timed.map((p) => ({ ...p, row: null, us: p.us / unit.us }));
+  const { title: yTitle, scaled: points } = inUnits(timed, origin);
   const best = [];
   for (const p of points) {
-    if (!best.length || p.us < best.at(-1).us) best.push(p);
+    if (!best.length || p.rank < best.at(-1).rank) best.push(p);
   }
   const last = points.at(-1);
-  const steps = [...best, { ...last, us: best.at(-1).us }];
+  const steps = [...best, { ...last, rank: best.at(-1).rank }];
   const x = { field, type: "quantitative", title, scale: { nice: false, domainMin: 0 }, axis: { tickCount: 6, grid: false } };
-  const y = { field: "us", type: "quantitative", ...logScaled(padded(points.map((p) => p.us), 1.1)), title: `${unit.name} (${origin})` };
-  const tooltip = [{ field: "trial", title: "trial" }, { field: "second", title: "after s", format: ".1f" }, { field: "us", title: `${unit.name} (${origin})`, format: ".4~g" }, { field: "what", title: "candidate" }];
+  const y = { field: "rank", type: "quantitative", ...logScaled(padded(points.map((p) => p.rank), 1.1)), title: yTitle };
+  const tooltip = [{ field: "trial", title: "trial" }, { field: "second", title: "after s", format: ".1f" }, { field: "rank", title: yTitle, format: ".4~g" }, { field: "what", title: "candidate" }];
   const line = { type: "line", interpolate: "step-after", color: "var(--best)", strokeWidth: 2.2, strokeDash: origin === "measured" ? [1, 0] : [6, 3] };
   return {
     height: 220,
@@ -144,18 +146,17 @@ function convergenceSpec(timed, origin, field, title) {
   };
 }
 
-/** How many candidates take how long, by space. */
-function spreadSpec(timed, origin, best_us) {
-  const unit = unitOf(timed);
-  const points = timed.map((p) => ({ space: p.space, us: p.us / unit.us }));
-  const marks = [{ us: best_us / unit.us }];
-  const logs = points.map((p) => Math.log10(p.us));
+/** How many candidates have which rank, by space. */
+function spreadSpec(timed, origin, best_rank) {
+  const { unit, title, scaled: points } = inUnits(timed, origin);
+  const marks = [{ rank: best_rank / unit.size }];
+  const logs = points.map((p) => Math.log10(p.rank));
   const [low, high] = [least(logs), most(logs)];
   const bins = Math.max(1, Math.min(40, Math.ceil(2 * Math.cbrt(points.length))));
   const width = Math.max((high - low) / bins, 1e-3);
   const counts = new Map();
   for (const p of points) {
-    const bin = Math.min(bins - 1, Math.floor((Math.log10(p.us) - low) / width));
+    const bin = Math.min(bins - 1, Math.floor((Math.log10(p.rank) - low) / width));
     const key = `${bin} ${p.space}`;
     counts.set(key, { bin, space: p.space, count: (counts.get(key)?.count ?? 0) + 1 });
   }
@@ -167,7 +168,7 @@ function spreadSpec(timed, origin, best_us) {
     return { space, count, bottom, top: bottom + count, from: 10 ** (low + bin * width), to: 10 ** (low + (bin + 1) * width) };
   });
   const domain = [10 ** (low - width / 2), 10 ** (low + (bins + 0.5) * width)];
-  const x = { field: "from", type: "quantitative", ...logScaled(domain, { grid: false }), title: `${unit.name} (${origin})` };
+  const x = { field: "from", type: "quantitative", ...logScaled(domain, { grid: false }), title };
   const y = { field: "bottom", type: "quantitative", title: "candidates", scale: { nice: true }, axis: { tickMinStep: 1, tickCount: 5, format: "~d" } };
   const colour = { field: "space", type: "nominal", scale: { domain: spaces, range: spaces.map((_, n) => COLOURS[n % COLOURS.length]) }, title: null };
   if (spaces.length === 1) colour.legend = null;
@@ -177,27 +178,26 @@ function spreadSpec(timed, origin, best_us) {
     height: 220,
     layer: [
       { data: { values }, mark: bars, encoding: { x, x2: { field: "to" }, y, y2: { field: "top" }, color: colour, tooltip } },
-      { data: { values: marks }, mark: { type: "rule", strokeWidth: 2, strokeDash: [5, 3], color: "var(--best)" }, encoding: { x: { ...x, field: "us" } } },
+      { data: { values: marks }, mark: { type: "rule", strokeWidth: 2, strokeDash: [5, 3], color: "var(--best)" }, encoding: { x: { ...x, field: "rank" } } },
     ],
   };
 }
 
-/** Time against the values of one knob; the best of each value as a bar, the winner's value highlighted. */
+/** Rank against the values of one knob; the best of each value as a bar, the winner's value highlighted. */
 function knobSpec(timed, origin, name, winner) {
-  const unit = unitOf(timed);
-  const points = timed.map((p) => ({ ...p, us: p.us / unit.us }));
+  const { title, scaled: points } = inUnits(timed, origin);
   const order = [...new Set(points.map((p) => p.order))].sort((a, b) => a - b);
   const text = new Map(points.map((p) => [p.order, p.value]));
   const values = order.map((n) => text.get(n));
-  const bests = order.map((n) => ({ value: text.get(n), us: least(points.filter((p) => p.order === n).map((p) => p.us)), count: points.filter((p) => p.order === n).length }));
+  const bests = order.map((n) => ({ value: text.get(n), rank: least(points.filter((p) => p.order === n).map((p) => p.rank)), count: points.filter((p) => p.order === n).length }));
   const x = { field: "value", type: "nominal", sort: values, title: null, axis: { labelAngle: values.join("").length > 24 ? -40 : 0, grid: false, labelLimit: 90 } };
-  const y = { field: "us", type: "quantitative", ...logScaled(padded(points.map((p) => p.us), 1.1)), title: `${unit.name} (${origin})` };
+  const y = { field: "rank", type: "quantitative", ...logScaled(padded(points.map((p) => p.rank), 1.1)), title };
   const highlight = { condition: { test: `datum.value === ${JSON.stringify(winner)}`, value: "var(--best)" }, value: "var(--c1)" };
   return {
     height: 150,
     layer: [
       { data: { values: thinned(points, 400) }, mark: { type: "point", ...MARKS[origin], size: 18, opacity: 0.5 }, encoding: { x, y, color: highlight, xOffset: { field: "jitter", type: "quantitative", scale: { domain: [-1, 1] } } } },
-      { data: { values: bests }, mark: { type: "tick", thickness: 3, bandSize: 22 }, encoding: { x, y, color: highlight, tooltip: [{ field: "value", title: name }, { field: "us", title: `best ${unit.name} (${origin})`, format: ".4~g" }, { field: "count", title: "candidates" }] } },
+      { data: { values: bests }, mark: { type: "tick", thickness: 3, bandSize: 22 }, encoding: { x, y, color: highlight, tooltip: [{ field: "value", title: name }, { field: "rank", title: `best ${title}`, format: ".4~g" }, { field: "count", title: "candidates" }] } },
     ],
   };
 }

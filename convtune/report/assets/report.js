@@ -9,6 +9,8 @@ function prepare() {
       layer.href = `#${layer.id}`;
       layer.section = section;
       layer.names ??= [layer.name];
+      layer.best = rankOf(layer, "best", section.origin);
+      layer.usual = rankOf(layer, "default", section.origin);
       layer.number = n;
     });
   });
@@ -28,7 +30,7 @@ function facts(section) {
     fact("speed-up", ratio(section.speedup_geometric_mean), "tuned over default, geometric mean"),
     fact("trials", section.trials.toLocaleString("en"), `${durationText(section.elapsed_s)} of tuning`),
     fact("failures", failed.toLocaleString("en"), failed ? kindsText(section.failures) : share),
-    fact("times", section.origin, { measured: "on the device", emulated: "instructions counted", estimated: "by a static model" }[section.origin]),
+    fact("origin", section.origin, { measured: "times on the device", emulated: "instructions, no times", estimated: "times by a static model" }[section.origin]),
   );
 }
 
@@ -39,18 +41,18 @@ function machineText(target) {
 }
 
 function layerColumns(section) {
-  const origin = section.origin === "measured" ? "" : ` (${section.origin})`;
-  const time = { kind: () => "time" };
+  const { origin } = section;
+  const unit = unitOf(section.layers.flatMap((layer) => [layer.best, layer.usual, ...Object.values(layer.bench?.peers_us ?? {})]), origin);
   const columns = [
     { title: "layer", value: (r) => r.name, text: (r) => r.name + (r.names.length > 1 ? ` +${r.names.length - 1}` : ""), left: true },
     { title: "convolution", csv: "shape", value: (r) => `${r.variant} ${r.shape}`, text: (r) => `${r.variant} ${r.shape}`, left: true, kind: () => "wrap" },
-    { title: `default µs${origin}`, csv: `default_us${origin}`, value: (r) => r.default_us, text: (r) => timeNumber(r.default_us), ...time, hint: "without tuning; measured in turn with the tuned one" },
-    { title: `tuned µs${origin}`, csv: `tuned_us${origin}`, value: (r) => r.best_us, text: (r) => (r.best_us === null ? "failed" : timeNumber(r.best_us)), kind: (r) => (r.best_us === null ? "loss" : "time") },
-    { title: "speed-up", csv: "speedup", value: (r) => r.speedup, text: (r) => ratio(r.speedup) },
-    { title: "GFLOP/s", csv: "gflops", value: (r) => r.gflops, text: (r) => number(r.gflops) },
+    { title: rankTitle("default", unit, origin), csv: rankField("default", origin), value: (r) => r.usual, text: (r) => rankNumber(r.usual, unit), kind: () => "time", hint: hasTimes(origin) ? "without tuning; measured in turn with the tuned one" : "without tuning" },
+    { title: rankTitle("tuned", unit, origin), csv: rankField("tuned", origin), value: (r) => r.best, text: (r) => (r.best === null ? "failed" : rankNumber(r.best, unit)), kind: (r) => (r.best === null ? "loss" : "time") },
+    { title: "speed-up", csv: "speedup", value: (r) => r.speedup, text: (r) => ratio(r.speedup), hint: hasTimes(origin) ? null : "of the costs: what it means for times is not known" },
   ];
+  if (hasTimes(origin)) columns.push({ title: "GFLOP/s", csv: "gflops", value: (r) => r.gflops, text: (r) => number(r.gflops) });
   if (section.roof) columns.push({ title: "of roofline", csv: "roofline_share", value: (r) => r.roofline_share, text: (r) => percent(r.roofline_share), hint: "the time that the roofline allows, by the time taken; above 100 % where tensors stay in a cache" });
-  columns.push(...peerColumns(section));
+  columns.push(...peerColumns(section, unit));
   columns.push(
     { title: "error", value: (r) => r.error, text: (r) => errorText(r.error), hint: "largest difference from the float64 reference over the largest value" },
     { title: "trials", value: (r) => r.trials, text: (r) => String(r.trials) },
@@ -59,8 +61,8 @@ function layerColumns(section) {
   return columns;
 }
 
-function peerColumns(section) {
-  const peers = section.peers.map((name) => ({ title: `${name} µs`, csv: `${name}_us`, value: (r) => r.bench?.peers_us[name] ?? null, text: (r) => timeNumber(r.bench?.peers_us[name] ?? null) }));
+function peerColumns(section, unit) {
+  const peers = section.peers.map((name) => ({ title: rankTitle(name, unit, "measured"), csv: `${name}_us`, value: (r) => r.bench?.peers_us[name] ?? null, text: (r) => rankNumber(r.bench?.peers_us[name] ?? null, unit) }));
   if (!peers.length) return [];
   const words = { win: "win", loss: "loss", no_difference: "no difference" };
   return [...peers, {
@@ -89,11 +91,11 @@ function sectionView(section) {
   section.detail = el("div", { class: "layer", hidden: "" });
   const roofline = el("div", { class: "picture roofline" });
   section.roofline = roofline;
-  const origins = section.origin === "measured" ? null : el("p", { class: "notice" }, `All times of this section are ${section.origin}, none was measured on the device. They compare with each other only.`);
+  const rooflinePart = hasTimes(section.origin) ? [el("h3", {}, "Roofline"), rooflineWords(section), roofline] : [];
   return el("section", { id: section.id, class: `of-${section.origin}` },
     el("h2", {}, section.target.name, " ", originBadge(section.origin)),
     el("p", { class: "faint" }, machineText(section.target), section.first_utc ? `; ${section.first_utc.slice(0, 10)} to ${section.last_utc.slice(0, 10)}` : ""),
-    origins, facts(section), el("h3", {}, "Layers"), table.element, el("h3", {}, "Roofline"), rooflineWords(section), roofline, section.detail);
+    originNotice(section.origin), facts(section), el("h3", {}, "Layers"), table.element, ...rooflinePart, section.detail);
 }
 
 function rooflineWords(section) {
@@ -103,6 +105,7 @@ function rooflineWords(section) {
 }
 
 async function drawRoofline(section) {
+  if (!hasTimes(section.origin)) return;
   if (section.layers_with_kernel === 0) {
     section.roofline.replaceWith(el("p", { class: "faint" }, "No layer has a time, so there is nothing to draw."));
     return;
@@ -131,7 +134,7 @@ async function route(first) {
   if (asked) await show(asked, true);
   if (!first) return;
   for (const section of DATA.sections.filter((section) => section !== asked?.section)) {
-    const slowest = section.layers.reduce((a, b) => ((b.best_us ?? -1) > (a.best_us ?? -1) ? b : a));
+    const slowest = section.layers.reduce((a, b) => ((b.best ?? -1) > (a.best ?? -1) ? b : a));
     await show(slowest, false);
   }
 }
@@ -146,7 +149,7 @@ async function main() {
   if (!DATA.sections.length) place.append(el("p", { class: "notice" }, "There is no record in these logs: nothing was tuned, or all was pruned."));
   if (DATA.sections.length > 1) {
     const links = DATA.sections.map((section) => el("li", {}, el("a", { href: `#${section.id}` }, `${section.target.name}, ${machineText(section.target)}`), " ", originBadge(section.origin), ` ${plural(section.layers.length, "layer")}`));
-    place.append(el("p", {}, "Times of different machines and origins do not compare, so each has its own section:"), el("ul", {}, ...links));
+    place.append(el("p", {}, "What was found on different machines, or in different ways, does not compare, so each has its own section:"), el("ul", {}, ...links));
   }
   place.append(...DATA.sections.map(sectionView));
   const written = [...new Set(DATA.sections.flatMap((section) => section.written_with))];
