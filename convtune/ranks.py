@@ -53,6 +53,16 @@ def has_times(origin: str) -> bool:
     return UNITS[origin] is _TIMES
 
 
+def gain_word(origin: str) -> str:
+    """What the default's rank over the tuned one's is called: fewer instructions are not surely faster."""
+    return "speed-up" if has_times(origin) else "default/tuned"
+
+
+def gains_words(origin: str) -> str:
+    """Several of them, for a sentence."""
+    return "the speed-ups" if has_times(origin) else "default/tuned"
+
+
 def as_time(rank: float | None, origin: str) -> float | None:
     """The rank where it is a time in microseconds; None where its origin has no times."""
     return rank if has_times(origin) else None

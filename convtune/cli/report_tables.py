@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.cli import tables
-from convtune.ranks import SOURCES, has_times
+from convtune.ranks import SOURCES, gain_word, gains_words, has_times
 from convtune.report.content import content
 
 if TYPE_CHECKING:
@@ -45,9 +45,23 @@ def _section(section: Section, form: str) -> str:
     column = tables.RankColumn.of(_ranks(section), section.origin)
     headers = _headers(section, column)
     rows = [_row(layer, section, column) for layer in section.layers]
+    counted = _counted(section)
     if form == "markdown":
-        return "\n\n".join([heading, markdown_table(headers, rows), *_facts(section)])
-    return "\n".join([heading, "", tables.render(headers, rows), "", *_facts(section)])
+        more = [markdown_table(*counted)] if counted else []
+        return "\n\n".join([heading, markdown_table(headers, rows), *more, *_facts(section)])
+    more = ["", tables.render(*counted)] if counted else []
+    return "\n".join([heading, "", tables.render(headers, rows), *more, "", *_facts(section)])
+
+
+def _counted(section: Section) -> tuple[dict[str, str], list[list[str | None]]] | None:
+    """What the winners execute in emulation, as a table's columns and rows; None where nothing was emulated."""
+    counts = {layer.name: layer.best.counts for layer in section.layers if layer.best and layer.best.counts}
+    if not counts:
+        return None
+    kinds = dict.fromkeys(kind for found in counts.values() for kind in found)
+    titles = [kind.replace("_bytes", " bytes").replace("_", " ") for kind in kinds]
+    rows = [[name, *(f"{found.get(kind, 0):,}" for kind in kinds)] for name, found in counts.items()]
+    return {"the winner executes": "left"} | dict.fromkeys(titles, "right"), rows
 
 
 def _ranks(section: Section) -> Iterator[float | None]:
@@ -59,7 +73,7 @@ def _ranks(section: Section) -> Iterator[float | None]:
 def _headers(section: Section, column: tables.RankColumn) -> dict[str, str]:
     peers = [column.head(name) for name in section.peers]
     rates = ["GFLOP/s", "of roofline"] if has_times(section.origin) else []
-    numbers = [column.head("default"), column.head("tuned"), "speed-up", *rates, *peers]
+    numbers = [column.head("default"), column.head("tuned"), gain_word(section.origin), *rates, *peers]
     compared = ["to best library"] if peers else []
     return {"layer": "left"} | dict.fromkeys([*numbers, *compared, "error", "trials", "failed"], "right")
 
@@ -92,7 +106,9 @@ def _facts(section: Section) -> list[str]:
         f"{tables.duration(section.elapsed_s)}; failed: {tables.counts(section.failures) or 'none'}"
     ]
     if section.speedup:
-        told.append(f"geometric mean of the speed-ups, each layer once: {tables.speedup(section.speedup)}")
+        told.append(
+            f"geometric mean of {gains_words(section.origin)}, each layer once: {tables.speedup(section.speedup)}"
+        )
     roof = section.roof
     if roof:
         told.append(f"roofline: {roof.gflops:.0f} GFLOP/s, {roof.memory_gbs:.0f} GB/s, {roof.source}")

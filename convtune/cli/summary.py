@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from convtune.cli import tables
-from convtune.ranks import MEASURED, as_cost, as_time, has_times
+from convtune.ranks import MEASURED, as_cost, as_time, gain_word, gains_words, has_times
 from convtune.record import installed_versions
 
 if TYPE_CHECKING:
@@ -175,14 +175,21 @@ class Summary:
         total = Total.of(self.layers)
         if total and self.counted > 1:
             rows += [self._total_row(total, column)]
-        headers = ["count", column.head("default"), column.head("tuned"), "speed-up", *self._rates(_RATES), "error"]
+        headers = [
+            "count",
+            column.head("default"),
+            column.head("tuned"),
+            gain_word(self.origin),
+            *self._rates(_RATES),
+            "error",
+        ]
         columns = {"layer": "left"} | dict.fromkeys(headers, "right")
         columns |= dict.fromkeys(_RESOURCES if self._compiled_for_gpu else (), "right")
         lines = [f"{network}\n"] if network else []
         lines += [tables.render(columns, rows), ""]
         lines += [f"failed: {la.workload.name}: {la.failure}" for la in self.layers if la.failure]
         if total and self.counted > 1:
-            lines.append(f"geometric mean of the speed-ups, each layer once: {total.geometric_mean:.2f}x")
+            lines.append(f"geometric mean of {gains_words(self.origin)}, each layer once: {total.geometric_mean:.2f}x")
         lines += [fusion.text() for fusion in Fusion.among(self.layers)]
         return "\n".join([*lines, *self._conditions()])
 

@@ -59,7 +59,7 @@ const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
 /** The unit for these points' ranks, the title of their axis, and the points with their ranks in it. */
 function inUnits(points, origin) {
   const unit = unitOf(points.map((p) => p.rank), origin);
-  return { unit, title: `${unit.name} (${origin})`, scaled: points.map((p) => ({ ...p, row: null, rank: p.rank / unit.size })) };
+  return { unit, title: `${unit.short} (${origin})`, scaled: points.map((p) => ({ ...p, row: null, rank: p.rank / unit.size })) };
 }
 
 /** How the ranks of an origin look: measured ones are filled dots, others hollow and of their own shape. */

@@ -27,7 +27,7 @@ function facts(section) {
   const share = section.trials ? `${((100 * failed) / section.trials).toFixed(1)} % of the trials` : null;
   return el("dl", { class: "facts" },
     fact("layers", layers.toLocaleString("en"), kernels),
-    fact("speed-up", ratio(section.speedup_geometric_mean), "tuned over default, geometric mean"),
+    fact(gainWord(section.origin), ratio(section.speedup_geometric_mean), "geometric mean over the layers"),
     fact("trials", section.trials.toLocaleString("en"), `${durationText(section.elapsed_s)} of tuning`),
     fact("failures", failed.toLocaleString("en"), failed ? kindsText(section.failures) : share),
     fact("origin", section.origin, { measured: "times on the device", emulated: "instructions, no times", estimated: "times by a static model" }[section.origin]),
@@ -48,7 +48,7 @@ function layerColumns(section) {
     { title: "convolution", csv: "shape", value: (r) => `${r.variant} ${r.shape}`, text: (r) => `${r.variant} ${r.shape}`, left: true, kind: () => "wrap" },
     { title: rankTitle("default", unit, origin), csv: rankField("default", origin), value: (r) => r.usual, text: (r) => rankNumber(r.usual, unit), kind: () => "time", hint: hasTimes(origin) ? "without tuning; measured in turn with the tuned one" : "without tuning" },
     { title: rankTitle("tuned", unit, origin), csv: rankField("tuned", origin), value: (r) => r.best, text: (r) => (r.best === null ? "failed" : rankNumber(r.best, unit)), kind: (r) => (r.best === null ? "loss" : "time") },
-    { title: "speed-up", csv: "speedup", value: (r) => r.speedup, text: (r) => ratio(r.speedup), hint: hasTimes(origin) ? null : "of the costs: what it means for times is not known" },
+    { title: gainWord(origin), csv: "speedup", value: (r) => r.speedup, text: (r) => ratio(r.speedup), hint: hasTimes(origin) ? null : "of the costs: what it means for times is not known" },
   ];
   if (hasTimes(origin)) columns.push({ title: "GFLOP/s", csv: "gflops", value: (r) => r.gflops, text: (r) => number(r.gflops) });
   if (section.roof) columns.push({ title: "of roofline", csv: "roofline_share", value: (r) => r.roofline_share, text: (r) => percent(r.roofline_share), hint: "the time that the roofline allows, by the time taken; above 100 % where tensors stay in a cache" });
