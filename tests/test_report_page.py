@@ -164,6 +164,37 @@ def test_the_page_is_no_wider_than_the_screen(page: Path, chromium: Any, width: 
 
 
 @needs_browser
+def test_on_paper_are_the_layers_that_the_table_shows(page: Path, chromium: Any) -> None:
+    """The button draws them, asks the browser to print, and leaves nothing behind."""
+    window = seen(chromium)
+    shown = window.open(page)
+    count = "document.querySelectorAll('#t1 .paper article').length"
+    shown.evaluate(f"window.print = () => {{ window.printed = {count}; }}")
+    shown.locator("#t1 input[type=search]").fill("dense_direct")  # the one whose winner is of that space
+    assert len(window.texts("#t1 .scroll.tall tbody tr")) < 3
+    wanted = len(window.texts("#t1 .scroll.tall tbody tr td.name"))
+    shown.locator("#t1 button.print").click()
+    shown.wait_for_function("window.printed !== undefined")
+    assert shown.evaluate("window.printed") == wanted
+    assert not shown.locator("#t1 .paper").is_visible() and shown.locator("#t1 .layer.shown").is_visible()
+    shown.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert shown.evaluate(count) == 0 and window.complaints == []
+
+
+@needs_browser
+def test_an_address_prepares_all_layers_for_paper(page: Path, chromium: Any) -> None:
+    window = seen(chromium)
+    shown = window.open(page, "#print")
+    shown.emulate_media(media="print")
+    assert shown.locator("#t1 .paper article").count() == 3 and shown.locator("#t2 .paper article").count() == 1
+    assert shown.locator("#t1 .paper article").first.is_visible()
+    assert not shown.locator("#t1 .layer.shown").is_visible(), "no layer is there twice"
+    assert shown.locator("#t1 .paper svg").count() == 4  # of the layers with times, a curve and the spread
+    assert SPECS[2] in window.texts("#t1 .paper article")[2]
+    assert window.complaints == []
+
+
+@needs_browser
 def test_the_data_can_be_downloaded_as_csv(page: Path, chromium: Any, tmp_path: Path) -> None:
     window = seen(chromium)
     shown = window.open(page, "#t1-l1")

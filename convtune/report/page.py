@@ -51,7 +51,7 @@ def page(
         "page.html",
         title=title,
         data=data,
-        scripts=["page.js", "table.js", "pictures.js", "kernels.js", "report.js", "layer.js"],
+        scripts=["page.js", "table.js", "pictures.js", "kernels.js", "report.js", "paper.js", "layer.js"],
     )
 
 

@@ -36,13 +36,15 @@ function countsTable(sides) {
   return el("div", { class: "scroll narrow" }, el("table", { class: "mix counts" }, el("thead", {}, head), el("tbody", {}, ...lines)));
 }
 
+const kernelMix = ({ instructions }) => (instructions ? mixTable({ "in the whole kernel": instructions.kernel, "in its busiest innermost loop": instructions.loop }) : null);
+
 function kernelView(kernel) {
-  const { script, instructions, why, left_out: leftOut } = kernel;
+  const { script, why, left_out: leftOut } = kernel;
   const cut = leftOut ? `\n… ${plural(leftOut, "further line")}` : "";
   return el("div", {},
     el("h3", {}, "The winner's kernel"),
     why ? el("p", { class: "notice" }, `Not shown whole: ${why}.`) : null,
-    instructions ? mixTable({ "in the whole kernel": instructions.kernel, "in its busiest innermost loop": instructions.loop }) : null,
+    kernelMix(kernel),
     script ? el("details", {}, el("summary", {}, "Its loop nest as TVM script"), el("pre", { tabindex: "0" }, script + cut)) : null);
 }
 

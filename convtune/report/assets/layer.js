@@ -18,7 +18,8 @@ function trialText(layer, row) {
   return `${layer.tried.spaces[row[0]].name}(${knobs.map(([k, v]) => `${k}=${v}`).join(", ")})`;
 }
 
-function layerView(layer) {
+/** What is said of a layer in words: a list of titles and texts. */
+function layerFacts(layer) {
   const { section } = layer;
   const origin = section.origin;
   const lines = [
@@ -32,10 +33,19 @@ function layerView(layer) {
     ["search", `${plural(layer.trials, "trial")} in ${durationText(layer.elapsed_s)}${layer.failed ? `; failed: ${kindsText(layer.failures)}` : ""}`],
     ...resourceLines(layer),
   ].filter(Boolean);
+  return el("dl", { class: "plain" }, ...lines.flatMap(([title, text]) => [el("dt", {}, title), el("dd", {}, text)]));
+}
+
+function countsView(layer) {
+  return layer.counts ? el("div", {}, el("h3", {}, "What the winner executes"), countsTable({ winner: layer.counts })) : null;
+}
+
+function layerView(layer) {
   const save = el("button", { type: "button", onclick: () => saveTrials(layer) }, "download its candidates as CSV");
   return [
-    el("dl", { class: "plain" }, ...lines.flatMap(([title, text]) => [el("dt", {}, title), el("dd", {}, text)])),
-    el("p", { class: "no-print" }, save), finalsView(layer), layer.counts ? el("div", {}, el("h3", {}, "What the winner executes"), countsTable({ winner: layer.counts })) : null, failuresView(layer), el("div", { class: "pictures", id: `${layer.id}-pictures` }), el("div", { id: `${layer.id}-knobs` }), layer.kernel ? kernelView(layer.kernel) : null,
+    layerFacts(layer), el("p", { class: "no-print" }, save), finalsView(layer), countsView(layer), failuresView(layer),
+    el("div", { class: "pictures", id: `${layer.id}-pictures` }), el("div", { id: `${layer.id}-knobs` }),
+    layer.kernel ? kernelView(layer.kernel) : null,
   ].filter(Boolean);
 }
 

@@ -25,6 +25,9 @@ async function draw(place, spec, follow = null) {
   return result.view;
 }
 
+/** Lets the browser show what was drawn and answer its reader. */
+draw.turn = () => new Promise((resolve) => { setTimeout(resolve); });
+
 /** At most so many of the items, evenly. */
 function thinned(items, most = MOST_POINTS) {
   if (items.length <= most) return items;

@@ -86,22 +86,24 @@ function sectionView(section) {
   const table = new Table(layerColumns(section), section.layers, {
     noun: "layer", file: `layers-${section.target.name.replace(/[^\w.-]/g, "_")}-${section.origin}.csv`, href: (r) => r.href, title: (r) => [...r.names, r.spec].join("\n"), more,
     words: (r) => [...r.names, r.spec, r.variant, r.shape, candidateText(r.candidate)].join(" "), pick: { title: "variant", value: (r) => r.variant },
+    tools: [printButton(section)],
   });
   section.table = table;
-  section.detail = el("div", { class: "layer", hidden: "" });
+  section.detail = el("div", { class: "layer shown", hidden: "" });
+  section.paper = el("div", { class: "paper" });
   const roofline = el("div", { class: "picture roofline" });
   section.roofline = roofline;
   const rooflinePart = hasTimes(section.origin) ? [el("h3", {}, "Roofline"), rooflineWords(section), roofline] : [];
   return el("section", { id: section.id, class: `of-${section.origin}` },
     el("h2", {}, section.target.name, " ", originBadge(section.origin)),
     el("p", { class: "faint" }, machineText(section.target), section.first_utc ? `; ${section.first_utc.slice(0, 10)} to ${section.last_utc.slice(0, 10)}` : ""),
-    originNotice(section.origin), facts(section), el("h3", {}, "Layers"), table.element, ...rooflinePart, section.detail);
+    originNotice(section.origin), facts(section), el("h3", {}, "Layers"), table.element, ...rooflinePart, section.detail, section.paper);
 }
 
 function rooflineWords(section) {
   const roof = section.roof;
   const known = roof ? `${roof.gflops.toFixed(0)} GFLOP/s and ${roof.memory_gbs.toFixed(0)} GB/s, ${roof.source}. ` : "What this machine can do at most is not known here, so there is no roof. ";
-  return el("p", { class: "small faint" }, known, "Each mark is a layer; click one to see it below.");
+  return el("p", { class: "small faint" }, known, "Each mark is a layer", el("span", { class: "on-screen" }, "; click one to see it below"), ".");
 }
 
 async function drawRoofline(section) {
@@ -158,6 +160,9 @@ async function main() {
     el("p", {}, written.length ? `Records written by ${written.join("; ")}.` : ""));
   for (const section of DATA.sections) await drawRoofline(section);
   await route(true);
+  if (location.hash === "#print") { // for programs that make a PDF
+    for (const section of DATA.sections) await fillPaper(section);
+  }
   window.addEventListener("hashchange", () => route(false));
   document.documentElement.dataset.ready = "true"; // for tests
 }

@@ -2,7 +2,7 @@
 const MOST_ROWS = 500; // drawn at once; the others on demand
 
 /**
- * columns: {title, value(row), text(row), left, kind(row), hint}. options: {href(row), words(row), pick, name}.
+ * columns: {title, value(row), text(row), left, kind(row), hint}. options: {href(row), words(row), pick, name, tools}.
  * pick: {title, value(row)} for a choice of rows besides the search.
  */
 class Table {
@@ -16,7 +16,7 @@ class Table {
     this.headers = columns.map((column, n) => this.header(column, n));
     this.more = el("button", { type: "button", onclick: () => { this.all = true; this.draw(); } });
     const table = el("table", {}, el("thead", {}, el("tr", {}, ...this.headers)), this.body);
-    const tools = rows.length > 1 ? [this.search, this.picker, this.count, save] : [this.count, save];
+    const tools = [...(rows.length > 1 ? [this.search, this.picker] : []), this.count, save, ...(options.tools ?? [])];
     this.element = el("div", {}, el("div", { class: "tools" }, ...tools), el("div", { class: "scroll tall", tabindex: "0" }, table), this.more);
     this.draw();
   }
