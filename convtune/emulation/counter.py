@@ -6,11 +6,12 @@ import ctypes
 import functools
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from convtune import linker
+from convtune.emulation import hooks
 from convtune.emulation.instructions import Block, decode
 from convtune.errors import TargetError
 from convtune.paths import cache_dir
@@ -51,9 +52,9 @@ def _compiled(source: str, compiler: linker.Compiler, flags: tuple[str, ...]) ->
 
 
 @functools.cache
-def _hook() -> ctypes.c_void_p:
+def _hook() -> Any:
     library = ctypes.CDLL(str(_compiled("count.c", linker.find_compiler(), linker.FLAGS)))
-    return ctypes.cast(library.convtune_count_block, ctypes.c_void_p)
+    return library.convtune_count_block
 
 
 class _State(ctypes.Structure):
@@ -76,22 +77,15 @@ class BlockCounter:
     """
 
     def __init__(self, emulated: Uc, machine: Machine, image: Image) -> None:
-        from unicorn import UC_HOOK_BLOCK, UcError
-        from unicorn.unicorn_py3.unicorn import uclib
+        from unicorn import UC_HOOK_BLOCK
 
         self._image, self._disassembler = image, machine.disassembler()
         self._executions = np.zeros(len(image.contents), np.uint64)
         self._sizes = np.zeros(len(image.contents), np.uint32)
-        stop = ctypes.cast(uclib.uc_emu_stop, ctypes.c_void_p).value
         addresses = (self._executions.ctypes.data, self._sizes.ctypes.data)
-        self._state = _State(image.start, len(image.contents), *addresses, 0, stop)
+        self._state = _State(image.start, len(image.contents), *addresses, 0, hooks.stop_function())
         self._blocks: dict[int, Block] = {}
-        state = ctypes.cast(ctypes.byref(self._state), ctypes.c_void_p)
-        self._handle = ctypes.c_size_t()
-        # through the binding's own functions: its hook_add takes Python functions only
-        status = uclib.uc_hook_add(emulated._uch, ctypes.byref(self._handle), UC_HOOK_BLOCK, _hook(), state, 1, 0)
-        if status:
-            raise UcError(status)
+        hooks.add(emulated, UC_HOOK_BLOCK, hooks.address_of(_hook()), ctypes.addressof(self._state))
 
     def start(self, most_bytes: int) -> None:
         """From now on nothing has run. The machine will stop once it has run so many bytes of code."""
@@ -107,6 +101,10 @@ class BlockCounter:
         """How often each block ran, by its address."""
         (found,) = self._executions.nonzero()
         return {self._image.start + int(at): int(self._executions[at]) for at in found}
+
+    def instructions(self) -> int:
+        """How many ran in all."""
+        return sum(times * self.block(at).instructions for at, times in self.executions().items())
 
     def block(self, address: int) -> Block:
         """What is in a block that ran."""

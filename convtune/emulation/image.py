@@ -39,6 +39,13 @@ class Image:
     symbols: Mapping[str, int]
     executable: Sequence[tuple[int, int]]
     """Where code is, from an address up to another."""
+    libraries: Sequence[tuple[str, int]]
+    """Their names, and the addresses that their own are counted from."""
+
+    def place(self, address: int) -> str:
+        """An address as debuggers name it, such as "kernel.so+0x1234"."""
+        name, base = next((found for found in reversed(self.libraries) if found[1] <= address), ("", 0))
+        return f"{name}+{address - base:#x}" if address < self.start + len(self.contents) else f"{address:#x}"
 
 
 def machine_of(library: Path) -> str:
@@ -90,7 +97,7 @@ def load(libraries: Sequence[Path], machine: Machine, start: int) -> Image:
                 raise KernelError(f"cannot emulate {library}: relocation {relocation.kind} is unknown")
             offset = base - start + relocation.at
             contents[offset : offset + 8] = (value & (1 << 64) - 1).to_bytes(8, "little")
-    return Image(start, contents, symbols, executable)
+    return Image(start, contents, symbols, executable, [(library.name, base) for library, base, _ in placed])
 
 
 def _segments(elf: Any, base: int, executable: list[tuple[int, int]]) -> bytearray:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from convtune.emulation import machines
 from convtune.emulation.counter import BlockCounter, guest_library
 from convtune.emulation.counts import KINDS, Counts
+from convtune.emulation.hooks import Hooks
 from convtune.emulation.image import load, machine_of
 from convtune.emulation.memory import PAGE, Block, Memory
 from convtune.emulation.regions import Regions
@@ -43,7 +44,7 @@ class EmulatedKernel:
     Every array and scratch block has unmapped memory around its pages. Of two calls, the second has the tasks of
     parallel regions in reverse order, and scratch blocks at the end of their pages rather than the start.
 
-    counts: of the last call.
+    A context manager. counts: of the last call.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class EmulatedKernel:
         self._machine = kind.new()
         self._map()
         self._counter = BlockCounter(self._machine, kind, self._image)
-        self._regions = Regions(threads, self._executed)
+        self._regions = Regions(threads, self._counter.instructions)
         self._arrays, self._scratch = Memory(self._machine, _ARRAYS), Memory(self._machine, _SCRATCH)
         self._fixed = Memory(self._machine, _STACK)
         self._stack = self._fixed.block("the stack", _STACK_BYTES, 0, _pattern(0))
@@ -76,7 +77,7 @@ class EmulatedKernel:
         self._calls = 0
         self._fault = ""
         self.counts = Counts(0, dict.fromkeys(KINDS, 0), {})
-        self._hook()
+        self._hooks = Hooks(self._machine, self._on_interrupt, self._on_invalid)
 
     def _map(self) -> None:
         contents = self._image.contents
@@ -88,11 +89,9 @@ class EmulatedKernel:
         self._machine.mem_map(_RETURN, PAGE, 5)
         self._machine.mem_map(_ARGUMENTS, 16 * PAGE, 3)
 
-    def _hook(self) -> None:
-        from unicorn import UC_HOOK_INTR, UC_HOOK_MEM_INVALID
-
-        self._machine.hook_add(UC_HOOK_INTR, self._on_interrupt)
-        self._machine.hook_add(UC_HOOK_MEM_INVALID, self._on_invalid)
+    def close(self) -> None:
+        """Gives the machine's memory back, 1 GB of addresses, which would wait for the garbage collector otherwise."""
+        self._hooks.close()
 
     def fill_scratch(self, byte: int | None) -> None:
         """From now on the kernel gets scratch memory, and a stack, full of `byte`; with None, of zeros."""
@@ -120,7 +119,9 @@ class EmulatedKernel:
             try:
                 self._machine.emu_start(self._image.symbols["__tvm_ffi_main"], _RETURN)
             except UcError as problem:
+                self._raise_own()
                 raise EmulationError("crash", f"{self._fault or problem}{self._where()}") from problem
+            self._raise_own()
             self._check(blocks)
             for block, array in zip(blocks, arrays):
                 _copy_back(block, array)
@@ -168,13 +169,19 @@ class EmulatedKernel:
         for register, value in zip(self._kind.arguments, values):
             self._machine.reg_write(register, value)
 
+    def _raise_own(self) -> None:
+        """Raises what one of our own functions raised, while the kernel ran, such as MemoryError."""
+        problem, self._hooks.problem = self._hooks.problem, None
+        if problem is not None:
+            raise problem
+
     def _check(self, blocks: Sequence[Block]) -> None:
         """Raises what the call has not raised by itself."""
         if self._fault:
             raise EmulationError("crash", self._fault)
         if self._counter.exhausted:
             raise EmulationError("timeout", f"ran more than {self._most_instructions} instructions{self._where()}")
-        if status := self._machine.reg_read(self._kind.result) & 0xFFFFFFFF:
+        if status := ctypes.c_int32(self._machine.reg_read(self._kind.result)).value:
             message = bytes(self._machine.mem_read(self._image.symbols["convtune_message"], 1024))
             line = " ".join(message.partition(b"\0")[0].decode(errors="replace").split())
             raise KernelError(f"kernel failed with status {status}: {line or 'it gave no message'}")
@@ -183,9 +190,9 @@ class EmulatedKernel:
                 raise EmulationError("wrong", f"wrote outside an array: {where}")
 
     def _where(self) -> str:
-        return f" (at {self._machine.reg_read(self._kind.counter):#x})"
+        return f" (at {self._image.place(self._machine.reg_read(self._kind.counter))})"
 
-    def _on_invalid(self, _machine: Any, access: int, address: int, size: int, _value: int, _data: Any) -> bool:
+    def _on_invalid(self, access: int, address: int, size: int) -> None:
         """Remembers what was touched; the machine stops."""
         from unicorn import unicorn_const as names
 
@@ -198,10 +205,10 @@ class EmulatedKernel:
             names.UC_MEM_WRITE_PROT: "wrote",
         }.get(access, "ran code")
         self._fault = f"{what} {size} bytes {place or f'at address {address:#x}, where there is nothing'}"
-        return False
 
-    def _on_interrupt(self, machine: Any, number: int, _data: Any) -> None:
+    def _on_interrupt(self, number: int) -> None:
         """Answers guest.c; whatever else interrupts is a fault."""
+        machine = self._machine
         if number != self._kind.interrupt:
             self._fault = f"ran what is no instruction, or none of this machine (interrupt {number}){self._where()}"
             machine.emu_stop()
@@ -240,16 +247,19 @@ class EmulatedKernel:
             self._free.append(block)
         return 0
 
-    def _executed(self) -> int:
-        return sum(times * self._counter.block(at).instructions for at, times in self._counter.executions().items())
-
     def _counted(self) -> Counts:
         executions = self._counter.executions()
         by_kind = dict.fromkeys(KINDS, 0)
         for address, times in executions.items():
             for kind, count in self._counter.block(address).by_kind.items():
                 by_kind[kind] += times * count
-        return Counts(self._executed(), by_kind, executions, self._regions.instructions())
+        return Counts(self._counter.instructions(), by_kind, executions, self._regions.instructions())
+
+    def __enter__(self) -> EmulatedKernel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _pattern(byte: int) -> NDArray[np.uint8]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from convtune.errors import KernelError
+from convtune.errors import KernelError, TargetError
 
 if TYPE_CHECKING:
     from unicorn import Uc
@@ -31,6 +32,11 @@ class Machine(ABC):
     argument: int
     answer: int
     counter: int
+
+    @classmethod
+    def lacks(cls, features: frozenset[str]) -> str:
+        """A feature that is not emulated; "" where all are."""
+        return ""
 
     @abstractmethod
     def __init__(self, features: frozenset[str] | None) -> None:
@@ -110,11 +116,12 @@ class X86(Machine):
     name = "x86_64"
     interrupt = 0x80
 
+    @classmethod
+    def lacks(cls, features: frozenset[str]) -> str:
+        return min((name for name in features if name.startswith(("avx", "fma", "f16c"))), default="")
+
     def __init__(self, features: frozenset[str] | None) -> None:
         from unicorn import x86_const as registers
-
-        if missing := sorted(name for name in features or () if name.startswith("avx")):
-            raise KernelError(f"kernels that need {missing[0]} cannot be emulated: Unicorn has no AVX")
 
         names = ("RDI", "RSI", "RDX", "RCX", "R8", "R9")
         self.arguments = tuple(getattr(registers, f"UC_X86_REG_{name}") for name in names)
@@ -151,6 +158,21 @@ def known() -> tuple[str, ...]:
     return tuple(kind.name for kind in _KINDS.values())
 
 
+def check(machine: str, features: Collection[str]) -> None:
+    """Raises TargetError where a machine of that name and with those features cannot be emulated here, and says why."""
+    for package in ("unicorn", "capstone", "elftools"):
+        if importlib.util.find_spec(package) is None:
+            raise TargetError(
+                f"emulating {machine} needs the package {package}, which is not installed; "
+                "`pip install 'convtune[arm]'` brings it"
+            )
+    kind = next((kind for kind in _KINDS.values() if kind.name == machine), None)
+    if kind is None:
+        raise TargetError(f"machine {machine!r} cannot be emulated; what can is {', '.join(known())}")
+    if lacks := kind.lacks(frozenset(features)):
+        raise TargetError(f"kernels that need {lacks} cannot be emulated: Unicorn does not have it")
+
+
 def of_elf(elf: str, features: Collection[str] | None) -> Machine:
     """The machine of that name in ELF files.
 
@@ -162,4 +184,7 @@ def of_elf(elf: str, features: Collection[str] | None) -> Machine:
     """
     if elf not in _KINDS:
         raise KernelError(f"machine {elf} cannot be emulated; what can is {', '.join(known())}")
-    return _KINDS[elf](None if features is None else frozenset(features))
+    kind = _KINDS[elf]
+    if lacks := kind.lacks(frozenset(features or ())):
+        raise KernelError(f"kernels that need {lacks} cannot be emulated: Unicorn does not have it")
+    return kind(None if features is None else frozenset(features))

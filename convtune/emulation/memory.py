@@ -64,7 +64,10 @@ class Memory:
     def block(self, name: str, size: int, offset: int, filling: NDArray[np.uint8]) -> Block:
         """A block of `size` bytes at `offset` in its first page, all of whose pages are full of `filling`."""
         total = max(-(-(offset + size) // PAGE), 1) * PAGE
-        pages = np.frombuffer(mmap.mmap(-1, total), np.uint8)
+        try:
+            pages = np.frombuffer(mmap.mmap(-1, total), np.uint8)
+        except OSError as problem:
+            raise MemoryError(f"no {size} bytes for {name}") from problem
         made = Block(name, self._next + offset, offset, size, pages, filling)
         made.refill()
         self._emulated.mem_map_ptr(self._next, total, 3, pages.ctypes.data)  # to read and write

@@ -65,7 +65,21 @@ class Builder:
         codegen.write_object(module, self._tvm_target, object_path)
         path = linker.link(object_path, request.directory / "kernel.so", self._cache_dir, self._target.machine)
         object_path.unlink()
-        return Library(path, pack, time.perf_counter() - start, path.stat().st_size)
+        traffic = self._traffic(module)
+        return Library(path, pack, time.perf_counter() - start, path.stat().st_size, traffic=traffic)
+
+    def _traffic(self, module: Any) -> Traffic | None:
+        """What each level of memory has to bring, where that is asked for."""
+        return None
+
+
+class EmulatedBuilder(Builder):
+    """For a CPU that is not here, of whose caches there is a model."""
+
+    def _traffic(self, module: Any) -> Traffic:
+        from convtune.cache_model import traffic
+
+        return traffic(module, self._target)
 
 
 def scheduled(spec: ConvSpec, target: Target, candidate: Candidate) -> tuple[Any, Pack]:

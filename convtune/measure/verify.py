@@ -63,11 +63,22 @@ def verify(
     alignment: bytes at which arrays may start, besides weights and biases, which packing aligns.
     """
 
-    def run(scratch_byte: int, at_end: bool) -> Verdict | Array:
-        return _run(kernel, inputs, reference.shape, scratch_byte, at_end, alignment)
-
     try:
-        return judge(run, reference, limit)
+        return judge(_runs(kernel, inputs, reference.shape, alignment), reference, limit)
+    finally:
+        kernel.fill_scratch(None)
+
+
+def verify_once(
+    kernel: Runnable,
+    inputs: Mapping[str, Array],
+    reference: NDArray[np.float64],
+    limit: float,
+    alignment: int = codegen.ALIGNMENT,
+) -> Verdict:
+    """The first of the two runs of `verify`."""
+    try:
+        return _first(_runs(kernel, inputs, reference.shape, alignment), reference, limit)
     finally:
         kernel.fill_scratch(None)
 
@@ -99,18 +110,24 @@ def judge(run: Callable[[int, bool], Verdict | Array], reference: NDArray[np.flo
     run: of a byte and a flag, runs it once with scratch memory full of that byte, its arrays ending at a fence where
     the flag says so, else starting there; y, which it found full of UNWRITTEN, or what it did to other memory.
     """
-    # first, as a wide zone behind names more faults
+    first = _first(run, reference, limit)  # as a wide zone behind names more faults
+    if first.y is None:
+        return first
+    again = _whole(run(_HUGE_BYTE[first.y.itemsize], True))
+    if isinstance(again, Verdict):
+        return again
+    if change := difference_in_bits("y", first.y, again):
+        return Verdict(f"gives another result when run again: {change}", first.error)
+    return first
+
+
+def _first(run: Callable[[int, bool], Verdict | Array], reference: NDArray[np.float64], limit: float) -> Verdict:
     y = _whole(run(_NAN_BYTE, False))
     if isinstance(y, Verdict):
         return y
     error = largest_error(y, reference)
     if not error <= limit:
         return Verdict(_difference(y, reference, error, limit), error if math.isfinite(error) else None)
-    again = _whole(run(_HUGE_BYTE[y.itemsize], True))
-    if isinstance(again, Verdict):
-        return again
-    if change := difference_in_bits("y", y, again):
-        return Verdict(f"gives another result when run again: {change}", error)
     return Verdict("", error, y)
 
 
@@ -123,6 +140,17 @@ def difference_in_bits(name: str, expected: Array, array: Array) -> str:
     """The first element whose bits differ, in words; "" where none does."""
     found = find(np.not_equal, _words(expected), _words(array))
     return f"{_elements(name, array, found)} {_instead(array, expected, found)}" if found.count else ""
+
+
+def _runs(
+    kernel: Runnable, inputs: Mapping[str, Array], shape: tuple[int, ...], alignment: int
+) -> Callable[[int, bool], Verdict | Array]:
+    """What `judge` runs."""
+
+    def run(scratch_byte: int, at_end: bool) -> Verdict | Array:
+        return _run(kernel, inputs, shape, scratch_byte, at_end, alignment)
+
+    return run
 
 
 def _run(
