@@ -19,6 +19,7 @@ MOST = 512
 """Separate stretches of memory that are looked at one by one; of more, the increase is taken to go on."""
 
 Offsets = NDArray[np.int64]
+Terms = tuple[tuple[Term, int], ...]
 
 
 class Cover(NamedTuple):
@@ -27,7 +28,7 @@ class Cover(NamedTuple):
     fixed: terms of the address that stand still. lines: of all copies together. alignment: where in a line it starts.
     """
 
-    fixed: tuple[tuple[Term, int], ...]
+    fixed: Terms
     low: Offsets
     high: Offsets
     times: float
@@ -114,7 +115,7 @@ class Footprints:
     def __init__(self, arithmetic: Arithmetic) -> None:
         self.arithmetic = arithmetic
         self.known: dict[tuple[Any, ...], Cover] = {}
-        self.values: dict[Any, Offsets] = {}
+        self.values: dict[tuple[Any, ...], Offsets] = {}
 
     def of(self, accesses: Iterable[Access], depth: int) -> dict[int, float]:
         """Lines by buffer that accesses touch while their loops from the `depth`th on run, and those of other threads.
@@ -135,29 +136,32 @@ class Footprints:
         moving: list[tuple[Term, int]] = []
         for term, stride in access.terms:
             (moving if _loops(term) & free else fixed).append((term, stride))
-        key = (tuple(fixed), tuple(moving), tuple(access.offsets), access.width, self._frees(moving, free))
+        box = _box(access)
+        depends: frozenset[int] = frozenset().union(*(_loops(term) for term, _ in moving))
+        inside = tuple(sorted((loop, box[loop]) for loop in depends & free if loop in box))
+        key = (tuple(fixed), tuple(moving), tuple(access.offsets), access.width, depends & free, inside)
         if key not in self.known:
-            self.known[key] = self._swept(access, tuple(fixed), moving, free)
-        depends = frozenset().union(*(_loops(term) for term, _ in moving)) if moving else frozenset()
-        return self.known[key], math.prod(
-            share for share, loops in access.conditions if not loops & free or loops & free & depends
-        )
-
-    def _frees(self, moving: list[tuple[Term, int]], free: frozenset[int]) -> frozenset[int]:
-        return frozenset().union(*(_loops(t) & free for t, _ in moving if not isinstance(t, int)))
+            self.known[key] = self._swept(access, tuple(fixed), moving, free, box)
+        share = math.prod((box[k][1] - box[k][0]) / self.arithmetic.extents[k] for k in box if k not in free)
+        for condition in access.conditions:
+            if not condition.loops & free or condition.loops & free & depends:
+                share *= condition.share
+        return self.known[key], share
 
     def _swept(
-        self, access: Access, fixed: tuple[tuple[Term, int], ...], moving: list[tuple[Term, int]], free: frozenset[int]
+        self, access: Access, fixed: Terms, moving: Sequence[tuple[Term, int]], free: frozenset[int], box: forms.Box
     ) -> Cover:
-        moves = []
+        moves, start = [], 0
         for cluster in _clusters(moving):
             term, stride = cluster[0]
             if len(cluster) == 1 and isinstance(term, int):
-                moves.append(_Move(abs(stride), stride, self.arithmetic.extents[term], None))
+                first, end = box.get(term, (0, self.arithmetic.extents[term]))
+                moves.append(_Move(abs(stride), stride, end - first, None))
+                start += first * stride
             else:
-                shifts = self._values(cluster, free)
+                shifts = self._values(cluster, free, box)
                 moves.append(_Move(int(np.diff(shifts).min()) if len(shifts) > 1 else 0, 0, len(shifts), shifts))
-        sweep = Sweep(access.offsets, access.width)
+        sweep = Sweep([start + offset for offset in access.offsets], access.width)
         for move in sorted(moves, key=lambda move: move.gap):
             if move.shifts is None:
                 sweep.steps(move.stride, move.steps)
@@ -166,23 +170,36 @@ class Footprints:
         alignment = math.gcd(LINE_BYTES, *(stride for _, stride in fixed))
         return Cover(fixed, sweep.low, sweep.high, sweep.times, sweep.lines(alignment), alignment)
 
-    def _values(self, cluster: list[tuple[Term, int]], free: frozenset[int]) -> Offsets:
+    def _values(self, cluster: Sequence[tuple[Term, int]], free: frozenset[int], box: forms.Box) -> Offsets:
         """What some terms together amount to, each number once, where the loops that are not free are in the middle."""
         form = Form(0, tuple(cluster))
         loops = forms.loops(form)
-        key = form, loops & free
+        inside = {loop: box[loop] for loop in sorted(loops) if loop in box}
+        key = form, loops & free, tuple(inside.items())
         if key not in self.values:
-            known: dict[int, NDArray[Any]] = dict(self.arithmetic.grid(loops & free))
-            known |= {loop: np.asarray(self.arithmetic.extents[loop] // 2) for loop in loops - free}
+            known: dict[int, NDArray[Any]] = dict(self.arithmetic.grid(loops & free, box=inside))
+            for loop in loops - free:
+                known[loop] = np.asarray(sum(inside.get(loop, (0, self.arithmetic.extents[loop]))) // 2)
             self.values[key] = np.unique(self.arithmetic.evaluate(form, known).astype(np.int64))
         return self.values[key]
+
+
+def _box(access: Access) -> forms.Box:
+    """Where all conditions may hold; one value of what they never agree on."""
+    box: dict[int, tuple[int, int]] = {}
+    for condition in access.conditions:
+        for loop, (first, end) in condition.box.items():
+            least, most = box.get(loop, (first, end))
+            least = max(least, first)
+            box[loop] = least, max(least + 1, min(most, end))
+    return box
 
 
 def _loops(term: Term) -> frozenset[int]:
     return frozenset([term]) if isinstance(term, int) else forms.loops(Form(0, ((term, 1),)))
 
 
-def _clusters(moving: list[tuple[Term, int]]) -> Iterator[list[tuple[Term, int]]]:
+def _clusters(moving: Sequence[tuple[Term, int]]) -> Iterator[list[tuple[Term, int]]]:
     """Terms that have loops in common, together."""
     rest = list(moving)
     while rest:

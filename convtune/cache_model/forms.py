@@ -41,7 +41,11 @@ class Atom(NamedTuple):
 Term = int | Atom
 """A loop, by its number, or an atom."""
 
+Box = Mapping[int, tuple[int, int]]
+"""Least value and end of some loops' variables."""
+
 ZERO = Form(0, ())
+NO_BOX: Box = {}
 
 
 def constant(number: Number) -> Form:
@@ -170,11 +174,11 @@ class Arithmetic:
             return np.asarray(table[np.clip(parts[0].astype(np.int64), 0, len(table) - 1)])
         return compute(atom.op, parts)
 
-    def grid(self, free: frozenset[int], most: int = GRID) -> dict[int, Array]:
-        """Values of loops, in all combinations, each an array of one dimension; evenly spread ones of too many."""
+    def grid(self, free: frozenset[int], most: int = GRID, box: Box = NO_BOX) -> dict[int, Array]:
+        """Values of loops in a box, in all combinations, each an array of one dimension; spread ones of too many."""
         order = sorted(free)
-        sizes = [self.extents[loop] for loop in order]
-        total = math.prod(sizes)
+        ranges = [box.get(loop, (0, self.extents[loop])) for loop in order]
+        total = math.prod(end - first for first, end in ranges)
         if total <= most:
             linear = np.arange(total)
         else:  # one of each of equal parts, not all at the same place in theirs
@@ -182,8 +186,9 @@ class Arithmetic:
             linear = np.minimum((np.arange(most) + np.random.default_rng(0).random(most)) * part, total - 1)
             linear = linear.astype(np.int64)
         found = {}
-        for loop, size in zip(reversed(order), reversed(sizes)):
-            linear, found[loop] = np.divmod(linear, size)
+        for loop, (first, end) in zip(reversed(order), reversed(ranges)):
+            linear, found[loop] = np.divmod(linear, end - first)
+            found[loop] += first
         return found
 
 

@@ -36,20 +36,29 @@ class Loop:
     body: list[Node] = field(default_factory=list)
 
 
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """Where something is done. box: outside of it, never. share: of the box in which it is. loops: that decide."""
+
+    box: forms.Box
+    share: float
+    loops: frozenset[int]
+
+
 @dataclass(eq=False)
 class Access:
     """Loads or stores that differ in a constant alone.
 
-    terms: of the address in bytes. offsets: the constants, in bytes. width: bytes of each. conditions: how likely each
-    condition around it holds, and the loops in it. path: the loops around, from the outside, without `together`.
-    together: loops of other threads at the same time.
+    terms: of the address in bytes. offsets: the constants, in bytes. width: bytes of each. conditions: those around it.
+    path: the loops around, from the outside, without `together`: what runs inside of all, places in a vector and other
+    threads.
     """
 
     buffer: Buffer
     terms: tuple[tuple[forms.Term, int], ...]
     offsets: list[int]
     width: int
-    conditions: tuple[tuple[float, frozenset[int]], ...]
+    conditions: tuple[Condition, ...]
     path: tuple[Loop, ...]
     together: tuple[int, ...]
 
@@ -89,6 +98,8 @@ def _chains(
     wanted: dict[int, set[int]] = {loop: set(steps) for loop, steps in known.items()}
     for key, steps in divisors.items():
         written, stride = origin[key]
+        if written < 0:
+            continue
         wanted.setdefault(written, set()).update(step * stride for step in steps)
     chains = {}
     for written, steps in wanted.items():
@@ -111,11 +122,11 @@ class Builder:
         self.names: dict[Any, Form | Expr] = {}
         self.path: tuple[Loop, ...] = ()
         self.together: tuple[int, ...] = ()
-        self.conditions: tuple[tuple[float, frozenset[int]], ...] = ()
-        self.likely: dict[Form, tuple[float, frozenset[int]]] = {}
+        self.conditions: tuple[Condition, ...] = ()
+        self.where: dict[tuple[Form, bool], Condition] = {}
         self.nodes: list[Node] = []
         self.merged: dict[tuple[Any, ...], Access] = {}
-        self.tables: dict[int, np.ndarray[Any, Any]] = {}
+        self.lanes: dict[int, int] = {}  # the loop that stands for the places in a vector of so many
 
     def body(self, statements: Sequence[Statement]) -> list[Node]:
         """The nodes of statements that run one after the other."""
@@ -212,16 +223,19 @@ class Builder:
 
     def enter(self, condition: Form, positive: bool) -> bool:
         """Goes to where a condition holds, or does not; False if that is nowhere."""
-        if condition not in self.likely:
-            known = self.arithmetic.grid(forms.loops(condition))
-            share = float(np.mean(self.arithmetic.evaluate(condition, known).astype(bool)))
-            self.likely[condition] = share, forms.loops(condition)
-        share, loops = self.likely[condition]
-        share = share if positive else 1 - share
-        if share == 0:
+        if (condition, positive) not in self.where:
+            loops = forms.loops(condition)
+            known = self.arithmetic.grid(loops)
+            holds = np.atleast_1d(self.arithmetic.evaluate(condition, known).astype(bool)) == positive
+            inside = {loop: values[holds] for loop, values in known.items()} if holds.any() else {}
+            box = {loop: (int(values.min()), int(values.max()) + 1) for loop, values in inside.items()}
+            ratio = math.prod((end - first) / self.arithmetic.extents[loop] for loop, (first, end) in box.items())
+            self.where[condition, positive] = Condition(box, min(1.0, float(holds.mean()) / ratio), loops)
+        found = self.where[condition, positive]
+        if found.share == 0:
             return False
-        if share < 1:
-            self.conditions = (*self.conditions, (share, loops))
+        if found.share < 1 or any(end - first < self.arithmetic.extents[k] for k, (first, end) in found.box.items()):
+            self.conditions = (*self.conditions, found)
         return True
 
     # Memory
@@ -252,24 +266,22 @@ class Builder:
         """Notes what a load or a store touches."""
         if buffer.scope == REGISTERS:
             return
-        lanes, stride, base = 1, 1, index
-        if index.op == "ramp":
-            step = self.form(index.args[1])
-            if not step.is_constant:
-                raise ScheduleError(f"the cache model knows no vector of {buffer.name} with a stride that varies")
-            lanes, stride, base = index.lanes, int(step.offset), index.args[0]
-        form = self.form(base)
-        size = buffer.bytes
-        terms = tuple(sorted(((t, int(c) * size) for t, c in form.terms), key=repr))
-        width = size * (lanes if stride == 1 else 1)
-        start = int(form.offset) * size
-        offsets = [start] if stride == 1 else [start + lane * stride * size for lane in range(lanes)]
+        form, size = self.form(index), buffer.bytes
+        parts = {term: int(coefficient) * size for term, coefficient in form.terms}
+        width, together = size, self.together
+        for lane in forms.loops(form) & set(self.lanes.values()):
+            if parts.get(lane) == size:
+                width = size * self.arithmetic.extents[lane]
+                del parts[lane]
+            else:
+                together = (*together, lane)
+        terms = tuple(sorted(parts.items(), key=repr))
         key = (buffer.key, terms, width, self.conditions)
         if key not in self.merged:
-            made = Access(buffer, terms, [], width, self.conditions, self.path, self.together)
+            made = Access(buffer, terms, [], width, self.conditions, self.path, together)
             self.merged[key] = made
             self.nodes.append(made)
-        self.merged[key].offsets += offsets
+        self.merged[key].offsets.append(int(form.offset) * size)
 
     def loads(self, expr: Expr) -> None:
         """Notes all loads of an expression, under the conditions inside of it."""
@@ -320,13 +332,22 @@ class Builder:
             return self.form(args[2])
         if op == "cast":
             return self._cast(expr)
-        if op in ("broadcast", "ramp"):
+        if op == "broadcast":
             return self.form(args[0])
+        if op == "ramp":
+            parts = self._lane(expr.lanes), self.form(args[1])
+            return forms.add(self.form(args[0]), self.arithmetic.operate("Mul", parts))
         if op == "call":
             return self._call(args[0], [self.form(part) for part in args[1:]])
         if op == "shuffle":
             raise ScheduleError("the cache model knows no address made of parts of vectors")
         return self.arithmetic.operate(op, tuple(self.form(part) for part in args))
+
+    def _lane(self, lanes: int) -> Form:
+        """The place in a vector, as a loop that always runs."""
+        if lanes not in self.lanes:
+            self.lanes[lanes] = self._key(-1, 1, lanes)
+        return forms.variable(self.lanes[lanes])
 
     def _name(self, key: Any) -> Form:
         found = self.names.get(key)
