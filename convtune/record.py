@@ -27,7 +27,7 @@ METASCHEDULE = "metaschedule"
 _UTC_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _NEEDED = ("spec", "target", "candidate", "origin", "status", "times_us", "versions", "seed", "utc")
 _FREE = ("message", "error", "build_s", "round", "batch")
-_OPTIONAL = ("resources", "cost", "counts", "default")  # left out of a line where they are None
+_OPTIONAL = ("resources", "cost", "counts", "default", "device")  # left out of a line where they are None
 
 
 class NewerSchemaError(LogError):
@@ -58,7 +58,8 @@ class Record:
     build_s: None where nothing was built. resources: of each of a GPU's kernels by name, RESOURCES of a thread (its
     registers, spills and stack) and of a block (its static shared memory), and what else the compiler says; None where
     there are no such kernels. default: whether this is the schedule without tuning, of the convtune that wrote it; None
-    where an older one did not say. batch: when the measuring of these finalists in turn began, as `utc_now` writes it,
+    where an older one did not say. device: HOST:PORT of the RPC server whose machine it was; None where it was this
+    machine. batch: when the measuring of these finalists in turn began, as `utc_now` writes it,
     the same for all of them; "" in the search round. versions: of "convtune" and "tvm" at least. utc: as `utc_now`
     writes it.
 
@@ -82,6 +83,7 @@ class Record:
     cost: float | None = None
     counts: Mapping[str, int] | None = None
     default: bool | None = None
+    device: str | None = None
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     utc: str = field(default_factory=utc_now)
 
@@ -299,6 +301,8 @@ def _check(record: Record) -> None:
         check_resources(record.resources)
     if not isinstance(record.default, (bool, type(None))):
         raise LogError(f"default={short(record.default)} must be true or false, or None")
+    if not isinstance(record.device, (str, type(None))):
+        raise LogError(f"device={short(record.device)} is not a string, or None")
     check_versions(record.versions)
     check_utc("utc", record.utc)
     if record.round == "final":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,7 +20,7 @@ from convtune.record import METASCHEDULE, Record, utc_now, winner
 from convtune.remote import Remote, remote_of
 from convtune.spec import checked
 from convtune.targets import CpuTarget
-from convtune.tuning import Progress, Run, TuneResult
+from convtune.tuning import Progress, Run, TuneResult, settled
 
 if TYPE_CHECKING:
     from convtune.measure import Bench, Built, Outcome
@@ -116,17 +116,6 @@ def _origin(target: Target, remote: Remote | None) -> str:
     )
 
 
-def _settled(records: Iterable[Record]) -> list[Record]:
-    """The search's records, less those of candidates that failed just once.
-
-    A full disk, a killed worker or a hung machine fail a candidate too, and the log outlives them: a failure that may
-    not be the candidate's own is tried once more, in a later run.
-    """
-    search = [r for r in records if r.round == "search"]
-    failed = Counter(r.candidate.key for r in search if r.status not in ("ok", "wrong"))
-    return [r for r in search if r.status in ("ok", "wrong") or failed[r.candidate.key] > 1]
-
-
 class Tuner:
     """Tunes several specs on one target with one set of workers, which start when there is something to build."""
 
@@ -166,7 +155,7 @@ class Tuner:
         """As the function `tune`. What the log already has of this engine counts as tried."""
         checked(spec)
         _check_limits(trials, budget_s)
-        history = _settled(self._records(spec))
+        history = settled(self._records(spec))
         limit = accuracies.limit(spec, self.accuracy)
         default = space.default_candidate(spec, self.target, limit)
         tried = {
@@ -177,13 +166,13 @@ class Tuner:
         for record in history:
             run.note(record)
         run.report()
-        engine = self._engine(run, history)
+        engine = self._engine(run, [run.yardstick.alike(record) for record in history])
         if self.engine == METASCHEDULE and default not in [r.candidate for r in history]:
             self._try(run, None, [default], None)  # what the engine is compared with, besides its trials
         stopped = None
         while stopped is None:
             run.doing = "choosing candidates"
-            candidates = engine.ask(1 if run.is_over(budget_s) else BATCH)
+            candidates = engine.ask(1 if run.is_over(budget_s) else self._batch())
             self._try(run, engine, candidates, budget_s)
             stopped = "budget" if run.is_over(budget_s) else engine.finished or (None if candidates else "exhausted")
         self._finals(run)
@@ -233,19 +222,37 @@ class Tuner:
 
     def _try(self, run: Run, engine: Engine | None, candidates: Sequence[Candidate], budget_s: float | None) -> None:
         """Builds, measures and logs a batch; the rest is given up when the time is over, save the engine's first."""
-        for built in self._build(run, candidates) if candidates else []:
-            if run.is_over(budget_s) and run.best_rank is not None and run.done:
-                return
-            run.doing = "verifying a candidate"
-            outcome = self._workers().measure(run.spec, built, run.limit, as_time(run.best_rank, self.origin))
+        asked = {candidate.key for candidate in candidates}
+        for built, outcome in self._outcomes(run, candidates, budget_s):
             record = self._record(run, built.candidate, outcome)
             self._keep(run, [record])
             run.built[built.candidate.key] = built
             run.note(record)
-            if engine is not None:
+            if engine is not None and built.candidate.key in asked:  # the default is measured on every machine
+                asked.remove(built.candidate.key)
                 run.done, run.tried = run.done + 1, run.tried + 1
-                engine.tell(built.candidate, record.rank if record.status == "ok" else None, record.status)
+                rank = run.yardstick.alike(record).rank if record.status == "ok" else None
+                engine.tell(built.candidate, rank, record.status)
             run.report()
+
+    def _outcomes(
+        self, run: Run, candidates: Sequence[Candidate], budget_s: float | None
+    ) -> Iterator[tuple[Built, Outcome]]:
+        def is_enough() -> bool:
+            return not candidates or (run.is_over(budget_s) and run.best_rank is not None and run.done > 0)
+
+        def best_us() -> float | None:
+            return as_time(run.best_rank, self.origin)
+
+        if is_enough():
+            return
+        for each in self._workers().outcomes(run.spec, candidates, run.limit, best_us, run.does, run.default):
+            yield each
+            if is_enough():
+                return
+
+    def _batch(self) -> int:
+        return BATCH if self._bench is None else max(BATCH, 4 * self._bench.machines)
 
     def _build(self, run: Run, candidates: Sequence[Candidate]) -> list[Built]:
         run.doing = f"building {len(candidates)} candidate{'s' if len(candidates) > 1 else ''}"
@@ -278,7 +285,8 @@ class Tuner:
                 final = dataclasses.replace(final, error=verified.error)
             if verified and verified.cost is not None:
                 final = dataclasses.replace(final, cost=verified.cost, counts=verified.counts)
-            finals.append(dataclasses.replace(final, default=built.candidate == run.default))
+            device = self._workers().finals_device
+            finals.append(dataclasses.replace(final, default=built.candidate == run.default, device=device))
         self._keep(run, finals)  # at once: a part of a batch would decide the winner
 
     def _in_turn(self, run: Run, kernels: Sequence[Built]) -> list[tuple[float, ...]]:
@@ -313,7 +321,7 @@ class Tuner:
     def _ranked(self, run: Run) -> list[Candidate]:
         """The default, where it is right, and the fastest of the search, of those that no later record withdraws."""
         ranks: dict[str, tuple[float, Candidate]] = {}
-        for r in self._records(run.spec):
+        for r in map(run.yardstick.alike, self._records(run.spec)):
             if r.round == "search":
                 ranks.pop(r.candidate.key, None)
                 if r.status == "ok" and r.error is not None and r.error <= run.limit:
@@ -337,6 +345,7 @@ class Tuner:
             cost=outcome.cost,
             counts=outcome.counts,
             default=candidate == run.default,
+            device=outcome.device,
             seed=self.seed,
         )
 

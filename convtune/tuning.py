@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from convtune.ranks import MEASURED, as_cost, as_time
+from convtune.yardstick import Yardstick
 
 if TYPE_CHECKING:
     from convtune.measure import Built, Outcome
@@ -106,6 +107,9 @@ class Run:
     from_log: bool = True
     doing: str = ""
 
+    def __post_init__(self) -> None:
+        self.yardstick = Yardstick(self.default)
+
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started
@@ -115,6 +119,8 @@ class Run:
 
     def note(self, record: Record) -> None:
         """Counts a search record, of now or before."""
+        self.yardstick.note(record)
+        record = self.yardstick.alike(record)
         if record.status != "ok":
             self.failures[record.status] += 1
         elif record.error is not None and record.error <= self.limit:
@@ -126,6 +132,10 @@ class Run:
         """To be called after every candidate."""
         self._report("")
 
+    def does(self, what: str) -> None:
+        """To be called when something begins that may take long."""
+        self.doing = what
+
     def wait(self) -> None:
         """To be called now and then while `doing` takes long."""
         self._report(self.doing)
@@ -134,3 +144,14 @@ class Run:
         if self.on_progress is not None:
             now = (self.done, self.trials, self.tried, self.best_rank, self.default_rank, Counter(self.failures))
             self.on_progress(Progress(self.spec, *now, self.elapsed_s, self.origin, waiting_for))
+
+
+def settled(records: Iterable[Record]) -> list[Record]:
+    """The search's records, less those of candidates that failed just once.
+
+    A full disk, a killed worker or a hung machine fail a candidate too, and the log outlives them: a failure that may
+    not be the candidate's own is tried once more, in a later run.
+    """
+    search = [r for r in records if r.round == "search"]
+    failed = Counter(r.candidate.key for r in search if r.status not in ("ok", "wrong"))
+    return [r for r in search if r.status in ("ok", "wrong") or failed[r.candidate.key] > 1]

@@ -22,7 +22,7 @@ from cli_process import PROGRAM, SMALL, TINY, invoke, run
 
 import convtune.measure
 from convtune.log import Log
-from convtune.measure import Built, Outcome
+from convtune.measure import Bench, Built, Outcome
 from convtune.measure.builder import Library
 from convtune.spec import ConvSpec
 
@@ -125,7 +125,7 @@ def test_a_bad_line_of_the_log_is_named_and_kept(
 class ScriptedBench:
     """A bench whose answers are given by spec, in place of the workers."""
 
-    outcomes: dict[str, Outcome]
+    scripted: dict[str, Outcome]
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -133,13 +133,14 @@ class ScriptedBench:
         return [Built(candidate, "ok", library=Library(Path("none"), (), 0.1, 1)) for candidate in candidates]
 
     def measure(self, spec: ConvSpec, *_: Any) -> Outcome:
-        return self.outcomes[str(spec)]
+        return self.scripted[str(spec)]
 
-    samples = False
+    outcomes = Bench.outcomes
+    samples, machines, finals_device = False, 1, None
     verify = measure
 
     def finals(self, spec: ConvSpec, built: Sequence[Built]) -> list[tuple[float, ...]]:
-        return [self.outcomes[str(spec)].times_us for _ in built]
+        return [self.scripted[str(spec)].times_us for _ in built]
 
     def discard(self, _: Built) -> None: ...
     def while_waiting(self, _: Any) -> None: ...
@@ -149,7 +150,7 @@ class ScriptedBench:
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedBench]:
     monkeypatch.setattr(convtune.measure, "open_bench", ScriptedBench)
-    ScriptedBench.outcomes = {
+    ScriptedBench.scripted = {
         TINY: Outcome("ok", "", 1e-7, (20_000.0,), 0.1),
         SMALL: Outcome("wrong", "wrong result: error 0.5,\nallowed 2e-05", 0.5),
     }
@@ -176,7 +177,7 @@ def test_a_layer_that_fails_is_a_row_and_exit_code_1(scripted: type[ScriptedBenc
 
 
 def test_a_budget_is_shared_and_every_layer_gets_its_default(scripted: type[ScriptedBench], tmp_path: Path) -> None:
-    scripted.outcomes[SMALL] = Outcome("ok", "", 1e-7, (30.0,), 0.1)
+    scripted.scripted[SMALL] = Outcome("ok", "", 1e-7, (30.0,), 0.1)
     log = tmp_path / "log.jsonl"
     result = invoke("tune", TINY, SMALL, "--trials", "64", "--budget", "0.001s", "--log", log, "--json")
     assert result.exit_code == 0, result.stderr
@@ -191,7 +192,7 @@ STAGES = tuple(map(str, ConvSpec.parse(COMPOSITE).stages))
 
 def test_stages_are_tuned_beside_the_composite_one(scripted: type[ScriptedBench], tmp_path: Path) -> None:
     for spec, time_us in zip((COMPOSITE, *STAGES, SMALL), (310.0, 20.0, 500.0, 100.0)):
-        scripted.outcomes[spec] = Outcome("ok", "", 1e-7, (time_us,), 0.1)
+        scripted.scripted[spec] = Outcome("ok", "", 1e-7, (time_us,), 0.1)
     arguments = ("tune", COMPOSITE, SMALL, "--stages", "--trials", "1", "--log", tmp_path / "log.jsonl")
     result = invoke(*arguments)
     assert result.exit_code == 0, result.stderr
@@ -213,9 +214,9 @@ def test_stages_are_tuned_beside_the_composite_one(scripted: type[ScriptedBench]
 
 def test_what_is_not_timed_is_not_compared(scripted: type[ScriptedBench], tmp_path: Path) -> None:
     """Nor is there a total where the only layer failed, though its stages work."""
-    scripted.outcomes[COMPOSITE] = Outcome("wrong", "wrong result", 0.5)
+    scripted.scripted[COMPOSITE] = Outcome("wrong", "wrong result", 0.5)
     for stage in STAGES:
-        scripted.outcomes[stage] = Outcome("ok", "", 1e-7, (20.0,), 0.1)
+        scripted.scripted[stage] = Outcome("ok", "", 1e-7, (20.0,), 0.1)
     arguments = ("tune", COMPOSITE, "--stages", "--trials", "1", "--log", tmp_path / "log.jsonl")
     result = invoke(*arguments)
     assert result.exit_code == 1

@@ -14,7 +14,7 @@ import pytest
 import rpc_servers
 
 from convtune.errors import MeasureError
-from convtune.measure import Built, rpc_bench
+from convtune.measure import Built, rpc_machines
 from convtune.measure.builder import Library
 from convtune.measure.rpc_bench import RpcCpuBench, RpcLimits
 from convtune.remote import Remote
@@ -144,7 +144,7 @@ def test_a_server_that_vanishes_costs_its_candidate_alone(
         threading.Timer(0.5, rpc_servers.kill, [second]).start()
         outcome = bench.measure(kernels.SPEC, built(tmp_path, "endless loop"), LIMIT)
         assert outcome.status == "crash" and "while running: the RPC session ended" in outcome.message
-        monkeypatch.setattr(rpc_bench, "FREE_S", 1.0)
+        monkeypatch.setattr(rpc_machines, "FREE_S", 1.0)
         with pytest.raises(MeasureError, match=r"no server with key 'some-board' was free for 1 s"):
             bench.measure(kernels.SPEC, built(tmp_path, "none"), LIMIT)
         servers.enter_context(rpc_servers.server(tracker, directory))
@@ -164,7 +164,7 @@ def test_a_server_whose_session_died_is_given_up(
         listener = psutil.Process(server.pid).children()[0]
         for session in listener.children():
             session.kill()
-        monkeypatch.setattr(rpc_bench, "FREE_S", 1.0)
+        monkeypatch.setattr(rpc_machines, "FREE_S", 1.0)
         with pytest.raises(MeasureError, match="they are in use, or dead"):
             bench.measure(kernels.SPEC, built(tmp_path, "none"), LIMIT)
         with rpc_servers.server(tracker, directory):

@@ -13,7 +13,7 @@ import pytest
 from convtune import space, targets
 from convtune.errors import ConvtuneError, LogError, MeasureError, SpecError, TargetError, UnknownNameError
 from convtune.log import Log
-from convtune.measure import Built, Outcome
+from convtune.measure import Bench, Built, Outcome
 from convtune.measure.builder import Library
 from convtune.record import METASCHEDULE
 from convtune.space import Candidate
@@ -27,6 +27,9 @@ NATIVE = targets.resolve("native")
 
 class FormulaBench:
     """Times that depend on the knobs alone; finals that can be made to disagree with the search."""
+
+    outcomes = Bench.outcomes
+    finals_device = None
 
     def __init__(self, cost: Callable[[Candidate], Outcome], final_factor: Callable[[Candidate], float]) -> None:
         self.cost, self.final_factor = cost, final_factor

@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -72,7 +72,7 @@ class Outcome:
     status: "ok", "wrong", "build_error", "timeout", "crash", "out_of_memory" or "error". message: why it is not ok.
     error: max |y - reference| / max |reference|, None where there is no finite one. times_us: all repeats, in order,
     or an estimate. resources: of a GPU's kernels, as `record.Record` has them. cost, counts: of an emulated kernel, in
-    place of times, as `device.Measurement` has them.
+    place of times, as `device.Measurement` has them. device: which of the machines over RPC, HOST:PORT.
     """
 
     status: str
@@ -83,6 +83,7 @@ class Outcome:
     resources: Mapping[str, Mapping[str, int]] | None = None
     cost: float | None = None
     counts: Mapping[str, int] | None = None
+    device: str | None = None
 
 
 class Bench(ABC):
@@ -98,6 +99,10 @@ class Bench(ABC):
     usual_limits: ClassVar[Limits] = Limits()
     samples: ClassVar[bool] = False
     """Whether `measure` verifies a part of what `verify` does."""
+    machines: int = 1
+    """On which kernels run."""
+    finals_device: str | None = None
+    """Which of the machines over RPC the last finals were on, HOST:PORT."""
 
     def __init__(
         self, target: Target, threads: int, directory: Path | None = None, limits: Limits | None = None, seed: int = 0
@@ -149,12 +154,15 @@ class Bench(ABC):
         Raises:
             MeasureError: a worker does not start.
         """
+        requests = self._build_requests(spec, candidates)
+        replies = self._builders.map(requests, self.limits.build_s, self.limits.memory_bytes)
+        return [self._built(request, reply) for request, reply in zip(requests, replies)]
+
+    def _build_requests(self, spec: ConvSpec, candidates: Sequence[Candidate]) -> list[BuildRequest]:
         directories = [self._home / f"candidate-{next(self._numbers)}" for _ in candidates]
         for directory in directories:
             directory.mkdir()
-        requests = [BuildRequest(spec, candidate, directory) for candidate, directory in zip(candidates, directories)]
-        replies = self._builders.map(requests, self.limits.build_s, self.limits.memory_bytes)
-        return [self._built(request, reply) for request, reply in zip(requests, replies)]
+        return [BuildRequest(spec, candidate, directory) for candidate, directory in zip(candidates, directories)]
 
     def _built(self, request: BuildRequest, reply: Reply) -> Built:
         if reply.status == "ok":
@@ -163,6 +171,30 @@ class Bench(ABC):
         status = "build_error" if reply.status == "error" else reply.status
         message = reply.message if reply.status == "error" else f"while building: {reply.message}"
         return Built(request.candidate, status, message)
+
+    def outcomes(
+        self,
+        spec: ConvSpec,
+        candidates: Sequence[Candidate],
+        limit: float,
+        best_us: Callable[[], float | None],
+        doing: Callable[[str], None],
+        yardstick: Candidate,
+    ) -> Iterator[tuple[Built, Outcome]]:
+        """Builds candidates and does what `measure` does; each with its outcome as soon as there is one.
+
+        Args:
+            best_us: the best time so far.
+            doing: called with what is going on, in words.
+            yardstick: where several machines measure, each measures this candidate first, and an outcome of it comes
+                from each: their speeds may differ.
+
+        Raises as `measure`.
+        """
+        doing(f"building {len(candidates)} candidate{'s' if len(candidates) > 1 else ''}")
+        for built in self.build(spec, candidates):  # all before the first is timed, which building would disturb
+            doing("verifying a candidate")
+            yield built, self.measure(spec, built, limit, best_us())
 
     def measure(self, spec: ConvSpec, built: Built, limit: float, best_us: float | None = None) -> Outcome:
         """Verifies a kernel against the reference and, if its error is at most `limit`, times it.
@@ -186,19 +218,22 @@ class Bench(ABC):
             return Outcome(built.status, built.message)
         self._prepare(spec)
         reply = self._device.call(request(library), self.limits.device(spec), self.limits.memory(spec))
-        outcome = Outcome("", build_s=library.build_s, resources=library.resources)
-        if reply.status == "ok":
-            found: Measurement = reply.value
-            times_us = self._times(found, library) if found.status == "ok" else ()
-            outcome = replace(outcome, status=found.status, message=found.message, error=found.error, times_us=times_us)
-            outcome = replace(outcome, cost=found.cost, counts=found.counts)
-            if found.suspect:
-                self._device.stop()
-        else:
-            outcome = replace(outcome, status=reply.status, message=f"while running: {reply.message}")
+        if reply.status == "ok" and reply.value.suspect:
+            self._device.stop()
+        outcome = self._answered(library, reply)
         if outcome.status != "ok":
             self.discard(built)
         return outcome
+
+    def _answered(self, library: Library, reply: Reply) -> Outcome:
+        """What a device worker's reply says of a kernel."""
+        outcome = Outcome("", build_s=library.build_s, resources=library.resources)
+        if reply.status != "ok":
+            return replace(outcome, status=reply.status, message=f"while running: {reply.message}")
+        found: Measurement = reply.value
+        times_us = self._times(found, library) if found.status == "ok" else ()
+        outcome = replace(outcome, status=found.status, message=found.message, error=found.error, times_us=times_us)
+        return replace(outcome, cost=found.cost, counts=found.counts)
 
     def finals(self, spec: ConvSpec, built: Sequence[Built], rounds: int = 9) -> list[tuple[float, ...]]:
         """Times verified kernels in turn, A B C A B C …; all times of each in microseconds. The lowest median wins.

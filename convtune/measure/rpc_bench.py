@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from convtune import linker
 from convtune.cuda import toolkit
-from convtune.errors import MeasureError, TargetError
+from convtune.errors import TargetError
 from convtune.measure.bench import Built, Limits, Outcome
 from convtune.measure.builder import Builder, Library
 from convtune.measure.cuda_builder import GpuBuilder
-from convtune.measure.rpc_device import Connect, IsConnected, RpcDevice
+from convtune.measure.device import Measure
+from convtune.measure.rpc_device import RpcDevice
+from convtune.measure.rpc_machines import Machines
+from convtune.measure.rpc_queue import Gauge, Queue, Task
 from convtune.measure.rpc_session import RUNNER_NAME
 from convtune.measure.timing_bench import TimingBench
-from convtune.measure.worker import MEMORY_BYTES, Pool, Service
+from convtune.measure.worker import MEMORY_BYTES, Batch, Service, Worker
 from convtune.paths import cache_dir
 
 if TYPE_CHECKING:
     from convtune.remote import Remote
+    from convtune.space import Candidate
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget, GpuTarget, Target
 
-FREE_S = 60.0
-"""Seconds to wait for a server: so long it may take to be started again, or to be done with another program."""
-_ANSWER_S = 20.0  # for what a session begins with: a server whose serving thread died accepts it, and is silent
 _TRANSFER_S = 60.0
-_ATTEMPTS = 3
+_ATTEMPTS = 3  # machines that finals may lose
 
 _SOURCES = (Path(__file__).with_name("rpc_runner.c"), Path(__file__).with_name("rpc_guards.h"))
 
@@ -47,7 +49,10 @@ class RpcLimits(Limits):
 
 
 class RpcBench(TimingBench):
-    """A bench whose kernels run on the machines of `remote`, CPUs of the target's kind."""
+    """A bench whose kernels run on the machines of `remote`, CPUs of the target's kind, side by side.
+
+    A machine measures one kernel at a time. Builds go on here meanwhile.
+    """
 
     builder: ClassVar[Service] = Builder
     device: ClassVar[Service] = RpcDevice
@@ -69,50 +74,119 @@ class RpcBench(TimingBench):
             TargetError: no tracker answers, it has no server with the key, or there is no C compiler for the machine.
         """
         remote.check()
-        self._remote = remote
         compiler, cache = linker.find_compiler(machine), cache_dir()
         libraries = (build_runner(compiler, cache), linker.build_runtime(compiler, cache).library)
         super().__init__(target, threads, directory, limits, seed)
         arguments = (self._home, threads, seed, libraries, self.limits)
-        self._device = Pool(self.device, arguments, 1, self._home)
+        self._machines = Machines(remote, lambda: Worker(self.device, arguments, self._home), self.limits)
+        self._look()
+        self._gauge: Gauge | None = None
 
     @property
     def runs(self) -> bool:
         return True
 
-    def _outcome(self, spec: ConvSpec, built: Built, request: Callable[[Library], Any]) -> Outcome:
-        if built.library is not None:
-            self._connect()
-        outcome = super()._outcome(spec, built, request)
+    def _look(self) -> None:
+        self._machines.look()
+        self.machines = len(self._machines)
+
+    def start(self) -> None:
+        self._builders.start()
+
+    def while_waiting(self, call: Callable[[], None]) -> None:
+        super().while_waiting(call)
+        self._machines.on_wait = call
+
+    def outcomes(
+        self,
+        spec: ConvSpec,
+        candidates: Sequence[Candidate],
+        limit: float,
+        best_us: Callable[[], float | None],
+        doing: Callable[[str], None],
+        yardstick: Candidate,
+    ) -> Iterator[tuple[Built, Outcome]]:
+        doing(f"building and measuring {len(candidates)} candidate{'s' if len(candidates) > 1 else ''}")
+        self._look()
+        if self._gauge is None or (self._gauge.spec, self._gauge.yardstick) != (spec, yardstick):
+            self._gauge = Gauge(spec, yardstick)
+        gauge = self._gauge
+        gauge.machines = self.machines
+        to_build = gauge.candidates(candidates)
+        requests = self._build_requests(spec, to_build)
+        with self._builders.begin(requests, self.limits.build_s, self.limits.memory_bytes) as builds:
+            queue = Queue(builds, gauge)
+            for done in self._work(spec, queue, builds):
+                if done is not None:
+                    yield self._measured(done, gauge)
+                for index, reply in builds.replies().items():
+                    built = self._built(requests[index], reply)
+                    if built.library is None:
+                        yield built, Outcome(built.status, built.message)
+                    make = None if built.library is None else self._maker(spec, built, limit, best_us, gauge)
+                    queue.arrived(built.candidate, make, built.candidate in candidates)
+
+    def _maker(
+        self, spec: ConvSpec, built: Built, limit: float, best_us: Callable[[], float | None], gauge: Gauge
+    ) -> Callable[[], Task]:
+        """Makes tasks of a kernel that was built."""
+        library = built.library
+        assert library is not None
+        attempts = _ATTEMPTS if built.candidate == gauge.yardstick else 1
+
+        def request(address: str) -> Measure:
+            return self._timing(spec, library, limit, gauge.best_us.get(address, best_us()))
+
+        return lambda: Task(request, self.limits.device(spec), built, attempts)
+
+    def _measured(self, task: Task, gauge: Gauge) -> tuple[Built, Outcome]:
+        built = task.built
+        assert built is not None and built.library is not None
+        outcome = self._answer(built.library, task)
+        gauge.note(task.device, outcome.times_us)
+        if outcome.status != "ok" and built.candidate != gauge.yardstick:  # which another machine may be at
+            self.discard(built)
+        return built, outcome
+
+    def _answer(self, library: Library, task: Task) -> Outcome:
+        outcome = replace(self._answered(library, task.reply), device=task.device)
         if "NoGpuError: " in outcome.message:
             raise TargetError(f"target {self.target.name!r}: {outcome.message.rpartition('NoGpuError: ')[2]}")
         return outcome
 
+    def _outcome(self, spec: ConvSpec, built: Built, request: Callable[[Library], Any]) -> Outcome:
+        library = built.library
+        if library is None:
+            return Outcome(built.status, built.message)
+        task = self._alone(spec, Task(lambda _: request(library), self.limits.device(spec), built))
+        outcome = self._answer(library, task)
+        if outcome.status != "ok":
+            self.discard(built)
+        return outcome
+
     def _in_turn(self, spec: ConvSpec, libraries: Sequence[Library], rounds: int) -> list[tuple[float, ...]]:
-        self._connect()
+        request = self._comparing(spec, libraries, rounds)
+        seconds = self._seconds_in_turn(spec, libraries)
+        task = self._alone(spec, Task(lambda _: request, seconds, attempts=_ATTEMPTS))
+        self.finals_device = task.device
+        return self._compared(spec, task.reply)
+
+    def _alone(self, spec: ConvSpec, task: Task) -> Task:
+        """The task, done."""
+        with self._builders.begin([], 0.0, 0) as builds:
+            queue = Queue(builds)
+            queue.add(task)
+            return next(done for done in self._work(spec, queue, builds) if done is not None)
+
+    def _work(self, spec: ConvSpec, queue: Queue, builds: Batch) -> Iterator[Task | None]:
         try:
-            return super()._in_turn(spec, libraries, rounds)
-        except MeasureError:
-            self._device.stop()  # its session may have ended
-            raise
+            yield from self._machines.work(spec, queue, builds)
+        except TargetError as error:
+            raise TargetError(f"target {self.target.name!r}: {error}") from error
 
-    def _connect(self) -> None:
-        """Makes sure of a session that answers.
-
-        A server that takes it and is silent is not tried again: the tracker has given it away.
-        """
-        if self._device.call(IsConnected(), _ANSWER_S, MEMORY_BYTES).value:
-            return
-        for _ in range(_ATTEMPTS):
-            server = self._remote.request(FREE_S)
-            reply = self._device.call(Connect(*server), _ANSWER_S, MEMORY_BYTES)
-            if reply.status == "ok":
-                return
-            self._device.stop()
-            if reply.message.startswith("TargetError: "):
-                raise TargetError(f"target {self.target.name!r}: {reply.message.removeprefix('TargetError: ')}")
-        host, port, _ = server
-        raise MeasureError(f"no RPC session with {host}:{port} ({reply.status}): {reply.message}")
+    def close(self) -> None:
+        self._machines.stop()
+        super().close()
 
 
 class RpcCpuBench(RpcBench):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +18,31 @@ from convtune.measure.verify import Verdict, alignments_of, difference_in_bits, 
 
 if TYPE_CHECKING:
     from convtune.measure.rpc_bench import RpcLimits
+    from convtune.remote import Remote
     from convtune.spec import ConvSpec
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class IsConnected:
-    """Answered with whether there is a session that answers."""
+NO_SESSION, SESSION_ENDED = "NoSessionError: ", "SessionEndedError: "
+"""What the messages of replies begin with where a machine was lost: before the request came, or while it worked."""
+_SILENT_S = 20  # for what a session begins with: a server whose serving thread died accepts it, and is silent
 
 
 @dataclass(frozen=True)
-class Connect:
-    """Begin a session with a server, as `Remote.request` names it; answered with None."""
+class Join:
+    """Begin a session with the next server of the key that is free, in so many seconds; answered with its HOST:PORT."""
 
-    host: str
-    port: int
-    key: str
+    remote: Remote
+    seconds: float
+
+
+class NoSessionError(Exception):
+    """There is no session, or it has ended."""
+
+
+class SessionEndedError(Exception):
+    """The session ended while it had a request."""
 
 
 class KernelEndedError(Exception):
@@ -64,30 +72,40 @@ class RpcDevice:
         self._session: Session | None = None
         self._uploads: tuple[Session, ConvSpec, dict[str, RemoteArray]] | None = None
 
-    def __call__(self, request: IsConnected | Connect | Prepare | Measure | Compare) -> Any:
+    def __call__(self, request: Join | Prepare | Measure | Compare) -> Any:
         """The answer that the request's class names.
 
         Raises:
-            MeasureError: there is no session, or the finalists of a Compare failed.
+            MeasureError: no server is free, or the finalists of a Compare failed.
             TargetError: the server's machine is of another kind. RuntimeError: it does not answer as a server.
+            NoSessionError, SessionEndedError: there is none any more.
         """
-        if isinstance(request, IsConnected):
-            return self._session is not None and self._session.alive
-        if isinstance(request, Connect):
-            return self._connect(request)
+        if isinstance(request, Join):
+            return self._join(request)
         case = self._cases.of(request.spec)
         if isinstance(request, Prepare):
             return None
-        if self._session is None:
-            raise MeasureError("there is no RPC session")
+        if self._session is None or not self._session.alive:
+            self._session = self._uploads = None
+            raise NoSessionError("the RPC session ended while it had nothing to do")
         calls = Calls(self._session, case, self._uploaded(self._session, case), self._job(request))
-        if isinstance(request, Compare):
-            return _compare(calls, request)
-        return _measure(calls, request)
+        try:
+            return _compare(calls, request) if isinstance(request, Compare) else _measure(calls, request)
+        except RuntimeError as error:  # TVM's, for a server that is gone
+            raise SessionEndedError(f"the RPC session ended: {last_line(error)}") from error
 
-    def _connect(self, server: Connect) -> None:
+    def _join(self, request: Join) -> str:
         self._session = self._uploads = None
-        self._session = Session(server.host, server.port, server.key, *self._libraries)
+        server = request.remote.request(request.seconds)
+        address = replace(request.remote, host=server[0], port=server[1]).address
+        signal.alarm(_SILENT_S)  # ends this worker: TVM waits for ever
+        try:
+            self._session = Session(*server, *self._libraries)
+        except RuntimeError as error:
+            raise RuntimeError(f"{address}: {last_line(error)}") from error
+        finally:
+            signal.alarm(0)
+        return address
 
     def _job(self, request: Measure | Compare) -> Job:
         kernels = len(request.kernels) if isinstance(request, Compare) else 1
@@ -145,12 +163,9 @@ class Calls:
 
 def _measure(calls: Calls, request: Measure) -> Measurement:
     inputs = calls.case.inputs(request.pack)
-    try:
-        arrays = calls.arguments(inputs)
-        with calls.session.uploaded([request.library]) as (kernel,):
-            return _judged_and_timed(calls, request, kernel, list(inputs), arrays)
-    except RuntimeError as error:  # TVM's, for a server that is gone
-        return Measurement("crash", f"while running: the RPC session ended: {last_line(error)}", suspect=True)
+    arrays = calls.arguments(inputs)
+    with calls.session.uploaded([request.library]) as (kernel,):
+        return _judged_and_timed(calls, request, kernel, list(inputs), arrays)
 
 
 def _judged_and_timed(

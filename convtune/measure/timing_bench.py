@@ -9,7 +9,7 @@ from convtune.errors import MeasureError
 from convtune.measure.bench import Bench
 from convtune.measure.builder import Library
 from convtune.measure.device import Compare, Device, Measure, Measurement
-from convtune.measure.worker import Service
+from convtune.measure.worker import Reply, Service
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -32,9 +32,17 @@ class TimingBench(Bench):
 
     def _in_turn(self, spec: ConvSpec, libraries: Sequence[Library], rounds: int) -> list[tuple[float, ...]]:
         self._prepare(spec)
-        request = Compare(spec, tuple((library.path, library.pack) for library in libraries), rounds)
-        seconds = self.limits.device(spec) * (1 + len(libraries))
-        reply = self._device.call(request, seconds, self.limits.memory(spec))
+        seconds = self._seconds_in_turn(spec, libraries)
+        request = self._comparing(spec, libraries, rounds)
+        return self._compared(spec, self._device.call(request, seconds, self.limits.memory(spec)))
+
+    def _seconds_in_turn(self, spec: ConvSpec, libraries: Sequence[Library]) -> float:
+        return self.limits.device(spec) * (1 + len(libraries))
+
+    def _comparing(self, spec: ConvSpec, libraries: Sequence[Library], rounds: int) -> Compare:
+        return Compare(spec, tuple((library.path, library.pack) for library in libraries), rounds)
+
+    def _compared(self, spec: ConvSpec, reply: Reply) -> list[tuple[float, ...]]:
         if reply.status != "ok":
             raise MeasureError(f"finals of {spec} failed ({reply.status}): {reply.message}")
         times: list[tuple[float, ...]] = reply.value

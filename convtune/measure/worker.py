@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
@@ -148,6 +149,11 @@ class Worker:
         return self._process is not None
 
     @property
+    def waits(self) -> bool:
+        """Whether it runs, and is to be ready or to answer."""
+        return self.running and (self.busy or not self.ready)
+
+    @property
     def died_idle(self) -> bool:
         """Whether the process ended between two requests, so that none is to blame."""
         return self.ready and not self.busy and self.connection.poll()
@@ -198,29 +204,16 @@ class Pool:
             MeasureError: a worker does not start.
         """
         replies: dict[int, Reply] = {}
-        pending = deque(range(len(requests)))
-        running: dict[Worker, int] = {}
-        try:
+        with self.begin(requests, timeout_s, memory_bytes) as batch:
             while len(replies) < len(requests):
-                for worker in self._free(pending, running):
-                    running[worker] = pending.popleft()
-                    worker.submit(requests[running[worker]], timeout_s, memory_bytes)
-                for worker in self._wait():
-                    reply = worker.receive()
-                    if reply is not None:
-                        replies[running.pop(worker)] = reply
-        finally:
-            for worker in running:
-                worker.stop()  # interrupted: its late reply must not be taken for the next request's
+                batch.submit()
+                wait_for(self._workers, self.on_wait)
+                replies |= batch.replies()
         return [replies[index] for index in range(len(requests))]
 
-    def _free(self, pending: Sized, running: Sized) -> list[Worker]:
-        """Workers for pending requests, once those that are needed have been started."""
-        for worker in self._workers[: len(pending) + len(running)]:
-            if worker.died_idle:
-                worker.stop()
-            worker.start()
-        return [worker for worker in self._workers if worker.ready and not worker.busy][: len(pending)]
+    def begin(self, requests: Sequence[Any], timeout_s: float, memory_bytes: int) -> Batch:
+        """The requests of `map`, for a caller that has other things to do until there are replies."""
+        return Batch(self._workers, requests, timeout_s, memory_bytes)
 
     def call(self, request: Any, timeout_s: float, memory_bytes: int) -> Reply:
         """`map` for one request."""
@@ -231,19 +224,6 @@ class Pool:
         for worker in self._workers:
             worker.stop()
 
-    def _wait(self) -> list[Worker]:
-        """Workers that may have something to say, once one has or it was waited for long enough."""
-        waiting = [worker for worker in self._workers if worker.running and (worker.busy or not worker.ready)]
-        if not waiting:
-            return []
-        seconds = min(worker.deadline for worker in waiting) - time.monotonic()
-        if self.on_wait is not None:
-            seconds = min(seconds, WAITING_S)
-        heard = wait([worker.connection for worker in waiting], timeout=max(seconds, 0))
-        if self.on_wait is not None and not heard:
-            self.on_wait()
-        return waiting
-
     def __enter__(self) -> Pool:
         return self
 
@@ -251,6 +231,64 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class Batch:
+    """Requests that workers answer side by side. A context manager: those left at its end get no reply."""
+
+    def __init__(self, workers: Sequence[Worker], requests: Sequence[Any], timeout_s: float, memory_bytes: int) -> None:
+        """As `Pool.map`. workers: all idle."""
+        self.workers, self._requests = workers, requests
+        self._timeout_s, self._memory_bytes = timeout_s, memory_bytes
+        self._pending = deque(range(len(requests)))
+        self._running: dict[Worker, int] = {}
+
+    @property
+    def open(self) -> int:
+        """How many requests have no reply yet."""
+        return len(self._pending) + len(self._running)
+
+    def submit(self) -> None:
+        """Gives what is pending to workers that are free, and starts those that are needed."""
+        for worker in self.workers[: self.open]:
+            if worker.died_idle:
+                worker.stop()
+            worker.start()
+        free = [worker for worker in self.workers if worker.ready and not worker.busy]
+        for worker, index in zip(free, list(self._pending)):
+            self._running[worker] = self._pending.popleft()
+            worker.submit(self._requests[index], self._timeout_s, self._memory_bytes)
+
+    def replies(self) -> dict[int, Reply]:
+        """Those that came by now, by the index of their request. Raises MeasureError: a worker does not start."""
+        came = {}
+        for worker in self.workers:
+            reply = worker.receive() if worker.waits else None
+            if reply is not None:
+                came[self._running.pop(worker)] = reply
+        return came
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._running:
+            worker.stop()  # interrupted: its late reply must not be taken for the next request's
+
+
+def wait_for(workers: Iterable[Worker], on_wait: Callable[[], None] | None, at_most_s: float = math.inf) -> None:
+    """Returns when a worker may have something to say, or all was waited for long enough; see `Pool.on_wait`."""
+    waiting = [worker for worker in workers if worker.waits]
+    seconds = min([at_most_s, *(worker.deadline - time.monotonic() for worker in waiting)])
+    if seconds == math.inf:
+        return
+    if on_wait is not None:
+        seconds = min(seconds, WAITING_S)
+    heard = wait([worker.connection for worker in waiting], timeout=max(seconds, 0))
+    if on_wait is not None and not heard:
+        on_wait()
 
 
 _numbers = itertools.count()
