@@ -38,7 +38,7 @@ SOURCES = ("convtune.schedules", "convtune.variants", "convtune.runtime", "convt
 """Packages whose code decides what a package holds, besides the modules below."""
 SOURCE_MODULES = ("convtune.expression", "convtune.activations", "convtune.codegen", "convtune.forms")
 
-_VERIFIED = {"measured": "device", "estimated": "emulation"}
+_VERIFIED = {"measured": "device", "emulated": "emulation", "estimated": "emulation"}
 """How a bench verifies, by the origin of its times."""
 
 
@@ -46,7 +46,8 @@ _VERIFIED = {"measured": "device", "estimated": "emulation"}
 class Package:
     """A compiled kernel in a directory that `save` can copy, whether or not this machine could run it.
 
-    error: None where the target is a CPU that is not this machine, so that nothing could be verified here.
+    error: None where the target is a CPU of this machine's kind that has more than this one, so that nothing could be
+    verified here.
     """
 
     directory: Path

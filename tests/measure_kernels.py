@@ -75,13 +75,13 @@ FAULTS = {
 }
 
 
-def library(directory: Path, fault: str, spec: ConvSpec = SPEC) -> Path:
-    """The kernel with that fault, in `directory`, which is made."""
+def library(directory: Path, fault: str, spec: ConvSpec = SPEC, machine: str | None = None) -> Path:
+    """The kernel with that fault, in `directory`, which is made. machine: this one, or one that is emulated."""
     directory.mkdir()
     source, compiled = directory / "kernel.c", directory / "kernel.o"
     source.write_text(TEMPLATE % {"width": spec.in_size[0], "then": FAULTS[fault]})
     if fault == "adds to y":
         source.write_text(source.read_text().replace("y[i * 3 + oc] = sum", "y[i * 3 + oc] += sum"))
-    failure = find_compiler().run(["-c", "-O1", "-fPIC", "-o", str(compiled), str(source)])
+    failure = find_compiler(machine).run(["-c", "-O1", "-fPIC", "-o", str(compiled), str(source)])
     assert not failure, failure
-    return link(compiled, directory / "kernel.so", cache_dir())
+    return link(compiled, directory / "kernel.so", cache_dir(), machine)

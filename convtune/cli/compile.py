@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from convtune.workloads import Workload
 
 _REPEATS = 10
-_EMULATED = "verified by emulation on this CPU; never run on a GPU here"
+_EMULATED = "verified by emulation on this CPU; never run on {} here"
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,9 @@ def command(
     """Write every layer's kernel as a Python package that needs NumPy only.
 
     The schedule comes from the log: the winner for this spec and machine, then one for a machine of its family, then
-    the nearest spec's; otherwise it is the default. Each kernel is verified first, where this machine can run it; a
-    GPU's runs in emulation where there is no such GPU. Nothing is written unless all of them are right.
+    the nearest spec's; otherwise it is the default. Each kernel is verified first, where this machine can run it; what
+    is for another kind of CPU, or a GPU that is not here, runs in emulation. Nothing is written unless all of them are
+    right.
     """
     from convtune import targets
     from convtune.compiler import Compiler, open_logs
@@ -212,7 +213,8 @@ def _text(compiled: Sequence[Compiled], target: Target) -> str:
         if manifest.error is None:
             lines.append(f"  error       {_unverified(target)}")
         else:
-            how = f", {_EMULATED}" if manifest.verified == "emulation" else ""
+            such = "a GPU" if manifest.target.on_gpu else "such a CPU"
+            how = f", {_EMULATED.format(such)}" if manifest.verified == "emulation" else ""
             lines.append(f"  error       {manifest.error:.1e}{how}")
         if manifest.target.on_gpu:
             ptx = f"; PTX of {manifest.target.ptx}" if manifest.target.ptx else "; no PTX"

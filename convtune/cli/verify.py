@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +34,11 @@ if TYPE_CHECKING:
     from convtune.compiler import Compiler, Package
     from convtune.measure import Bench
     from convtune.measure.check import Checker
+    from convtune.runtime.manifest import KernelTarget, Manifest
     from convtune.targets import Target
     from convtune.workloads import Workload
 
-_EMULATED = "by emulation on this CPU; never run on a GPU here"
+_EMULATED = "by emulation on this CPU; never run on {} here"
 _COLUMNS = {"kernel": "left", "result": "left", "error": "right", "allowed": "right"}
 
 
@@ -77,7 +80,8 @@ def command(
 
     A DIR is a saved package, or has saved packages in it, as `convtune compile` writes them. Whatever else is given is
     a workload, which is compiled first. The kernel must write its whole output and nothing else, come within the
-    error allowed, and give the same bits when run again. A workload for a GPU that is not here is emulated on the CPU.
+    error allowed, and give the same bits when run again. What is for another kind of CPU, and a workload for a GPU that
+    is not here, is emulated on this one.
     """
     from convtune.compiler import Compiler, open_logs
     from convtune.workloads import parse
@@ -109,7 +113,7 @@ class Verifier:
 
     def __init__(self, accuracy: str, seed: int, stack: contextlib.ExitStack) -> None:
         self._accuracy, self._seed, self._stack = accuracy, seed, stack
-        self._checkers: dict[int, Checker] = {}
+        self._checkers: dict[tuple[object, ...], Checker] = {}
         self._emulator: Bench | None = None
 
     def workload(self, workload: Workload, compiler: Compiler) -> Verdict:
@@ -131,7 +135,7 @@ class Verifier:
         bench = self._emulating(target)
         (built,) = bench.build(spec, [candidate])
         outcome = bench.verify(spec, built, limit)
-        message = _EMULATED if outcome.status == "ok" else one_line(outcome.message)
+        message = _EMULATED.format("a GPU") if outcome.status == "ok" else one_line(outcome.message)
         return Verdict(workload.name, str(spec), outcome.status, outcome.error, limit, message)
 
     def _emulating(self, target: Target) -> Bench:
@@ -145,10 +149,8 @@ class Verifier:
 
     def package(self, name: str, directory: Path, threads: int | None) -> Verdict:
         """The verdict on a saved kernel. threads: None means as many as it was compiled for."""
-        from convtune.runtime import CompiledConv
-
         try:
-            manifest = CompiledConv(directory).manifest
+            manifest = _manifest(directory)
         except KernelError as problem:
             return Verdict(name, None, "error", message=one_line(str(problem)))
         try:
@@ -160,19 +162,28 @@ class Verifier:
             past = f"; when it was compiled it was verified by {manifest.verified}" if manifest.verified else ""
             return Verdict(name, manifest.spec, "error", None, limit, f"it needs a GPU, but {missing}{past}")
         pack = tuple(argument.pack for argument in manifest.arguments if argument.name == "weight")
-        checker = self._checker(threads or manifest.target.threads)
         try:
+            checker = self._checker(manifest.target, threads or manifest.target.threads)
             outcome = checker.check(spec, directory / manifest.library_name, pack, limit)
-        except MeasureError as problem:
+        except (MeasureError, TargetError) as problem:
             return Verdict(name, manifest.spec, "error", None, limit, one_line(str(problem)))
-        return Verdict(name, manifest.spec, outcome.status, outcome.error, limit, one_line(outcome.message))
+        emulated = outcome.status == "ok" and not _is_here(manifest.target.machine)
+        told = _EMULATED.format("such a CPU") if emulated else one_line(outcome.message)
+        return Verdict(name, manifest.spec, outcome.status, outcome.error, limit, told)
 
-    def _checker(self, threads: int) -> Checker:
-        from convtune.measure.check import Checker
+    def _checker(self, target: KernelTarget, threads: int) -> Checker:
+        """A worker in which kernels of a target run, or are emulated."""
+        from convtune.measure.check import Checker, EmulatedChecker
 
-        if threads not in self._checkers:
-            self._checkers[threads] = self._stack.enter_context(Checker(threads, self._seed))
-        return self._checkers[threads]
+        if _is_here(target.machine):
+            key: tuple[object, ...] = (threads,)
+            make = functools.partial(Checker, threads, self._seed)
+        else:
+            key = (threads, target.machine, target.required_features)
+            make = functools.partial(EmulatedChecker, target.machine, target.required_features, threads, self._seed)
+        if key not in self._checkers:
+            self._checkers[key] = self._stack.enter_context(make())
+        return self._checkers[key]
 
 
 def _is_directory(text: str) -> bool:
@@ -189,6 +200,22 @@ def packages_in(directory: Path) -> list[Path]:
     return found
 
 
+def _is_here(machine: str) -> bool:
+    return machine == platform.machine()
+
+
+def _manifest(directory: Path) -> Manifest:
+    """Of a package whose kernel this CPU can execute, or that has to be emulated; otherwise raises KernelError."""
+    from convtune.runtime import CompiledConv
+    from convtune.runtime.package import content, read_manifest
+
+    manifest = read_manifest(directory)
+    if manifest.target.on_gpu or _is_here(manifest.target.machine):
+        return CompiledConv(directory).manifest
+    content(directory / manifest.library_name, manifest.library_sha256)
+    return manifest
+
+
 def _why_no_gpu() -> str:
     """ "" where there is one."""
     from convtune.targets.cuda_driver import first_gpu
@@ -198,9 +225,12 @@ def _why_no_gpu() -> str:
 
 def _runnable(target: str, threads: int | None) -> Target:
     from convtune import targets
+    from convtune.emulation import machines as emulated_machines
 
     machine = targets.resolve(target, threads)
-    if not machine.is_host and not isinstance(machine, targets.GpuTarget):
+    if isinstance(machine, targets.CpuTarget) and not _is_here(machine.machine):
+        emulated_machines.check(machine.machine, machine.required_features)
+    elif not machine.is_host and not isinstance(machine, targets.GpuTarget):
         raise TargetError(f"target {machine.name!r} cannot be verified here: {machine.why_not_here()}")
     return machine
 

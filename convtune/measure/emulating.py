@@ -28,7 +28,10 @@ class EmulationLimits(Limits):
 
     def device(self, spec: ConvSpec) -> float:
         """Enough for two runs."""
-        return self.device_s + 2 * spec.flops / 2 / DEVICE_MACS_PER_S
+        return self.device_s + spec.flops / DEVICE_MACS_PER_S
+
+
+EMULATION_LIMITS = EmulationLimits(build_s=40.0, device_s=60.0)
 
 
 class EmulatingBench(Bench):
@@ -40,7 +43,7 @@ class EmulatingBench(Bench):
     origin: ClassVar[str] = "emulated"
     builder: ClassVar[Service] = EmulatedBuilder
     device: ClassVar[Service] = EmulatedCpu
-    usual_limits: ClassVar[Limits] = EmulationLimits(build_s=40.0, device_s=60.0)
+    usual_limits: ClassVar[Limits] = EMULATION_LIMITS
     samples: ClassVar[bool] = True
 
     def __init__(
@@ -50,7 +53,7 @@ class EmulatingBench(Bench):
         check(target.machine, target.required_features)
         linker.build_runtime(linker.find_compiler(target.machine), cache_dir())
         super().__init__(target, target.threads, directory, limits, seed)
-        arguments = (self._home, target.threads, target.required_features, seed, target)
+        arguments = (self._home, target.threads, target.required_features, target, seed)
         self._device = Pool(self.device, arguments, len(os.sched_getaffinity(0)), self._home)
 
     @property

@@ -17,9 +17,9 @@ from .arrays import aligned_copy, converter_to, empty_aligned, to_numpy
 from .errors import KernelError
 from .gpu_arrays import GpuArray
 from .kernel import Call, Kernel
-from .manifest import PARAMETERS, Manifest, Resolution
-from .names import MANIFEST_NAME, RUNTIME_NAME
-from .package import content, write_package
+from .manifest import PARAMETERS, Resolution
+from .names import RUNTIME_NAME
+from .package import content, read_manifest, write_package
 
 _INPUTS = ("x", "offset", "mask", "residual")  # in the order that `run` takes them
 _SECONDS_PER_TIMING = 0.01
@@ -51,11 +51,7 @@ class CompiledConv:
         Raises KernelError when it is not one, its files do not match its hashes, or this CPU cannot execute it.
         """
         self._directory = Path(directory)
-        try:
-            text = (self._directory / MANIFEST_NAME).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise KernelError(f"{directory} is not a convtune package: {error}") from error
-        self.manifest = manifest = Manifest.from_json(text)
+        self.manifest = manifest = read_manifest(self._directory)
         target = manifest.target
         cpu.check(target.machine, target.required_features)
         library = self._directory / manifest.library_name

@@ -66,6 +66,15 @@ def write_package(
     return directory
 
 
+def read_manifest(directory: Path) -> Manifest:
+    """What a package says of itself. Raises KernelError where it is none, or what it says cannot be."""
+    try:
+        text = (directory / MANIFEST_NAME).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KernelError(f"{directory} is not a convtune package: {error}") from error
+    return Manifest.from_json(text)
+
+
 def content(file: Path, sha256: str) -> bytes:
     """What is in a package's file. Raises KernelError where it cannot be read or has another hash."""
     try:
