@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,8 +175,10 @@ class Verifier:
         """A worker in which kernels of a target run, or are emulated."""
         from convtune.measure.check import Checker, EmulatedChecker
 
+        key: tuple[object, ...]
+        make: Callable[[], Checker]
         if _is_here(target.machine):
-            key: tuple[object, ...] = (threads,)
+            key = (threads,)
             make = functools.partial(Checker, threads, self._seed)
         else:
             key = (threads, target.machine, target.required_features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import TYPE_CHECKING
 
 from convtune.errors import TargetError
@@ -24,7 +25,11 @@ def open_bench(target: Target, remote: Remote | None = None) -> Bench:
     if remote is not None:
         return _open_remote(target, remote)
     if isinstance(target, CpuTarget):
-        return CpuBench(target)
+        if target.machine == platform.machine():
+            return CpuBench(target)
+        from convtune.measure.emulating import EmulatingBench
+
+        return EmulatingBench(target)
     if isinstance(target, GpuTarget) and target.is_host:
         from convtune.measure.gpu_bench import GpuBench
 

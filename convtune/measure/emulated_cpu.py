@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convtune.emulation.cost import cost
 from convtune.emulation.kernel import EmulatedKernel, EmulationError
 from convtune.measure.builder import Pack
 from convtune.measure.device import Cases, Measurement, Prepare
@@ -63,8 +64,6 @@ class EmulatedCpu:
                 return Measurement(fault.status, str(fault))
         if verdict.problem or self._target is None or request.traffic is None:
             return Measurement("wrong" if verdict.problem else "ok", verdict.problem, verdict.error)
-        from convtune.emulation.cost import cost
-
         weighted = cost(kernel.counts, request.traffic, self._target)
         return Measurement("ok", "", verdict.error, cost=weighted, counts=_in_all(kernel.counts, request.traffic))
 
