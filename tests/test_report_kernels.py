@@ -10,11 +10,12 @@ import pytest
 from cli_process import SMALL, TINY, invoke
 from record_samples import make, target
 
-from convtune import targets
+from convtune import space, targets
+from convtune.cli import kernel_tables
 from convtune.log import Log
 from convtune.measure.inspection import Inspected, inspect
 from convtune.report import kernels
-from convtune.space import Candidate, default_candidate
+from convtune.space import Candidate, default_candidate, enumerate_candidates
 from convtune.spec import ConvSpec
 
 
@@ -38,6 +39,10 @@ def test_a_kernel_is_built_for_the_records_target_and_what_cannot_be_is_told(mac
     assert first.listing is not None
     assert first.listing.loop is not None
     assert 0 < first.listing.loop.vector_registers <= machine.vector_registers
+    assert first.traffic is not None
+    tensors = spec.bytes
+    assert tensors <= first.traffic.l1_bytes, "each line is fetched once at least"
+    assert first.traffic.l1_bytes >= first.traffic.l2_bytes >= first.traffic.l3_bytes > 0
     assert first.listing.kernel.kinds["multiply-add"] >= first.listing.loop.kinds["multiply-add"] > 0
     assert "parallel" in first.script or "for " in first.script
     assert isinstance(gone, str)
@@ -118,7 +123,36 @@ def test_report_and_compare_show_what_was_built_and_what_was_not(machine: target
     assert both["a"]["instructions"] is not None
     assert "gone" in both["b"]["why"]
     assert both["diff"] == []
-    for command in (("report", a), ("compare", a, b)):
-        done = invoke(*command, "--kernels")
-        assert done.exit_code == 2
-        assert "--kernels is for html and json" in done.stderr
+    assert "B could not be built: unknown space 'gone'" in invoke("compare", a, b, "--kernels").stdout
+
+
+def test_a_pull_request_has_instructions_caches_and_the_diff(machine: targets.CpuTarget, tmp_path: Path) -> None:
+    """Two schedules of one layer, for a terminal and as Markdown, the cache model beside the instructions."""
+    spec = ConvSpec.parse(SMALL)
+    default = default_candidate(spec, machine)
+    choices = enumerate_candidates(space.get(default.space), spec, machine)
+    other = max(choices, key=lambda c: sum(c.knobs[name] != default.knobs[name] for name in c.knobs))
+    for name, candidate in (("a", default), ("b", other)):
+        Log(tmp_path / f"{name}.jsonl").append([make(9.0, spec=SMALL, target=machine.facts(), candidate=candidate)])
+    sides = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    (layer,) = json.loads(invoke("compare", *sides, "--kernels", "--json").stdout)["groups"][0]["layers"]
+    fetched = [layer["kernels"][side]["traffic"]["l2_bytes"] for side in "ab"]
+    said = invoke("compare", *sides, "--kernels").stdout
+    (row,) = (line.split() for line in said.splitlines() if line.startswith("into L2 caches"))
+    assert [float(row[3]), float(row[5])] == pytest.approx([bytes_ / 1024 for bytes_ in fetched], abs=0.051)
+    assert "loop: multiply-add" in said
+    assert any(line.startswith("- ") for line in said.splitlines())
+    shown = invoke("compare", *sides, "--kernels", "--format", "markdown").stdout
+    assert "```diff\n" in shown
+    assert "| into L2 caches" in shown
+    table = invoke("report", sides[0], "--kernels").stdout
+    assert "multiply-add" in table
+    assert "from memory" in table
+    assert invoke("report", sides[0], "--kernels", "--format", "csv").exit_code == 2
+
+
+def test_a_diff_on_one_column_keeps_what_changed_together() -> None:
+    rows = [("…", None, None), ("=", "a", "a"), ("~", "b", "B"), ("~", "c", "C"), ("-", "d", None), ("+", None, "e")]
+    assert kernel_tables.unified(rows, 99).splitlines() == ["…", "  a", "- b", "- c", "+ B", "+ C", "- d", "+ e"]
+    assert kernel_tables.unified(rows, 2).splitlines() == ["…", "  a", "… 6 further lines; HTML and JSON have more"]
+    assert kernel_tables.unified([], 2) == ""

@@ -62,8 +62,6 @@ def command(
     if as_json and form not in (None, "json"):
         raise click.UsageError(f"--json is --format json, and --format {form} is given.")
     form = outputs.format_of("json" if as_json else form, output, FORMATS)
-    if show_kernels and form not in ("html", "json"):
-        raise click.UsageError(f"--kernels is for html and json; {form} has no place for them.")
     found = _sides(a, b, log, accuracy)
     if not found.compared:
         raise LogError(_nothing(found))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from convtune.cli import tables
+from convtune.cli import kernel_tables, tables
 from convtune.cli.report_tables import markdown, markdown_table
 from convtune.comparison.verdict import VERDICTS
 from convtune.ranks import SOURCES
 from convtune.record import Record
 from convtune.report.versus import MISSING
-from convtune.report.versus_content import versus_data
+from convtune.report.versus_content import kernels_data, versus_data
 
 if TYPE_CHECKING:
     from convtune.report.kernels import Kernels
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _MOST_DIFFERING = 4
 """Knobs named in a row; JSON and the page have all."""
+_MOST_DIFF_LINES = {"text": 60, "markdown": 300}
+"""Of a diff of two loop nests; Markdown folds it up."""
 
 
 def render(form: str, versus: Versus, fail_on: float | None, kernels: Kernels | None = None) -> str:
@@ -26,7 +30,7 @@ def render(form: str, versus: Versus, fail_on: float | None, kernels: Kernels | 
     if form == "json":
         return json.dumps(versus_data(versus, fail_on, kernels), indent=2, allow_nan=False)
     sides = [f"A: {versus.a}", f"B: {versus.b}"]
-    groups = [_group(group, form) for group in versus.groups if group.compared]
+    groups = [_group(group, form, kernels) for group in versus.groups if group.compared]
     skipped = [
         f"{group.target['model']}, {group.origin}: on one side only" for group in versus.groups if not group.compared
     ]
@@ -35,7 +39,7 @@ def render(form: str, versus: Versus, fail_on: float | None, kernels: Kernels | 
     return "\n".join([*sides, "", "\n\n".join(groups), *skipped])
 
 
-def _group(group: Group, form: str) -> str:
+def _group(group: Group, form: str, kernels: Kernels | None) -> str:
     model = f"{group.target['name']}: {group.target['model']}, {SOURCES[group.origin]}"
     pairs = [pair for pair in group.pairs if MISSING not in (pair.a, pair.b)]
     ranks = (side.rank for pair in pairs for side in (pair.a, pair.b) if isinstance(side, Record))
@@ -45,9 +49,32 @@ def _group(group: Group, form: str) -> str:
     columns = {"layer": "left", **headers, "B": "left", "what differs": "left"}
     rows = [_row(pair, column, bool(interval)) for pair in pairs]
     facts = _facts(group)
+    built = {pair.name: kernels_data(pair, kernels).get("kernels") for pair in group.compared}
+    shown = [_kernels(name, both, form) for name, both in built.items() if both]
     if form == "markdown":
-        return "\n\n".join([f"### {markdown(model)}", markdown_table(columns, rows), markdown(facts)])
-    return "\n".join([model, "", tables.render(columns, rows), "", facts])
+        return "\n\n".join([f"### {markdown(model)}", markdown_table(columns, rows), markdown(facts), *shown])
+    return "\n".join([model, "", tables.render(columns, rows), "", facts, *(f"\n{text}" for text in shown)])
+
+
+def _kernels(name: str, both: Mapping[str, Any], form: str) -> str:
+    """Both sides' instructions and cache model, and what differs in their loop nests."""
+    a, b = both["a"], both["b"]
+    columns, rows = kernel_tables.side_by_side(a, b)
+    why = {"A could not be built": a["why"], "B could not be built": b["why"]}
+    why |= {"no cache model of A": a["no_traffic"], "no cache model of B": b["no_traffic"]}
+    told = [f"{what}: {reason}" for what, reason in why.items() if reason]
+    diff = kernel_tables.unified(both["diff"], _MOST_DIFF_LINES[form])
+    if form == "markdown":
+        nests = f"<details><summary>loop nests</summary>\n\n{_fenced(diff)}\n\n</details>" if diff else ""
+        parts = [f"#### {markdown(name)}", markdown_table(columns, rows), *map(markdown, told), nests]
+        return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(part for part in (name, tables.render(columns, rows), "\n".join(told), diff) if part)
+
+
+def _fenced(diff: str) -> str:
+    """A diff as Markdown shows it, in a fence that nothing in it ends."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", diff)), default=0))
+    return f"{fence}diff\n{diff}\n{fence}"
 
 
 def _row(pair: Pair, column: tables.RankColumn, has_interval: bool) -> list[str | None]:

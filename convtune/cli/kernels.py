@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ option = click.option(
     "--kernels",
     "show_kernels",
     is_flag=True,
-    help="Build the schedules that are shown: their loop nests as TVM script, and the instructions in their assembly.",
+    help="Build the schedules that are shown: their loop nests, the instructions in their assembly, a model of caches.",
 )
 
 
@@ -39,8 +40,13 @@ def inspected(records: Iterable[Record]) -> Kernels:
         results = inspect(kernels[0].target, [(ConvSpec.parse(r.spec), r.candidate) for r in kernels])
         for place, result in zip(named, results):
             if isinstance(result, str):
-                found[place] = {"why": result, "script": None, "instructions": None}
+                found[place] = {**dict.fromkeys(("script", "instructions", "traffic")), "why": result, "no_traffic": ""}
             else:
-                instructions = result.listing.data() if result.listing else None
-                found[place] = {"why": "", "script": result.script, "instructions": instructions}
+                found[place] = {
+                    "script": result.script,
+                    "instructions": result.listing.data() if result.listing else None,
+                    "traffic": dataclasses.asdict(result.traffic) if result.traffic else None,
+                    "why": "",
+                    "no_traffic": result.no_traffic,
+                }
     return found

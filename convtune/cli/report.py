@@ -48,8 +48,8 @@ def command(
 
     form = outputs.format_of(form, output, FORMATS)
     places = logs or (log_path(),)
-    if show_kernels and form not in ("html", "json"):
-        raise click.UsageError(f"--kernels is for html and json; {form} has no place for them.")
+    if show_kernels and form == "csv":
+        raise click.UsageError("--kernels is for html, text, markdown and json; csv has no place for them.")
     read = [peers.read(path) for path in benches]
     records, problems = _records(places)
     warn_of(problems)

@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.cli import tables
+from convtune.cli import kernel_tables, tables
 from convtune.ranks import SOURCES, gain_word, gains_words, has_times
 from convtune.report.content import content
+from convtune.report.kernels import key
 
 if TYPE_CHECKING:
     from convtune.log import Problem
@@ -34,33 +35,42 @@ def render(
         return json.dumps(content(sections, logs, problems, kernels), indent=2, allow_nan=False)
     if form == "csv":
         return _csv(content(sections, logs, problems))
-    parts = [_section(section, form) for section in sections]
+    parts = [_section(section, form, kernels) for section in sections]
     return "\n\n".join(parts) or "no record in these logs: nothing was tuned, or all was pruned"
 
 
-def _section(section: Section, form: str) -> str:
+def _section(section: Section, form: str, kernels: Kernels | None) -> str:
     """Its heading, its layers, and what they come to."""
     model = f"{section.target['name']}: {section.target['model']}, {SOURCES[section.origin]}"
     heading = f"## {markdown(model)}" if form == "markdown" else model
     column = tables.RankColumn.of(_ranks(section), section.origin)
     headers = _headers(section, column)
     rows = [_row(layer, section, column) for layer in section.layers]
-    counted = _counted(section)
+    more = [table for table in (_counted(section), _kernels(section, kernels)) if table]
     if form == "markdown":
-        more = [markdown_table(*counted)] if counted else []
-        return "\n\n".join([heading, markdown_table(headers, rows), *more, *_facts(section)])
-    more = ["", tables.render(*counted)] if counted else []
-    return "\n".join([heading, "", tables.render(headers, rows), *more, "", *_facts(section)])
+        shown = [markdown_table(*table) for table in more]
+        return "\n\n".join([heading, markdown_table(headers, rows), *shown, *_facts(section)])
+    shown = [f"\n{tables.render(*table)}" for table in more]
+    return "\n".join([heading, "", tables.render(headers, rows), *shown, "", *_facts(section)])
 
 
-def _counted(section: Section) -> tuple[dict[str, str], list[list[str | None]]] | None:
+def _kernels(section: Section, kernels: Kernels | None) -> kernel_tables.Table | None:
+    """The winners' instructions and cache model; None where they were not built."""
+    winners = {layer.name: key(layer.best) for layer in section.layers if layer.best}
+    built = {name: kernels[place] for name, place in winners.items() if kernels and not kernels[place]["why"]}
+    return kernel_tables.one_below_another(built) if built else None
+
+
+def _counted(section: Section) -> kernel_tables.Table | None:
     """What the winners execute in emulation, as a table's columns and rows; None where nothing was emulated."""
     counts = {layer.name: layer.best.counts for layer in section.layers if layer.best and layer.best.counts}
     if not counts:
         return None
     kinds = dict.fromkeys(kind for found in counts.values() for kind in found)
     titles = [kind.replace("_bytes", " bytes").replace("_", " ") for kind in kinds]
-    rows = [[name, *(f"{found.get(kind, 0):,}" for kind in kinds)] for name, found in counts.items()]
+    rows: list[list[str | None]] = [
+        [name, *(f"{found.get(kind, 0):,}" for kind in kinds)] for name, found in counts.items()
+    ]
     return {"the winner executes": "left"} | dict.fromkeys(titles, "right"), rows
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from convtune import codegen, space, targets
+from convtune import cache_model, codegen, space, targets
 from convtune.assembly import Listing, listing
 from convtune.errors import ScheduleError, TargetError, UnknownNameError
 from convtune.measure.builder import scheduled
@@ -15,6 +15,7 @@ from convtune.measure.worker import MEMORY_BYTES, Pool
 from convtune.record import METASCHEDULE
 
 if TYPE_CHECKING:
+    from convtune.cache_model import Traffic
     from convtune.space import Candidate
     from convtune.spec import ConvSpec
     from convtune.targets import Target
@@ -25,10 +26,15 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Inspected:
-    """A schedule as TVM script, and its machine code's instructions; None for a GPU, whose code ptxas made."""
+    """A schedule as TVM script, its machine code's instructions, and what a model says that its caches fetch.
+
+    listing, traffic: None for a GPU, whose code ptxas made. no_traffic: why the model cannot tell, "" where it does.
+    """
 
     script: str
     listing: Listing | None
+    traffic: Traffic | None = None
+    no_traffic: str = ""
 
 
 class Inspector:
@@ -47,7 +53,11 @@ class Inspector:
         if not isinstance(self._target, targets.CpuTarget):
             return Inspected(module.script(), None)
         compiled = tvm.compile(codegen.any_alignment(module), target=self._tvm_target)
-        return Inspected(module.script(), listing(compiled.mod.inspect_source("asm")))
+        found = Inspected(module.script(), listing(compiled.mod.inspect_source("asm")))
+        try:
+            return replace(found, traffic=cache_model.traffic(module, self._target))
+        except ScheduleError as error:
+            return replace(found, no_traffic=str(error))
 
 
 def _check(spec: ConvSpec, target: Target, candidate: Candidate) -> None:

@@ -16,8 +16,11 @@ CONTEXT_LINES = 3
 
 Key = tuple[str, str, str]
 Kernels = Mapping[Key, Mapping[str, Any]]
-"""Each kernel's `script`, its `instructions` as `assembly.Listing.data` has them (both None where not known), and `why`
-it could not be built, "" where it was."""
+"""Each kernel's `script`, its `instructions` as `assembly.Listing.data` has them, its `traffic` as
+`cache_model.Traffic`, all None where not known; `why` it could not be built, and why there is `no_traffic`, "" where
+there is."""
+SIDE = ("why", "instructions", "traffic", "no_traffic")
+"""What a comparison has of each side's kernel, besides the diff."""
 
 
 def key(record: Record) -> Key:

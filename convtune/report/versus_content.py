@@ -6,7 +6,7 @@ from typing import Any
 
 from convtune.ranks import as_cost, as_time
 from convtune.record import Record, installed_versions
-from convtune.report.kernels import Kernels, key, side_by_side
+from convtune.report.kernels import SIDE, Kernels, key, side_by_side
 from convtune.report.versus import Group, Pair, Versus
 
 
@@ -34,7 +34,7 @@ def _group(group: Group, kernels: Kernels | None) -> dict[str, Any]:
         "origin": group.origin,
         "verdicts": dict(group.verdicts),
         "ratio_geometric_mean": group.geometric_mean,
-        "layers": [_pair(pair) | _kernels(pair, kernels) for pair in group.pairs],
+        "layers": [_pair(pair) | kernels_data(pair, kernels) for pair in group.pairs],
     }
 
 
@@ -55,14 +55,14 @@ def _pair(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _kernels(pair: Pair, kernels: Kernels | None) -> dict[str, Any]:
+def kernels_data(pair: Pair, kernels: Kernels | None) -> dict[str, Any]:
     """Both sides' kernels and how their loop nests differ; nothing where they were not built, or are the same."""
     if kernels is None or not isinstance(pair.a, Record) or not isinstance(pair.b, Record) or not pair.differing:
         return {}
     sides = [kernels[key(side)] for side in (pair.a, pair.b)]
     scripts = [side["script"] for side in sides]
     diff = side_by_side(*scripts) if all(scripts) else []
-    a, b = ({"why": side["why"], "instructions": side["instructions"]} for side in sides)
+    a, b = ({name: side.get(name) for name in SIDE} for side in sides)
     return {"kernels": {"a": a, "b": b, "diff": [list(row) for row in diff]}}
 
 

@@ -38,6 +38,16 @@ function countsTable(sides) {
 
 const kernelMix = ({ instructions }) => (instructions ? mixTable({ "in the whole kernel": instructions.kernel, "in its busiest innermost loop": instructions.loop }) : null);
 
+/** What a call moves by the cache model. sides: {title: traffic or null}. */
+function trafficTable(sides) {
+  const known = Object.entries(sides).filter(([, traffic]) => traffic);
+  if (!known.length) return null;
+  const lines = Object.entries(TRAFFIC).map(([name, title]) => el("tr", {}, el("td", { class: "left" }, title), ...known.map(([, traffic]) => el("td", {}, bytesText(Math.round(traffic[name]))))));
+  const head = el("tr", {}, ...["fetched in a call", ...known.map(([title]) => title)].map((title, n) => el("th", { scope: "col", class: n ? null : "left" }, title)));
+  return el("div", {}, el("p", { class: "small faint" }, "What an analytic model of the caches says, from the loop nest; not measured."),
+    el("div", { class: "scroll narrow" }, el("table", { class: "mix traffic" }, el("thead", {}, head), el("tbody", {}, ...lines))));
+}
+
 function kernelView(kernel) {
   const { script, why, left_out: leftOut } = kernel;
   const cut = leftOut ? `\n… ${plural(leftOut, "further line")}` : "";
@@ -45,8 +55,11 @@ function kernelView(kernel) {
     el("h3", {}, "The winner's kernel"),
     why ? el("p", { class: "notice" }, `Not shown whole: ${why}.`) : null,
     kernelMix(kernel),
+    kernel.traffic ? el("h3", {}, "Cache model") : null, trafficTable({ "the winner": kernel.traffic }), noTraffic(kernel, ""),
     script ? el("details", {}, el("summary", {}, "Its loop nest as TVM script"), el("pre", { tabindex: "0" }, script + cut)) : null);
 }
+
+const noTraffic = (kernel, side) => (kernel.no_traffic ? el("p", { class: "notice" }, `No cache model${side}: ${kernel.no_traffic}.`) : null);
 
 function differenceView({ a, b, diff }) {
   const why = [["A", a.why], ["B", b.why]].filter(([, text]) => text).map(([side, text]) => el("p", { class: "notice" }, `${side} could not be built: ${text}.`));
@@ -57,5 +70,6 @@ function differenceView({ a, b, diff }) {
     : el("tr", { class: classes[mark] ?? null }, ...[left, right].map((text) => el("td", { class: "left code" }, text ?? "")))));
   const head = el("tr", {}, ...["A", "B"].map((side) => el("th", { class: "left", scope: "col" }, side)));
   const table = diff.length ? el("div", { class: "scroll tall", tabindex: "0" }, el("table", { class: "diff" }, el("thead", {}, head), el("tbody", {}, ...rows))) : null;
-  return el("div", {}, ...why, ...(loops ? [el("h3", {}, "Instructions"), loops] : []), ...(table ? [el("h3", {}, "Loop nests"), table] : []));
+  const traffic = trafficTable({ A: a.traffic, B: b.traffic });
+  return el("div", {}, ...why, ...(loops ? [el("h3", {}, "Instructions"), loops] : []), ...(traffic ? [el("h3", {}, "Cache model"), traffic] : []), noTraffic(a, " of A"), noTraffic(b, " of B"), ...(table ? [el("h3", {}, "Loop nests"), table] : []));
 }
