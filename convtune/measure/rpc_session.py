@@ -55,11 +55,20 @@ class Session:
         try:
             loaded = self._session.load_module(RUNNER_NAME)
         except RuntimeError as error:
-            raise TargetError(f"{host}:{port} does not load libraries for the target: {last_line(error)}") from error
+            why = f"does not load libraries for the target: {last_line(error)}"
+            # Linux says of a library for another processor that there is no such file
+            raise TargetError(f"{host}:{port}{self._machine()} {why}") from error
         loaded["watch"](port)
         self._run, self._time = loaded["run"], loaded["time"]
         self._report = self.empty((_REPORT_BYTES,), np.uint8)
         self._numbers = itertools.count()
+
+    def _machine(self) -> str:
+        """What it is, in brackets, where TVM there can tell."""
+        try:
+            return f" ({self._session.get_function('target.llvm_get_system_triple')()})"
+        except (AttributeError, RuntimeError):  # TVM without LLVM
+            return ""
 
     @property
     def alive(self) -> bool:

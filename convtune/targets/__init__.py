@@ -34,7 +34,7 @@ def resolve(text: str, threads: int | None = None, elsewhere: bool = False) -> T
     if document.is_document(text):
         return _from_document(text, host, threads)
     if elsewhere and (text in NATIVE or any(text in (family.name, *family.aliases) for family in families().values())):
-        raise TargetError(f"target {text!r} means this machine, and another is to run the kernels; name its processor")
+        raise TargetError(f"target {text!r} does not say which machine is to run the kernels; name its processor")
     if text in NATIVE:
         return native(threads)
     for family in families().values():
