@@ -123,7 +123,7 @@ def test_report_and_compare_show_what_was_built_and_what_was_not(machine: target
     assert both["a"]["instructions"] is not None
     assert "gone" in both["b"]["why"]
     assert both["diff"] == []
-    assert "B could not be built: unknown space 'gone'" in invoke("compare", a, b, "--kernels").stdout
+    assert "B could not be built: " in invoke("compare", a, b, "--kernels").stdout
 
 
 def test_a_pull_request_has_instructions_caches_and_the_diff(machine: targets.CpuTarget, tmp_path: Path) -> None:
