@@ -217,7 +217,7 @@ class Tiles:
         """acc += an input row times the rows of the kernel in `pairs` of (row of the tile, tap)."""
         from tvm import tirx
 
-        plan, spec = self.plan, self.spec
+        plan = self.plan
         kernel = [axis.taps for axis in plan.view.axes]
 
         def body(lane: Expr) -> list[Stmt]:
@@ -232,8 +232,7 @@ class Tiles:
                 channel = oc + vector * plan.lanes + lane
                 filters: dict[Any, Expr] = {}
                 for offset, uses in reads.items():
-                    place_of_x = place(spec, n, (at[0], at[1], at[2] + offset), channel, spec.in_size)
-                    value = bind(tirx.BufferLoad(self.x, place_of_x))
+                    value = bind(self._read(n, (at[0], at[1], at[2] + offset), oc, channel))
                     for (row, kh), (column, kw) in ((p, u) for u in uses for p in pairs):
                         key = (row if not plan.whole else kh, kw)
                         if key not in filters:
@@ -247,6 +246,12 @@ class Tiles:
             return code
 
         return self._lanes(body)
+
+    def _read(self, n: Expr, position: Sequence[Expr], oc: Expr, channel: Expr) -> Expr:
+        """x at a position of the view; oc: the first channel of the tile."""
+        from tvm import tirx
+
+        return tirx.BufferLoad(self.x, place(self.spec, n, position, channel, self.spec.in_size))
 
     def _store(self, acc: Any, n: Expr, at: tuple[Expr, ...], oc: Expr) -> Stmt:
         """The epilogue of a tile; a long one loops over a copy of the sums, as it would be too much code unrolled."""

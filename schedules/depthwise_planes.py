@@ -1,0 +1,171 @@
+"""Depthwise convolution, channels first: vectors of positions, of which each loaded one serves all rows that meet it.
+
+    parallel task = (n, part of the channels, row block):
+        for channel, od, oh_tile, ow_tile:                              shape: rows
+            acc[row, vector, lane] = 0                                  in registers
+            for kd: (those whose input plane exists)
+                for input row of the tile, if it exists:
+                    for kw: s[lane] = x[row, lane * stride + kw], a load or a permute of two; zero outside
+                        for row of outputs and kh that meet there: acc[row, vector, :] += s * weight[kd, kh, kw]
+            y[...] = activation(acc + bias + residual)
+
+    a whole plane in place of the loops over oh_tile and ow_tile, its vectors of as many rows as fit:   shape: planes
+
+Rows that are no multiple of a vector end with a vector that begins earlier. Where a plane's vectors hold several rows,
+lanes that are left are not computed: the next vector's store overwrites them, and the last one is filled from the one
+before it. Tiles at the left and right border have code of their own, with zeros permuted in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.depthwise_plan import view_of
+from convtune.schedules.depthwise_planes_loops import Planes
+from convtune.schedules.depthwise_planes_plan import PlanesPlan, lanes_of, plan_of, reading, row_loads
+from convtune.schedules.estimate import (
+    FEWEST_SUMS,
+    FMAS_PER_CYCLE,
+    L2_BYTES_PER_CYCLE,
+    LOADS_PER_CYCLE,
+    TILE_CYCLES,
+    Tasks,
+    overlapped,
+)
+from convtune.schedules.tiling import ceil_div, even_blocks, spaced
+from convtune.schedules.written import Held, written
+
+from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.spec import count
+from convtune.targets import CpuTarget
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+
+FEWEST_LANES = 4
+LARGEST_CODE = 900  # FMAs of all tiles' codes: LLVM needs a second for some thousand
+STREAM_BYTES_PER_CYCLE = 14.0  # from the third cache, and to it, by a core while all cores do
+SEVERAL_LINES = 0.05  # of that time more for each row of a tile, as memory is read ahead worse
+ROW_CYCLES = 4.0  # the condition of an input row, and another line to begin
+
+
+class DepthwisePlanes(Estimating[CpuTarget]):
+    name = "depthwise_planes"
+    summary = "depthwise, channels first: lanes are positions of a row, or of several short ones"
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        return (
+            isinstance(target, CpuTarget)
+            and spec.variant == "depthwise"
+            and spec.in_channels == spec.out_channels
+            and not spec.channels_last
+            and bool(self._shapes(spec, target))
+        )
+
+    def _shapes(self, spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
+        view, found = view_of(spec), []
+        if lanes_of(view, target, flat=False) >= FEWEST_LANES:
+            found.append("rows")
+        wide = view.columns.out > lanes_of(view, target, flat=True)
+        short = lanes_of(view, target, flat=False) < target.lanes
+        if short and not wide and lanes_of(view, target, flat=True) >= FEWEST_LANES:
+            found.append("planes")
+        return tuple(found)
+
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
+        view, most = view_of(spec), target.vector_registers * 3 // 4
+        pieces = ceil_div(view.columns.out, lanes_of(view, target, flat=False))
+        parts = [target.threads << shift for shift in range(6)]
+        return {
+            "shape": self._shapes(spec, target),
+            "rows": spaced(even_blocks(view.rows.out, most), 8),
+            "vectors": spaced(even_blocks(pieces, most), 4),
+            "parts": spaced({1, *(count for count in parts if count <= spec.out_channels)}, 5),
+            "row_blocks": spaced({1, *(count for count in parts if count <= view.rows.out)}, 4),
+        }
+
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
+        plan, domain = plan_of(spec, target, knobs), self.knobs(spec, target)
+        rows, most = plan.view.rows, target.vector_registers * 3 // 4
+        if plan.flat:
+            if plan.row_blocks > 1 or knobs["vectors"] != domain["vectors"][0] or plan.rows > plan.in_plane:
+                return False
+            return max(map(len, plan.plane_tiles())) <= most and plan.in_plane * _taps(plan) <= LARGEST_CODE
+        sums = plan.rows * len(plan.offsets)
+        if sums > most or plan.rows > rows.out // plan.row_blocks:
+            return False
+        if sums < min(6, ceil_div(plan.view.columns.out, plan.lanes) * rows.out):
+            return False
+        return plan.rows * rows.taps * row_loads(plan.view.columns, plan.lanes, plan.vectors)[3] <= LARGEST_CODE
+
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely."""
+        plan = plan_of(spec, target, knobs)
+        view = plan.view
+        depth = view.depth.all_valid / view.depth.out
+        plane = _flat_plane(plan, target, depth) if plan.flat else _plane_of_rows(plan, target, depth)
+        channels = ceil_div(plan.channels, plan.parts)
+        task = channels * (view.depth.out * plane / plan.row_blocks + TILE_CYCLES)
+        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        cached = moved <= target.l2_bytes * target.threads * 0.75
+        lines = 1 + (0 if cached else SEVERAL_LINES * plan.rows)
+        stream = moved / (L2_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE) * lines
+        tasks = view.batch * plan.parts * plan.row_blocks
+        return Tasks(tasks, overlapped(task, stream / tasks)).on(target)
+
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        """PyTorch's (oc, 1, taps) to (oc, tap)."""
+        return (({"op": "reshape", "shape": [spec.out_channels, count(spec.kernel)]},),)
+
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
+        plan = plan_of(spec, target, knobs)
+        return written(
+            spec,
+            (spec.out_channels, count(spec.kernel)),
+            lambda buffers, y: Planes(spec, plan, Held(spec, buffers), y).kernel(),
+        )
+
+
+def _taps(plan: PlanesPlan) -> int:
+    return plan.view.rows.taps * plan.view.columns.taps
+
+
+def _flat_plane(plan: PlanesPlan, target: CpuTarget, depth: float) -> float:
+    """Cycles of a plane of the output in vectors of several rows."""
+    high = plan.view.rows.size * plan.view.columns.size - plan.lanes
+    cycles = 0.0
+    for tile in plan.plane_tiles():
+        sources = plan.plane_sources(tile)
+        loads, permutes = reading(sources, high)
+        fmas = sum(map(len, sources.values()))
+        cycles += depth * _bound(plan, target, fmas, loads, permutes, len(tile)) + 2 * len(tile) + TILE_CYCLES
+    return cycles
+
+
+def _plane_of_rows(plan: PlanesPlan, target: CpuTarget, depth: float) -> float:
+    """Cycles of a plane of the output in pieces of rows."""
+    rows = plan.view.rows
+    fmas, loads, permutes, _ = row_loads(plan.view.columns, plan.lanes, plan.vectors)
+    tiles = ceil_div(rows.out, plan.rows)
+    read = len(plan.row_reads()) * rows.all_valid / rows.out / rows.taps  # of a tile, less at the borders
+    sums = plan.rows * len(plan.offsets)
+    counts = (fmas * plan.rows * rows.all_valid / rows.out, loads * read, permutes * read)
+    stores = 2 * plan.rows * len(plan.offsets) * plan.tiles
+    lines = plan.tiles * len(plan.row_reads()) * ROW_CYCLES
+    compute = _bound(plan, target, *counts, sums) + lines
+    return tiles * (depth * compute + stores + plan.tiles * TILE_CYCLES)
+
+
+def _bound(plan: PlanesPlan, target: CpuTarget, fmas: float, loads: float, permutes: float, sums: int) -> float:
+    """Cycles of so many FMAs, loads that cross lines mostly, and permutes; of weights that stay in no register."""
+    spare = max(0, target.vector_registers - sums - 3)
+    weights = fmas * max(0.0, 1 - spare / plan.view.rows.taps)
+    crossing = 1 + min(1.0, 4 * plan.lanes / 64)
+    alone = fmas * max(1.0, FEWEST_SUMS / sums) / FMAS_PER_CYCLE
+    return max(alone, (loads * crossing + weights) / LOADS_PER_CYCLE) + 0.5 * permutes
+
+
+depthwise_planes = DepthwisePlanes()

@@ -1,0 +1,127 @@
+"""Channels-first depthwise: what vectors of positions read, loads that stay inside, kernels at the domain's corners."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conformance_cases import runnable_targets
+from convtune.schedules.depthwise_planes import depthwise_planes
+from convtune.schedules.depthwise_planes_plan import ANY, ZERO, PlanesPlan, Source, plan_of, windows
+from convtune.schedules.depthwise_squares import depthwise_squares
+from synthetic_spaces import machine
+from test_conformance import check
+
+from convtune.space import Knobs, Space, all_knobs
+from convtune.spec import ConvSpec
+
+SPECS = [
+    ConvSpec.parse(text)
+    for text in (
+        "depthwise,n=2,ic=37,oc=37,in=7x23,k=3x3,p=1,bias,act=relu,residual,layout=NCHW",
+        "depthwise,n=2,ic=21,oc=21,in=11x13,k=3x3,s=2,p=1:0x0:1,act=gelu,layout=NCHW",
+        "depthwise,n=2,ic=19,oc=19,in=3x6x7,k=1x3x3,p=0x1x1,residual,bias,layout=NCDHW",
+        "depthwise,ic=18,oc=18,in=5x7x9,k=3x3x3,s=2x1x2,p=1,act=silu,layout=NCDHW",
+        "depthwise,n=2,ic=9,oc=9,in=7x5x6,k=5x1x1,p=2x0x0,bias,layout=NCDHW",
+        "depthwise,ic=33,oc=33,in=211,k=4,p=3:0,d=2,layout=NCW",
+        "depthwise,n=3,ic=5,oc=5,in=9x17,k=3x3,s=3,p=1,d=2,act=sigmoid,layout=NCHW",
+        "depthwise,ic=7,oc=7,in=17x3,k=3x3,p=1,bias,residual,layout=NCHW",
+    )
+]  # fmt: skip
+
+
+def plans(spec: ConvSpec) -> list[PlanesPlan]:
+    target = machine()
+    return [plan_of(spec, target, knobs) for knobs in all_knobs(depthwise_planes, spec, target)]
+
+
+def read_at(spec: ConvSpec, axis: int, out: int, tap: int) -> int:
+    """The input position that a tap of an output reads, found in the padded input; ZERO in its zeros."""
+    before, _ = spec.padding[axis]
+    padded = [ZERO] * before + list(range(spec.in_size[axis])) + [ZERO] * 99
+    return padded[out * spec.stride[axis] + tap * spec.dilation[axis]]
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.rank == 2], ids=str)
+def test_vectors_of_planes_read_what_their_outputs_need(spec: ConvSpec) -> None:
+    (kernel_h, kernel_w), (high, wide) = spec.kernel, spec.out_size
+    for plan in (plan for plan in plans(spec) if plan.flat):
+        stored = [vector for tile in plan.plane_tiles() for vector in tile]
+        assert stored == list(range(plan.in_plane))
+        found: dict[tuple[int, int, int], int] = {}
+        for tile in plan.plane_tiles():
+            for source, uses in plan.plane_sources(tile).items():
+                for vector, kh, kw in uses:
+                    first = (tile.start + vector) * plan.side_by_side * wide
+                    for lane, position in enumerate(source):
+                        if position != ANY:
+                            found[first + lane, kh, kw] = position
+        for out in range(high * wide):
+            for kh, kw in ((kh, kw) for kh in range(kernel_h) for kw in range(kernel_w)):
+                row, column = read_at(spec, 0, out // wide, kh), read_at(spec, 1, out % wide, kw)
+                expected = ZERO if ZERO in (row, column) else row * spec.in_size[1] + column
+                assert found.get((out, kh, kw), ZERO) == expected
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.rank < 3], ids=str)
+def test_vectors_of_rows_read_what_their_outputs_need(spec: ConvSpec) -> None:
+    axis = spec.rank - 1
+    for plan in (plan for plan in plans(spec) if not plan.flat):
+        found: dict[tuple[int, int], int] = {}
+        for tile in range(plan.tiles):
+            code = plan.inner.start if tile in plan.inner else tile
+            moved = (plan.start(tile) - plan.start(code)) * spec.stride[axis]
+            for source, uses in plan.row_sources(code).items():
+                for vector, tap in uses:
+                    first = plan.start(tile) + plan.offsets[vector]
+                    found |= {(first + lane, tap): p if p == ZERO else p + moved for lane, p in enumerate(source)}
+        for out, tap in ((out, tap) for out in range(spec.out_size[axis]) for tap in range(spec.kernel[axis])):
+            assert found.get((out, tap), ZERO) == read_at(spec, axis, out, tap)
+
+
+@pytest.mark.parametrize(
+    ("source", "have", "expected"),
+    [
+        ((3, 4, 5, 6), (), (3,)),
+        ((ZERO, 0, 1, 2), (), (0,)),
+        ((17, 18, 19, ZERO), (), (16,)),  # of 20 positions
+        ((1, 3, 5, 7), (), (1, 5)),
+        ((2, 4, 6, 8), (1, 5), (1, 5)),
+        ((0, 4, 8, 12), (), (0, 4, 8, 12)),
+        ((ANY, ANY, 14, 19), (), (14, 16)),
+    ],
+)
+def test_loads_cover_a_source_and_stay_inside(source: Source, have: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    found = windows(source, 0, 16, have)
+    assert found == expected
+    assert all(any(start <= p < start + 4 for start in found) for p in source if p >= 0)
+
+
+def corner(owner: Space[Any], spec: ConvSpec, target: Any, **wanted: Any) -> Knobs:
+    """The first candidate with these values."""
+    for knobs in all_knobs(owner, spec, target):
+        if all(knobs[name] == value for name, value in wanted.items()):
+            return knobs
+    raise AssertionError(f"no candidate of {spec} has {wanted}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "number", "wanted"),
+    [
+        (depthwise_planes, 0, {"rows": 2, "row_blocks": 2}),
+        (depthwise_planes, 1, {"shape": "rows", "parts": 2}),
+        (depthwise_planes, 2, {"shape": "planes", "rows": 2}),
+        (depthwise_planes, 3, {"parts": 2}),
+        (depthwise_planes, 4, {"rows": 2, "parts": 2}),
+        (depthwise_planes, 5, {"vectors": 9, "parts": 2}),
+        (depthwise_planes, 6, {"parts": 1}),
+        (depthwise_planes, 7, {"shape": "planes"}),
+        (depthwise_squares, 0, {"rows": 2, "parts": 2}),
+        (depthwise_squares, 3, {"parts": 2}),
+        (depthwise_squares, 5, {"parts": 2}),
+    ],
+)
+def test_corners_are_right(owner: Space[Any], number: int, wanted: dict[str, Any]) -> None:
+    target = next(target for target in runnable_targets() if target.name == "x86-64-v3")
+    check(owner, SPECS[number], target, corner(owner, SPECS[number], target, **wanted))
