@@ -273,7 +273,7 @@ class Tuner:
         batch, finals = utc_now(), []
         run.doing = "comparing the fastest"
         try:
-            times = self._in_turn(run, kernels)
+            times = self._workers().finals(run.spec, kernels)
         except MeasureError as error:  # the times of the search stand
             run.problem = str(error)
             return
@@ -288,10 +288,6 @@ class Tuner:
             device = self._workers().finals_device
             finals.append(dataclasses.replace(final, default=built.candidate == run.default, device=device))
         self._keep(run, finals)  # at once: a part of a batch would decide the winner
-
-    def _in_turn(self, run: Run, kernels: Sequence[Built]) -> list[tuple[float, ...]]:
-        """The times of each kernel, none where they are emulated: what they cost does not depend on the minute."""
-        return [()] * len(kernels) if self.origin == "emulated" else self._workers().finals(run.spec, kernels)
 
     def _finalists(self, run: Run) -> list[Built]:
         """The default, where it is right, and the fastest of the search, as libraries that are known to be right."""
