@@ -70,7 +70,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
             return False
         if spec.variant == "transposed" and any(d > 1 for d in spec.dilation):
             return False
-        return any(len(values) > 1 for values in _tile_values(spec).values())
+        return any(max(values) > 1 for values in _tile_values(spec).values())
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         rows, vectors = zip(*_register_tiles(spec, target))

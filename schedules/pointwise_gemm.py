@@ -175,7 +175,7 @@ def _positions(spec: ConvSpec) -> int:
 
 def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
     """Tile widths worth trying: what the registers hold, and less where that leaves less to compute twice."""
-    most = min(positions, (target.vector_registers - 1) // vectors - 1)
+    most = min(positions, (target.tile_registers - 1) // vectors - 1)
     least = max(1, min(most, most // 2))
     waste = {c: round_up(positions, c) for c in range(least, most + 1)}
     good = [c for c in waste if waste[c] <= MOST_WASTE * min(waste.values())]

@@ -65,7 +65,7 @@ def most_sums(tile: RowTile, target: CpuTarget) -> int:
     """Accumulators that leave registers for the operands of a step."""
     if tile.channels == 1:  # each input is used for kernel rows alone, and LLVM loads several of them ahead
         return target.vector_registers // 2
-    return target.vector_registers - tile.rows * tile.vectors - 1
+    return target.tile_registers - tile.rows * tile.vectors - 1
 
 
 def lanes_along(spec: ConvSpec, target: CpuTarget) -> int:

@@ -303,7 +303,7 @@ def suits_registers(target: CpuTarget, columns: int, vectors: int, width: int) -
 
     Few sums neither hide the latency of an FMA nor pay for their loads; the output may be too small for more.
     """
-    registers = target.vector_registers
+    registers = target.tile_registers
     least = min(registers // 3, min(width, (registers - 1) // vectors - 1) * vectors)
     return columns * vectors + vectors + 1 <= registers and columns * vectors >= least
 
