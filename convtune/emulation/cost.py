@@ -1,4 +1,4 @@
-"""What an emulated kernel costs: its instructions, weighted by how many of a kind a core does at once, and its memory."""
+"""What an emulated kernel costs: its instructions, weighted by how many a core does at once, and its memory."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,14 +55,8 @@ def machine_of(library: Path) -> str:
     Raises:
         KernelError: there is none, or it is no shared library.
     """
-    from elftools.common.exceptions import ELFError
-    from elftools.elf.elffile import ELFFile
-
-    try:
-        with library.open("rb") as file:
-            header = ELFFile(file).header
-    except (OSError, ELFError) as problem:
-        raise KernelError(f"cannot load kernel {library}: {problem}") from problem
+    with _opened(library) as elf:
+        header = elf.header
     if header["e_type"] != "ET_DYN" or header["e_ident"]["EI_CLASS"] != "ELFCLASS64":
         raise KernelError(f"cannot load kernel {library}: it is no 64-bit shared library")
     return str(header["e_machine"])
@@ -73,16 +68,13 @@ def load(libraries: Sequence[Path], machine: Machine, start: int) -> Image:
     Raises:
         KernelError: one cannot be read, or needs a symbol that none has.
     """
-    from elftools.elf.elffile import ELFFile
-
     contents = bytearray()
     symbols: dict[str, int] = {}
     executable: list[tuple[int, int]] = []
     placed: list[tuple[Path, int, list[_Relocation]]] = []
     for library in libraries:
         base = start + len(contents)
-        with library.open("rb") as file:
-            elf = ELFFile(file)
+        with _opened(library) as elf:
             contents += _segments(elf, base, executable)
             for name, address in _defined(elf, base).items():
                 symbols.setdefault(name, address)
@@ -98,6 +90,19 @@ def load(libraries: Sequence[Path], machine: Machine, start: int) -> Image:
             offset = base - start + relocation.at
             contents[offset : offset + 8] = (value & (1 << 64) - 1).to_bytes(8, "little")
     return Image(start, contents, symbols, executable, [(library.name, base) for library, base, _ in placed])
+
+
+@contextlib.contextmanager
+def _opened(library: Path) -> Iterator[Any]:
+    """The library as elftools.elf.elffile.ELFFile; what it finds wrong is a KernelError."""
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    try:
+        with library.open("rb") as file:
+            yield ELFFile(file)
+    except (OSError, ELFError) as problem:
+        raise KernelError(f"cannot load kernel {library}: {problem}") from problem
 
 
 def _segments(elf: Any, base: int, executable: list[tuple[int, int]]) -> bytearray:

@@ -27,6 +27,7 @@ _CODE, _STACK, _RETURN, _ARGUMENTS, _ARRAYS, _SCRATCH = (
 _STACK_BYTES = 1 << 20
 _ALIGNMENT = 64  # of scratch memory, as runtime.c has it
 _ALLOCATE, _FREE, _BEGIN_REGION, _NEXT_TASK = 1, 2, 3, 4  # of guest.c
+_NO_INSTRUCTION = "ran what is no instruction, or none of this processor"
 MOST_INSTRUCTIONS = 1 << 40
 
 
@@ -106,7 +107,7 @@ class EmulatedKernel:
             EmulationError: it did what it must not.
             KernelError: it failed, or takes no such arrays.
         """
-        from unicorn import UcError
+        from unicorn import UC_ERR_INSN_INVALID, UcError
 
         self._calls += 1
         self._fault = ""
@@ -120,7 +121,8 @@ class EmulatedKernel:
                 self._machine.emu_start(self._image.symbols["__tvm_ffi_main"], _RETURN)
             except UcError as problem:
                 self._raise_own()
-                raise EmulationError("crash", f"{self._fault or problem}{self._where()}") from problem
+                known = {UC_ERR_INSN_INVALID: _NO_INSTRUCTION}.get(problem.errno, str(problem))
+                raise EmulationError("crash", f"{self._fault or known}{self._where()}") from problem
             self._raise_own()
             self._check(blocks)
             for block, array in zip(blocks, arrays):
@@ -210,7 +212,7 @@ class EmulatedKernel:
         """Answers guest.c; whatever else interrupts is a fault."""
         machine = self._machine
         if number != self._kind.interrupt:
-            self._fault = f"ran what is no instruction, or none of this machine (interrupt {number}){self._where()}"
+            self._fault = f"{_NO_INSTRUCTION}{self._where()}"
             machine.emu_stop()
             return
         argument = machine.reg_read(self._kind.argument)
