@@ -72,9 +72,8 @@ def command(
 ) -> int:
     """Find the fastest schedule of every layer, verified before it is timed.
 
-    For a GPU that is not in this machine, and without --rpc, kernels are compiled by nvcc and verified by emulation,
-    and their times are estimates of a static model. For an ARM CPU on another kind of machine, kernels are verified by
-    emulation and compared by the instructions that they execute, weighted by kind: such a number is no time.
+    Without --rpc, kernels for what is not in this machine are verified by emulation. A GPU's times are then estimates
+    of a static model; an ARM CPU's kernels are compared by the instructions that they execute, which are no times.
 
     Every candidate goes into the log at once: an interrupted run goes on where it stopped, and what is in the log
     with enough trials costs nothing.
