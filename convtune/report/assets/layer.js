@@ -45,7 +45,7 @@ function layerView(layer) {
   return [
     layerFacts(layer), el("p", { class: "no-print" }, save), finalsView(layer), countsView(layer), failuresView(layer),
     el("div", { class: "pictures", id: `${layer.id}-pictures` }), el("div", { id: `${layer.id}-knobs` }),
-    layer.kernel ? kernelView(layer.kernel) : null,
+    layer.kernel ? kernelView(layer.kernel) : layer.best === null ? null : el("p", { class: "small faint no-print" }, "Its loop nest, instructions and cache model: make the report with ", el("code", {}, "--kernels"), "."),
   ].filter(Boolean);
 }
 
