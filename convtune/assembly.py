@@ -103,7 +103,7 @@ class _Instruction:
         """What aarch64's `mov` does that puts a lane into a vector, or one element into all lanes; "" otherwise."""
         if self.name != "mov":
             return ""
-        target, source = self.operands
+        target, source = self.operands[0], self.operands[-1]  # between them SVE has a predicate
         if _LANE.match(target):
             return "shuffle"
         return "broadcast" if _SCALAR.match(source) or _LANE.match(source) else ""

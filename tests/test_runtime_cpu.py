@@ -72,7 +72,7 @@ def test_the_auxiliary_vector_where_cpuinfo_is_another_machines(
 
 @pytest.mark.parametrize(
     ("answer", "lengths"),
-    [(16, set()), (32 | 1 << 17, {"sve256"}), (64, {"sve256", "sve512"}), (48, {"sve256"}), (-1, set())],
+    [(16, set()), (32 | 1 << 17, {"sve256"}), (64, {"sve512"}), (48, {"sve384"}), (-1, set())],
 )
 def test_the_length_of_vectors_is_a_feature(
     machine: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, answer: int, lengths: set[str]

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import platform
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from .errors import KernelError
@@ -31,8 +31,8 @@ _PR_SVE_GET_VL, _VL_MASK = 51, 0xFFFF
 def features() -> frozenset[str]:
     """The feature names that Linux gives this CPU, such as `avx2` or `asimddp`; raises KernelError without any.
 
-    Where vectors of SVE are longer than 128 bits, so are `sve256` and all up to their length: code made for vectors of
-    256 bits is right on longer ones, and wrong on shorter ones.
+    Where vectors of SVE are longer than 128 bits, their length is one of them, such as `sve256`: code made for one
+    length is wrong on any other.
     """
     machine = platform.machine()
     wanted = _FEATURE_LINES.get(machine)
@@ -43,7 +43,7 @@ def features() -> frozenset[str]:
         names = _auxiliary()  # QEMU's user mode shows the /proc/cpuinfo of the machine that it runs on
     if names is None:
         raise KernelError(f"cannot tell what this CPU supports: {CPUINFO} has no line {wanted!r}")
-    return names | frozenset(_lengths() if machine == "aarch64" and "sve" in names else ())
+    return names | frozenset(_length() if machine == "aarch64" and "sve" in names else ())
 
 
 def _listed(wanted: str) -> frozenset[str] | None:
@@ -67,11 +67,11 @@ def _auxiliary() -> frozenset[str] | None:
     )
 
 
-def _lengths() -> Iterator[str]:
-    """`sve256` and so on, as far as this process's vectors go."""
+def _length() -> tuple[str, ...]:
+    """The length of this process's vectors as a feature."""
     answer = ctypes.CDLL(None).prctl(_PR_SVE_GET_VL, 0, 0, 0, 0)
     bits = 8 * (answer & _VL_MASK) if answer > 0 else 0
-    return (f"sve{length}" for length in (256, 512, 1024, 2048) if length <= bits)
+    return (f"sve{bits}",) if bits > 128 else ()
 
 
 def check(machine: str, required: Collection[str]) -> None:

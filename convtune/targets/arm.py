@@ -120,8 +120,8 @@ class Arm(CpuFamily):
             )
         cpu = recognise(host)
         present = frozenset(name for name, flags in CPUINFO_NAMES.items() if host.flags >= set(flags))
-        lengths = [length for length in SVE_LENGTHS if f"sve{8 * length}" in host.flags]
-        return _target("native", cpu, present, max(lengths, default=NEON_BYTES), host, threads)
+        vector_bytes = next((length for length in SVE_LENGTHS if f"sve{8 * length}" in host.flags), NEON_BYTES)
+        return _target("native", cpu, present, vector_bytes, host, threads)
 
     def named(self, name: str, host: Host, threads: int | None) -> CpuTarget:
         return _target(name, CPUS[name], CPUS[name].features, CPUS[name].vector_bytes, host, threads)

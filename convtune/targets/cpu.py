@@ -136,9 +136,11 @@ class CpuTarget(Target):
 
     @property
     def _llvm_options(self) -> tuple[str, ...]:
-        """Without it, LLVM makes each vector of more than NEON's 16 bytes of several, though SVE has such."""
+        """Without them, LLVM makes each vector of more than NEON's 16 bytes of several, though SVE has such."""
         if self.machine == "aarch64" and self.vector_bytes > 16:
-            return (f"-aarch64-sve-vector-bits-min:int={8 * self.vector_bytes}",)
+            bits = 8 * self.vector_bytes
+            # with the least length alone LLVM computes the address of nearly every vector by itself
+            return (f"-aarch64-sve-vector-bits-min:int={bits}", f"-aarch64-sve-vector-bits-max:int={bits}")
         return ()
 
 
