@@ -12,6 +12,7 @@ short at any time, and `run` does first what is left of it. `scripts/arm_proof.p
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -30,21 +31,13 @@ import click
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOME = REPOSITORY / "build" / "arm"
 QEMU = "qemu-aarch64-static"
-CPU = "max,sve=off"
-"""All that QEMU knows but SVE, with vectors that no chip has. Its maker's number is 0, which is no maker's."""
+CPU = "max,sve-default-vector-length=32"
+"""All that QEMU knows, with SVE's vectors as long as a Neoverse V1's. Its maker's number is 0, which is nobody's."""
 
 DEBIAN = ("python3:arm64", "libstdc++6:arm64", "gcc:arm64", "libc6-dev:arm64")
 FOR_TESTS = ("pytest>=8.2", "pytest-timeout>=2.3", "hypothesis>=6.100")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 _KEY = ".made-of"
-# The kernel's names of AT_HWCAP's bits, then of AT_HWCAP2's, which it prints into /proc/cpuinfo.
-_HWCAPS = (
-    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 sm3 "
-    "sm4 asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg",
-    "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 i8mm bf16 "
-    "dgh rng bti mte",
-)
-_ASK_HWCAPS = "import ctypes; ask = ctypes.CDLL(None).getauxval; ask.restype = ctypes.c_ulong; print(ask(16), ask(26))"
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,14 @@ class Machine:
 
     def up(self) -> None:
         """Makes what is missing, and shows it convtune as it is in the working tree now."""
+        if " " in str(self.home):
+            raise click.ClickException(f"--home is {str(self.home)!r}; allowed: a path without spaces")
         (self.home / "user").mkdir(parents=True, exist_ok=True)
+        with (self.home / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._make_all()
+
+    def _make_all(self) -> None:
         wanted = [*DEBIAN, *([] if shutil.which(QEMU) else [f"qemu-user-static:{_architecture()}"])]
         archives = self.home / "archives"
         _make(archives, wanted, lambda place: _download(wanted, self.home / "apt", place))
@@ -125,19 +125,15 @@ class Machine:
         library = place / f"lib/python{self.version}"
         library.mkdir(parents=True)
         (library / "site-packages").symlink_to(self.packages)
-        bits = _output([f"{programs}/python3", "-c", _ASK_HWCAPS], self.environment()).split()
         (self.root / "proc").mkdir(exist_ok=True)
-        (self.root / "proc/cpuinfo").write_text(cpuinfo(int(bits[0]), int(bits[1]), os.cpu_count() or 1))
+        (self.root / "proc/cpuinfo").write_text(_cpuinfo(os.cpu_count() or 1))
 
 
-def cpuinfo(hwcap: int, hwcap2: int, cpus: int) -> str:
-    """What /proc/cpuinfo says of the machine: QEMU before 8.2 lets its programs read this system's."""
-    bits = zip((hwcap, hwcap2), _HWCAPS)
-    names = [name for word, names in bits for bit, name in enumerate(names.split()) if word >> bit & 1]
-    facts = {"BogoMIPS": "100.00", "Features": " ".join(names), "CPU implementer": "0x00", "CPU architecture": "8"}
-    facts |= {"CPU variant": "0x0", "CPU part": "0x051", "CPU revision": "0"}  # those of QEMU's `max`
+def _cpuinfo(cpus: int) -> str:
+    """/proc/cpuinfo with the maker and part of QEMU's `max`; QEMU before 8.2 shows its programs this system's."""
     return "".join(
-        "".join(f"{name:16}: {value}\n" for name, value in ({"processor": str(cpu)} | facts).items()) + "\n"
+        f"processor\t: {cpu}\nCPU implementer\t: 0x00\nCPU architecture: 8\nCPU variant\t: 0x0\n"
+        "CPU part\t: 0x051\nCPU revision\t: 0\n\n"
         for cpu in range(cpus)
     )
 
