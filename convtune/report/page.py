@@ -21,6 +21,8 @@ from convtune.report.versus import Versus
 from convtune.report.versus_content import versus_data
 
 _VEGA = "window.vegaEmbed = vegaEmbed;"
+_OFTEN_UNKNOWN = ("default_us", "best_us", "default_cost", "best_cost", "counts", "bench", "resources")
+"""Fields of a layer that the page does without where they are None."""
 EXTRA = "pip install 'convtune[report]'"
 
 
@@ -46,6 +48,8 @@ def page(
             row["tried"] = candidates(layer)
             if row["names"] == [row["name"]]:
                 del row["names"]
+            for name in [name for name in _OFTEN_UNKNOWN if row[name] is None]:
+                del row[name]
     data["statuses"] = list(STATUSES)
     return render(
         "page.html",

@@ -9,8 +9,8 @@ function prepare() {
       layer.href = `#${layer.id}`;
       layer.section = section;
       layer.names ??= [layer.name];
-      layer.best = rankOf(layer, "best", section.origin);
-      layer.usual = rankOf(layer, "default", section.origin);
+      layer.best = rankOf(layer, "best", section.origin) ?? null;
+      layer.usual = rankOf(layer, "default", section.origin) ?? null;
       layer.number = n;
     });
   });
