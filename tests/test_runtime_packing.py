@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convtune.runtime.errors import KernelError
@@ -29,6 +29,7 @@ def test_blocked_weights_against_a_loop() -> None:
         assert packed[outer, tap, channel, lane] == (weight[index, channel, tap] if index < oc else 0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2), st.integers(0, 2), st.integers(1, 4), st.integers(0, 9))
 def test_matmul_is_einsum_in_float64(axis: int, before: int, rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
