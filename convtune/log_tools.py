@@ -266,7 +266,20 @@ def _csv(records: Iterable[Record]) -> str:
 
 _COLUMNS = (
     *("spec", "target", "model", "fingerprint", "space", "knobs", "status", "origin", "round", "batch"),
-    *("time_us", "repeats", "cost", "error", "build_s", "default", "convtune", "tvm", "seed", "utc", "message"),
+    *(
+        "time_us",
+        "repeats",
+        "cost",
+        "error",
+        "build_s",
+        "default",
+        "device",
+        "convtune",
+        "tvm",
+        "seed",
+        "utc",
+        "message",
+    ),
     "counts",
 )
 

@@ -68,6 +68,7 @@ def listening(host: str, ports: Sequence[int]) -> Iterator[Listener]:
 def _notice_dead_peers(opened: socket.socket) -> None:
     """Connections that it accepts end a minute after their other machine was switched off."""
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)  # in ms, where data was sent meanwhile
     for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
         opened.setsockopt(socket.IPPROTO_TCP, option, value)
 

@@ -290,7 +290,7 @@ def test_export_csv_is_a_table(path: Path) -> None:
         "spec": SPEC, "target": "native", "model": "A Processor 9000", "fingerprint": "f0", "space": "dense_direct",
         "knobs": "width=4 order=outer", "status": "ok", "origin": "measured", "round": "search", "batch": "",
         "time_us": "2.0", "repeats": "3", "error": "1e-07", "build_s": "0.125", "convtune": "0.1.0", "tvm": "0.27.0",
-        "seed": "7", "utc": utc(0), "message": "", "cost": "", "default": "", "counts": "",
+        "seed": "7", "utc": utc(0), "message": "", "cost": "", "default": "", "device": "", "counts": "",
     }  # fmt: skip
     assert (rows[1]["time_us"], rows[1]["repeats"], rows[1]["error"]) == ("", "0", "")
     assert rows[1]["message"] == "crash: signal 11" and rows[1]["knobs"] == f"trace={traced([1, 'a']).key}"

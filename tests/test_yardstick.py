@@ -28,6 +28,14 @@ def test_times_are_those_of_the_first_machine() -> None:
     assert yardstick.alike(slow).time_us == 3.0, "no other candidate tells a machine's speed"
 
 
+def test_a_record_keeps_its_machine() -> None:
+    record = measured(OTHER, 6.0, "b:1")
+    assert Record.parse(record.line()).device == "b:1"
+    assert (
+        Record.parse(measured(OTHER, 6.0, None).line()).device is None and b"device" not in record_samples.make().line()
+    )
+
+
 def test_without_machines_over_rpc_times_are_left_alone() -> None:
     yardstick = Yardstick(DEFAULT)
     for time_us in (4.0, 5.0):
