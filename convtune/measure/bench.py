@@ -220,7 +220,10 @@ class Bench(ABC):
         reply = self._device.call(request(library), self.limits.device(spec), self.limits.memory(spec))
         if reply.status == "ok" and reply.value.suspect:
             self._device.stop()
-        outcome = self._answered(library, reply)
+        return self._settled(built, self._answered(library, reply))
+
+    def _settled(self, built: Built, outcome: Outcome) -> Outcome:
+        """The outcome, once the library of what is not right is gone."""
         if outcome.status != "ok":
             self.discard(built)
         return outcome

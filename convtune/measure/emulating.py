@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from convtune import linker
 from convtune.emulation.machines import check
-from convtune.measure.bench import Bench, Limits
+from convtune.measure.bench import Bench, Built, Limits, Outcome
 from convtune.measure.builder import EmulatedBuilder, Library
 from convtune.measure.device import Measurement
 from convtune.measure.emulated_cpu import EmulatedCpu, Execute
-from convtune.measure.worker import Pool, Service
+from convtune.measure.worker import Pool, Service, wait_for
 from convtune.paths import cache_dir
 
 if TYPE_CHECKING:
+    from convtune.space import Candidate
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget
 
@@ -59,6 +60,35 @@ class EmulatingBench(Bench):
     @property
     def runs(self) -> bool:
         return True
+
+    def outcomes(
+        self,
+        spec: ConvSpec,
+        candidates: Sequence[Candidate],
+        limit: float,
+        best_us: Callable[[], float | None],
+        doing: Callable[[str], None],
+        yardstick: Candidate,
+    ) -> Iterator[tuple[Built, Outcome]]:
+        doing(f"building {len(candidates)} candidate{'s' if len(candidates) > 1 else ''}")
+        waiting: list[tuple[Built, Library]] = []
+        for built in self.build(spec, candidates):
+            if built.library is None:
+                yield built, Outcome(built.status, built.message)
+            else:
+                waiting.append((built, built.library))
+        if not waiting:
+            return
+        self._prepare(spec)
+        doing(f"emulating {len(waiting)} candidate{'s' if len(waiting) > 1 else ''}")
+        requests = [self._timing(spec, library, limit, None) for _, library in waiting]
+        with self._device.begin(requests, self.limits.device(spec), self.limits.memory(spec)) as batch:
+            while batch.open:
+                batch.submit()
+                wait_for(batch.workers, self._device.on_wait)
+                for index, reply in batch.replies().items():
+                    built, library = waiting[index]
+                    yield built, self._settled(built, self._answered(library, reply))
 
     def _timing(self, spec: ConvSpec, library: Library, limit: float, best_us: float | None) -> Execute:
         return Execute(spec, library.path, library.pack, limit, library.traffic, twice=False)
