@@ -10,13 +10,14 @@ BIN := $(VENV)/bin
 # Two at a time however many cores there are: the tests start worker processes of their own, one per core.
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help tune test torch check lint types figures clean
+.PHONY: help tune test torch arm arm-rpc arm-native check lint types figures clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make tune      set up, then tune $(WORKLOADS) on this machine (WORKLOADS=… TRIALS=… ARGS=…)"
 	@echo "make test      set up, then run all tests (ARGS=…)"
 	@echo "make torch     add PyTorch, a second opinion that 'make test' then asks (up to 6 GB where it comes with CUDA)"
+	@echo "make arm       bring up an emulated ARM machine (250 MB to download, 0.9 GB) and show convtune on it"
 	@echo "make check     formatting, lint, types and the fast tests: run it before every commit"
 	@echo "make figures   measure the figures of README.md (ARGS='peak' for one of them)"
 	@echo "make clean     remove what make has made"
@@ -28,6 +29,12 @@ test: $(VENV)/.test
 	$(PYTEST) $(ARGS)
 
 torch: $(VENV)/.torch
+
+# Each waits most of its time: make -j2 arm.
+arm: arm-rpc arm-native
+
+arm-rpc arm-native: arm-%: $(VENV)/.test
+	$(BIN)/python scripts/arm_proof.py $*
 
 check: lint types
 	$(PYTEST) -m "not slow" $(ARGS)
