@@ -59,6 +59,8 @@ def test_another_machine_of_the_name_is_not_taken_for_the_records_own(machine: t
     assert inspect({**machine.facts(), "name": "nonesuch"}, [])[:1] == []
 
 
+SPEC_NAME = "resnet50_v1.5/r2_3x3"
+"""As the zoo calls the layer of the samples."""
 SCRIPT = """# from tvm.script import ir as I
 
 @I.ir_module
@@ -123,6 +125,8 @@ def test_report_and_compare_show_what_was_built_and_what_was_not(machine: target
     assert both["a"]["instructions"] is not None
     assert "gone" in both["b"]["why"]
     assert both["diff"] == []
+    said = invoke("report", a, "--kernels").stdout
+    assert f"{SPEC_NAME}: the kernel could not be built: " in said
     assert "B could not be built: " in invoke("compare", a, b, "--kernels").stdout
 
 

@@ -49,16 +49,31 @@ def _section(section: Section, form: str, kernels: Kernels | None) -> str:
     more = [table for table in (_counted(section), _kernels(section, kernels)) if table]
     if form == "markdown":
         shown = [markdown_table(*table) for table in more]
-        return "\n\n".join([heading, markdown_table(headers, rows), *shown, *_facts(section)])
+        facts = [*map(markdown, _unknown(section, kernels)), *_facts(section)]
+        return "\n\n".join([heading, markdown_table(headers, rows), *shown, *facts])
     shown = [f"\n{tables.render(*table)}" for table in more]
-    return "\n".join([heading, "", tables.render(headers, rows), *shown, "", *_facts(section)])
+    facts = [*_unknown(section, kernels), *_facts(section)]
+    return "\n".join([heading, "", tables.render(headers, rows), *shown, "", *facts])
+
+
+def _winners(section: Section, kernels: Kernels | None) -> dict[str, Mapping[str, Any]]:
+    """The winners' kernels by layer, where they were asked for."""
+    return {layer.name: kernels[key(layer.best)] for layer in section.layers if layer.best} if kernels else {}
 
 
 def _kernels(section: Section, kernels: Kernels | None) -> kernel_tables.Table | None:
     """The winners' instructions and cache model; None where they were not built."""
-    winners = {layer.name: key(layer.best) for layer in section.layers if layer.best}
-    built = {name: kernels[place] for name, place in winners.items() if kernels and not kernels[place]["why"]}
+    built = {name: kernel for name, kernel in _winners(section, kernels).items() if not kernel["why"]}
     return kernel_tables.one_below_another(built) if built else None
+
+
+def _unknown(section: Section, kernels: Kernels | None) -> list[str]:
+    """Why some figures of kernels are missing."""
+    found = _winners(section, kernels).items()
+    return [
+        *(f"{name}: the kernel could not be built: {kernel['why']}" for name, kernel in found if kernel["why"]),
+        *(f"{name}: no cache model: {kernel['no_traffic']}" for name, kernel in found if kernel["no_traffic"]),
+    ]
 
 
 def _counted(section: Section) -> kernel_tables.Table | None:
