@@ -198,6 +198,22 @@ def test_json_with_a_cpu_that_nobody_knows() -> None:
         targets.resolve('{"mcpu": "neoverse-n99"}')
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mcpu": "neoverse-n99"}, "target 'board': LLVM knows no CPU 'neoverse-n99' for aarch64-unknown-linux-gnu"),
+        ({"triple": "x86_64-linux-gnu"}, "triple is 'x86_64-linux-gnu'; allowed for machine 'aarch64': aarch64-…"),
+    ],
+)
+def test_json_of_a_machine_that_cannot_be(change: dict[str, str], message: str) -> None:
+    document = dataclasses.asdict(targets.resolve("cortex-a72", elsewhere=True))
+    del document["is_host"], document["notice"]
+    with pytest.raises(TargetError) as refusal:
+        targets.resolve(json.dumps(document | {"name": "board", "mcpu": "cortex-a35"} | change))
+    assert message in str(refusal.value)
+    assert targets.resolve(json.dumps(document | {"mcpu": "cortex-a35"})).mcpu == "cortex-a35"
+
+
 @pytest.mark.parametrize("key", sorted(host.ARM_NAMES))
 def test_parts_have_names_of_llvms(key: tuple[str, int]) -> None:
     import tvm

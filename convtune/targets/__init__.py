@@ -1,4 +1,4 @@
-"""From what --target says to the machine compiled for. Imports no TVM, which costs a second."""
+"""From what --target says to the machine compiled for. Imports TVM, which costs a second, for CPUs in JSON alone."""
 
 from __future__ import annotations
 
@@ -90,4 +90,6 @@ def _from_document(text: str, host: Host, threads: int | None) -> Target:
     target = document.build(fields, base, host, threads)
     if target.family not in families():
         raise TargetError(f"target {target.name!r}: family is {target.family!r}; allowed: {', '.join(families())}")
+    if base is None and isinstance(target, CpuTarget):
+        target.check_mcpu()
     return target

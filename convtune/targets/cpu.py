@@ -50,6 +50,9 @@ class CpuTarget(Target):
         for field in ("mcpu", "triple", "machine"):
             if not getattr(self, field):
                 raise TargetError(f"target {self.name!r}: {field} is empty")
+        if not self.triple.startswith(f"{self.machine}-"):
+            allowed = f"allowed for machine {self.machine!r}: {self.machine}-…"
+            raise TargetError(f"target {self.name!r}: triple is {self.triple!r}; {allowed}")
         if not 1 <= self.threads <= MAX_THREADS:
             raise TargetError(f"target {self.name!r}: threads is {self.threads}; allowed: 1 to {MAX_THREADS}")
         for field in ("vector_bytes", "vector_registers", "l1d_bytes", "l2_bytes"):
@@ -106,20 +109,26 @@ class CpuTarget(Target):
         """
         import tvm
 
+        self.check_mcpu()
         config: dict[str, Any] = {
             "kind": "llvm",
             "mcpu": self.mcpu,
             "mtriple": self.triple,
             "num-cores": self.threads,
         }
-        if self.mcpu not in _llvm_cpus(self.triple):
-            # TVM 0.27 prints an error here and goes on with generic code.
-            raise TargetError(f"target {self.name!r}: LLVM knows no CPU {self.mcpu!r} for {self.triple}")
         if self.features:
             config["mattr"] = list(self.features)
         if self._llvm_options:
             config["cl-opt"] = list(self._llvm_options)
         return tvm.target.Target(config)
+
+    def check_mcpu(self) -> None:
+        """Raises TargetError where LLVM does not know the mcpu: TVM 0.27 prints an error and goes on with generic code.
+
+        Imports TVM, which takes a second.
+        """
+        if self.mcpu not in _llvm_cpus(self.triple):
+            raise TargetError(f"target {self.name!r}: LLVM knows no CPU {self.mcpu!r} for {self.triple}")
 
     def why_not_here(self) -> str:
         return current().why_not(self.model, self.machine, self.required_features)
