@@ -15,7 +15,7 @@ from convtune import space, targets
 from convtune.errors import ConvtuneError, MeasureError, TargetError, UnknownNameError
 from convtune.log import Layer, Log, ShippedLog
 from convtune.paths import log_path
-from convtune.ranks import as_time
+from convtune.ranks import MEASURED, as_time
 from convtune.record import METASCHEDULE, Record, utc_now, winner
 from convtune.remote import Remote, remote_of
 from convtune.spec import checked
@@ -97,6 +97,15 @@ def _check_limits(trials: int, budget_s: float | None) -> None:
         raise ConvtuneError(f"budget_s is {budget_s!r}; it must be None or at least 0 seconds")
 
 
+def origin_here(target: Target) -> str | None:
+    """The origin of a target's records where no other machine helps; None where its kernels cannot be tried here."""
+    if target.is_host:
+        return MEASURED
+    if isinstance(target, CpuTarget):
+        return "emulated" if target.machine != platform.machine() else None
+    return "estimated" if "estimated" in target.origins else None
+
+
 def _origin(target: Target, remote: Remote | None) -> str:
     """By what a target's kernels are compared: times, where it is this machine or there are remote ones.
 
@@ -104,12 +113,9 @@ def _origin(target: Target, remote: Remote | None) -> str:
     """
     if remote is not None and target.is_host:
         raise TargetError(f"target {target.name!r} is this machine, and kernels are to run on another; describe that")
-    if target.is_host or remote is not None:
-        return "measured"
-    if "estimated" in target.origins:
-        return "estimated"
-    if isinstance(target, CpuTarget) and target.machine != platform.machine():
-        return "emulated"
+    origin = MEASURED if remote is not None else origin_here(target)
+    if origin is not None:
+        return origin
     raise TargetError(
         f"target {target.name!r} cannot be timed here: {target.why_not_here()}; compile for it instead, or tune on "
         "such a machine, or over RPC (--rpc)"

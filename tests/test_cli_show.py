@@ -172,6 +172,7 @@ def test_show_lists() -> None:
     assert rows["native"]["runs_here"]
     assert rows["znver5"]["vector_bits"] == 512
     assert (rows["sm_86"]["sms"], rows["sm_86"]["runs_here"], rows["sm_86"]["notice"]) == (82, False, None)
+    assert (rows["native"]["tuned_here"], rows["sm_86"]["tuned_here"]) == ("measured", "estimated")
     for what, part in (("variants", "depthwise"), ("spaces", "fallback"), ("targets", "sapphirerapids")):
         assert f"\n{part} " in invoke("show", what).stdout
 

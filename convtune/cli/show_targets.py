@@ -20,13 +20,14 @@ def describe() -> Rows:
 
 def _row(target: Target) -> Row:
     from convtune.targets import CpuTarget, GpuTarget
+    from convtune.tuner import origin_here
 
     row: Row = {"name": target.name, "family": target.family, "model": target.model, "notice": target.notice or None}
     if isinstance(target, CpuTarget):
         row |= _cpu(target)
     elif isinstance(target, GpuTarget):
         row |= _gpu(target)
-    return row | {"runs_here": target.is_host}
+    return row | {"runs_here": target.is_host, "tuned_here": origin_here(target)}
 
 
 def _cpu(target: CpuTarget) -> Row:
@@ -66,7 +67,14 @@ def text(rows: Rows) -> str:
 
 def _cpu_table(rows: Rows) -> str:
     columns = {"CPU": "left", "family": "left", "vectors": "right", "threads": "right"}
-    columns |= {"L1d": "right", "L2": "right", "L3": "right", "runs here": "left", "model": "left"}
+    columns |= {
+        "L1d": "right",
+        "L2": "right",
+        "L3": "right",
+        "runs here": "left",
+        "tuned here": "left",
+        "model": "left",
+    }
     cells = [
         [
             row["name"],
@@ -75,6 +83,7 @@ def _cpu_table(rows: Rows) -> str:
             str(row["threads"]),
             *(tables.bytes_text(row[cache]) for cache in ("l1d_bytes", "l2_bytes", "l3_bytes")),
             "yes" if row["runs_here"] else "no",
+            row["tuned_here"],
             row["model"] if row["name"] == "native" else "",
         ]
         for row in rows
@@ -85,7 +94,7 @@ def _cpu_table(rows: Rows) -> str:
 def _gpu_table(rows: Rows) -> str:
     columns = {"GPU": "left", "arch": "left", "SMs": "right", "clock": "right", "float32": "right"}
     columns |= {"Tensor Cores": "right", "memory": "right", "L2": "right", "shared, per SM": "right"}
-    columns |= {"runs here": "left", "model": "left"}
+    columns |= {"runs here": "left", "tuned here": "left", "model": "left"}
     cells = [
         [
             row["name"],
@@ -96,6 +105,7 @@ def _gpu_table(rows: Rows) -> str:
             f"{row['dram_gbs']:.0f} GB/s",
             *(tables.bytes_text(row[memory]) for memory in ("l2_bytes", "shared_per_sm")),
             "yes" if row["runs_here"] else "no",
+            row["tuned_here"],
             row["model"],
         ]
         for row in rows

@@ -30,7 +30,7 @@ function countsTable(sides) {
   const line = (title, value) => el("tr", {}, el("td", { class: "left" }, title), ...known.map(([, counts]) => el("td", {}, value(counts))));
   const lines = [
     ...kinds.map((kind) => line(kind.replaceAll("_", " "), (counts) => share(counts, kind))),
-    ...Object.entries(TRAFFIC).filter(([name]) => known.some(([, counts]) => name in counts)).map(([name, title]) => line(title, (counts) => bytesText(counts[name] ?? 0))),
+    ...Object.entries(TRAFFIC).filter(([name]) => known.some(([, counts]) => name in counts)).map(([name, title]) => line(`${title}, by the model`, (counts) => bytesText(counts[name] ?? 0))),
   ];
   const head = el("tr", {}, ...["executed in emulation", ...known.map(([title]) => title)].map((title, n) => el("th", { scope: "col", class: n ? null : "left" }, title)));
   return el("div", { class: "scroll narrow" }, el("table", { class: "mix counts" }, el("thead", {}, head), el("tbody", {}, ...lines)));
