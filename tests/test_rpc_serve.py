@@ -47,9 +47,10 @@ def serving(output: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def descendants(started: subprocess.Popen[bytes]) -> list[psutil.Process]:
     try:
-        return psutil.Process(started.pid).children(recursive=True)
+        found: list[psutil.Process] = psutil.Process(started.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+    return found
 
 
 def are_gone(processes: list[psutil.Process]) -> bool:

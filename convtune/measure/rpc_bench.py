@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from convtune.targets import CpuTarget, GpuTarget, Target
 
 _TRANSFER_S = 60.0
-_ATTEMPTS = 3  # machines that finals may lose
+_ATTEMPTS = 3  # machines that may be lost over what more than one candidate depends on
 
 _SOURCES = (Path(__file__).with_name("rpc_runner.c"), Path(__file__).with_name("rpc_guards.h"))
 
@@ -154,11 +154,14 @@ class RpcBench(TimingBench):
             raise TargetError(f"target {self.target.name!r}: {outcome.message.rpartition('NoGpuError: ')[2]}")
         return outcome
 
-    def _outcome(self, spec: ConvSpec, built: Built, request: Callable[[Library], Any]) -> Outcome:
+    def verify(self, spec: ConvSpec, built: Built, limit: float) -> Outcome:
+        return self._outcome(spec, built, lambda library: self._verifying(spec, library, limit), _ATTEMPTS)
+
+    def _outcome(self, spec: ConvSpec, built: Built, request: Callable[[Library], Any], attempts: int = 1) -> Outcome:
         library = built.library
         if library is None:
             return Outcome(built.status, built.message)
-        task = self._alone(spec, Task(lambda _: request(library), self.limits.device(spec), built))
+        task = self._alone(spec, Task(lambda _: request(library), self.limits.device(spec), built, attempts))
         outcome = self._answer(library, task)
         if outcome.status != "ok":
             self.discard(built)
