@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conformance_cases import specs
+from test_emulation_conformance import LONG_VECTORS, NEON, OLD, check
 
 from convtune import codegen, space, targets
 from convtune.assembly import MULTIPLY_ADD, Listing, listing
@@ -19,6 +20,7 @@ from convtune.measure.builder import scheduled
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
 from convtune.targets import CpuTarget, Target
+from convtune.targets.arm import CPUS
 from convtune.targets.host import current
 
 NAMES = ("cortex-a72", "neoverse-n1", "neoverse-v1", "apple-m1")
@@ -57,6 +59,18 @@ def test_every_space_makes_vector_code_for_arm(owner: str, name: str, spec: Conv
     longer = re.search(r"\bz\d+\.s", text)
     assert bool(longer) == (name == "neoverse-v1")
     assert not re.search(r"\bbl\s+(?!memset|memcpy|memmove|main_|__tvm|TVM)\w", text), "libraries are for no inner loop"
+
+
+@pytest.mark.parametrize("name", [name for name in CPUS if name not in (NEON, LONG_VECTORS, OLD)])
+def test_kernels_for_every_other_cpu_are_right_in_emulation(name: str) -> None:
+    """Every space is emulated for those three by the tests of emulation."""
+    for text in (
+        "conv,ic=5,oc=19,in=7x9,k=3x3,p=1,layout=NHWC,bias,act=silu",
+        "depthwise,ic=21,oc=21,in=11x9,k=3x3,s=2",
+    ):
+        spec = ConvSpec.parse(text)
+        owner = space.accepting(spec, on(name))[0]
+        check(owner, spec, name, owner.default(spec, on(name)))
 
 
 def loop_of(spec: str, name: str, owner: str) -> tuple[Listing, str]:
