@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import measure_kernels as kernels
 import pytest
@@ -20,13 +20,14 @@ from convtune.measure.rpc_machines import Machines
 from convtune.measure.rpc_queue import Gauge, Queue, Task
 from convtune.measure.worker import Batch, Reply
 from convtune.space import Candidate
+from convtune.spec import ConvSpec
 
 OK, LOST, GONE = (
     Reply("ok", Measurement("ok")),
     Reply("error", message=f"{SESSION_ENDED}reset"),
     Reply("error", message=NO_SESSION),
 )
-DEFAULT = Candidate("s", {"a": 0})
+DEFAULT, PREPARED = Candidate("s", {"a": 0}), "prepared"
 
 
 class ScriptedWorker:
@@ -34,6 +35,7 @@ class ScriptedWorker:
 
     running = ready = busy = died_idle = False
     deadline = float("inf")
+    events: ClassVar[list[tuple[str, ScriptedWorker]]] = []  # of references
 
     def __init__(self, address: str | Reply, answer: Callable[[str, Any], Reply]) -> None:
         self.address, self.answer = address, answer
@@ -57,7 +59,8 @@ class ScriptedWorker:
             self.joined += 1
             reply = self.address if isinstance(self.address, Reply) else Reply("ok", self.address)
         elif isinstance(request, Prepare):
-            reply = Reply("ok")
+            reply = Reply("ok", PREPARED)
+            self.events.append(("asked", self))
         else:
             reply = self.answer(str(self.address), request)
         self._theirs.send(reply)
@@ -65,6 +68,8 @@ class ScriptedWorker:
     def receive(self) -> Reply:
         self.busy = False
         reply: Reply = self.connection.recv()
+        if reply.value == PREPARED:
+            self.events.append(("answered", self))
         return reply
 
 
@@ -82,11 +87,13 @@ def no_builds() -> Batch:
     return Batch([], [], 1.0, 0)
 
 
-def done(all_machines: Machines, tasks: Sequence[Task], gauge: Gauge | None = None) -> list[Task]:
+def done(
+    all_machines: Machines, tasks: Sequence[Task], gauge: Gauge | None = None, spec: ConvSpec = kernels.SPEC
+) -> list[Task]:
     queue = Queue(no_builds(), gauge)
     for task in tasks:
         queue.add(task)
-    return [task for task in all_machines.work(kernels.SPEC, queue, no_builds()) if task is not None]
+    return [task for task in all_machines.work(spec, queue, no_builds()) if task is not None]
 
 
 def candidates(count: int, attempts: int = 1) -> list[Task]:
@@ -156,6 +163,17 @@ def test_a_machine_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     other = Reply("error", message="TargetError: a:1 (aarch64-linux-gnu) does not load libraries for the target")
     with pytest.raises(TargetError, match=r"^a:1 \(aarch64-linux-gnu\) does not load"):
         done(machines(monkeypatch, [ScriptedWorker(other, lambda *_: OK)]), candidates(3))
+
+
+def test_one_machine_at_a_time_makes_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others find it on the disk, where there is the last spec's alone."""
+    workers = [ScriptedWorker(address, lambda *_: OK) for address in ("a:1", "b:1", "c:1")]
+    all_machines = machines(monkeypatch, workers)
+    for spec in (kernels.SPEC, kernels.WHOLE_LINES, kernels.SPEC):
+        ScriptedWorker.events.clear()
+        done(all_machines, candidates(9), spec=spec)
+        (asked, first), (answered, second), *others = ScriptedWorker.events
+        assert (asked, answered) == ("asked", "answered") and first is second and len(others) == 4
 
 
 # ---- gauging --------------------------------------------------------------------------------------------

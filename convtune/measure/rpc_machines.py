@@ -168,9 +168,11 @@ class Machines:
             wait_for([*builds.workers, *(m.worker for m in self._machines)], self.on_wait, _PAUSE_S)
             yield None
             for machine in self._machines:
+                before = machine.prepared
                 if (task := machine.receive(queue)) is not None:
                     yield task
-                self._reference_of = machine.prepared or self._reference_of
+                if machine.prepared is not None and machine.prepared is not before:
+                    self._reference_of = machine.prepared  # those of other specs are gone
             if queue.open and all(machine.problem and not machine.address for machine in self._machines):
                 raise MeasureError(self._machines[0].problem)
 
