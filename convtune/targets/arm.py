@@ -74,7 +74,7 @@ MIB = 1024
 
 # Sizes: Arm's technical reference manuals, of what they leave to the maker those of the chip named. The A53 is that of
 # a Raspberry Pi 3, the A55 and the A76 of an RK3588, the A57 of a Jetson TX1, the A72 of a Raspberry Pi 4, the A78AE of
-# a Jetson AGX Orin, N1, V1 and V2 of Graviton 2 to 4, the N2 of a Cobalt 100.
+# a Jetson AGX Orin, N1, V1 and V2 of Graviton 2 to 4, the N2 of a Yitian 710.
 CPUS: Mapping[str, Cpu] = {
     cpu.name: cpu
     for cpu in (
@@ -87,7 +87,7 @@ CPUS: Mapping[str, Cpu] = {
         Cpu("cortex-a76", "cortex-a55", "", 64, 512, 3 * MIB),
         Cpu("cortex-a78ae", "cortex-a76", "", 64, 256, 2 * MIB),
         Cpu("neoverse-n1", "cortex-a76", "", 64, 1024, 32 * MIB),
-        Cpu("neoverse-n2", "neoverse-n1", f"{ARMV8_4} {ARMV9}", 64, 1024, 96 * MIB),
+        Cpu("neoverse-n2", "neoverse-n1", f"{ARMV8_4} {ARMV9}", 64, 1024, 64 * MIB),
         Cpu("neoverse-v1", "neoverse-n1", f"{ARMV8_4} sha3 sve i8mm bf16", 64, 1024, 32 * MIB, vector_bytes=32),
         Cpu("neoverse-v2", "neoverse-n2", "", 64, 2 * MIB, 36 * MIB),
         Cpu("apple-m1", "cortex-a76", f"{ARMV8_4} sha3", 128, 3 * MIB, 8 * MIB, "apple-a14"),
