@@ -10,11 +10,13 @@ from convtune.schedules.estimate import (
     BARRIER_CYCLES,
     L2_BYTES_PER_CYCLE,
     L3_BYTES_PER_CYCLE,
+    LONG_RUN_BYTES,
     TILE_CYCLES,
     Tasks,
     overlapped,
     step_cycles,
     stream_cycles,
+    write_cycles,
 )
 from convtune.schedules.filtering_plan import Plan
 from convtune.schedules.tiling import ceil_div
@@ -46,10 +48,14 @@ def estimated_cycles(plan: Plan, target: CpuTarget) -> float:
     made = tiles * _input_cycles(plan, target, v_bytes * plan.tasks if plan.shared else v_bytes)
     stored = tiles * plan.per_pass * plan.vectors * _output_cycles(plan, target, m_bytes)
     of_pass = _product_cycles(plan, target, v_bytes + m_bytes) + stored
+    written = write_cycles(target, plan.y_bytes, LONG_RUN_BYTES, plan.y_bytes) / plan.tasks
     if plan.shared:
         first = Tasks(plan.tasks * tiles, made / tiles).on(target)
-        return first + BARRIER_CYCLES + Tasks(plan.tasks * plan.passes, of_pass).on(target)
-    return Tasks(plan.tasks, made + plan.passes * of_pass).on(target)
+        second = Tasks(plan.tasks * plan.passes, overlapped(of_pass, written / plan.passes)).on(target)
+        return first + BARRIER_CYCLES + second
+    if plan.groups > 1:
+        return Tasks(plan.tasks * plan.passes, overlapped(made + of_pass, written / plan.passes)).on(target)
+    return Tasks(plan.tasks, overlapped(made + plan.passes * of_pass, written)).on(target)
 
 
 def _input_cycles(plan: Plan, target: CpuTarget, v_bytes: int) -> float:
@@ -57,10 +63,11 @@ def _input_cycles(plan: Plan, target: CpuTarget, v_bytes: int) -> float:
     filters = [axis.filter for axis in plan.axes if axis.filter]
     operations = sum(plan.points / f.alpha * f.operations[0] for f in filters)
     stores = plan.points * len(filters)
-    vectors = ceil_div(plan.channels, plan.lanes)
-    to_v = stream_cycles(target, plan.points * plan.lanes * 4, v_bytes)
+    vectors = ceil_div(plan.v_channels, plan.lanes)
+    to_v = stream_cycles(target, plan.points * plan.lanes * 4, v_bytes) * (2 if plan.shared else 1)  # read first
     of_vector = stores * STORE_CYCLES + operations * OPERATION_CYCLES + to_v
-    return PLACE_CYCLES + plan.taps * vectors * of_vector
+    from_x = stream_cycles(target, plan.x_bytes / plan.tiles, plan.x_bytes) * plan.v_channels / plan.channels
+    return plan.taps * (PLACE_CYCLES + vectors * of_vector) + from_x
 
 
 def _output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:
@@ -83,7 +90,10 @@ def _product_cycles(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
     panel = depth * plan.density * plan.width * 4
     streamed = panel / _weights_bandwidth(plan, target) + (row_tiles - 1) * stream_cycles(target, panel, panel)
     rows = plan.block_rows * depth * plan.density * 4
-    streamed += stream_cycles(target, rows, task_bytes if plan.per_pass == 1 else max(rows, task_bytes / plan.per_pass))
+    held = task_bytes if plan.per_pass == 1 else max(rows, task_bytes / plan.per_pass)
+    again = stream_cycles(target, rows, held)
+    first = stream_cycles(target, rows, 4 * prod(plan.v_shape) * plan.tasks) if plan.shared else again
+    streamed += (first + (plan.per_pass - 1) * again) / plan.per_pass
     return plan.points * plan.per_pass * overlapped(compute, streamed)
 
 
@@ -92,4 +102,4 @@ def _weights_bandwidth(plan: Plan, target: CpuTarget) -> float:
     size = 4 * prod(plan.u_shape)
     if size <= 0.75 * target.l2_bytes:
         return L2_BYTES_PER_CYCLE
-    return L3_BYTES_PER_CYCLE if size <= 0.75 * target.l3_bytes else MEMORY_BYTES_PER_CYCLE
+    return L3_BYTES_PER_CYCLE if size <= target.l3_bytes / 2 else MEMORY_BYTES_PER_CYCLE

@@ -39,8 +39,8 @@ class InputTransform:
         self.spec, self.plan, self.read, self.v = spec, plan, read, v
         self.filtered = [i for i, axis in enumerate(plan.axes) if axis.filter]
 
-    def tile(self, q: Expr, row: Expr, channel: Expr, width: int) -> Stmt:
-        """Of the q-th tile, stored as a block's tile `row`: channels from `channel` on."""
+    def tile(self, q: Expr, row: Expr, channel: Expr, width: int, base: Expr = 0) -> Stmt:
+        """Of the q-th tile, stored as a block's tile `row`: channels from `channel` on, of those from `base` on."""
         place, axes = place_of(self.plan, q), self.plan.axes
         sizes = [prod(axes[i].alpha for i in self.filtered)] * (len(self.filtered) > 1)
         sizes *= 1 + (len(self.filtered) > 2)
@@ -51,7 +51,9 @@ class InputTransform:
                 for axis, residue, tile, part in zip(axes, place.residues, place.tiles, parts)
             ]
             part = flat(parts, [axis.parts for axis in axes])
-            return self._passes(place.n, start, (row, part * self.plan.channels + channel, channel), width, sizes)
+            return self._passes(
+                place.n, start, (row, part * self.plan.v_channels + channel, base + channel), width, sizes
+            )
 
         return when(exists(self.plan, q), nest([axis.parts for axis in axes], each_part))
 

@@ -69,6 +69,14 @@ class Plan:
         return self.batch * prod(axis.residues * axis.tiles for axis in self.axes)
 
     @functools.cached_property
+    def x_bytes(self) -> int:
+        return 4 * self.batch * self.channels * prod(axis.size for axis in self.axes)
+
+    @functools.cached_property
+    def y_bytes(self) -> int:
+        return 4 * self.batch * self.groups * self.run * prod(axis.out for axis in self.axes)
+
+    @functools.cached_property
     def tasks(self) -> int:
         """Blocks of tiles."""
         return ceil_div(self.tiles, self.block)
@@ -93,9 +101,14 @@ class Plan:
         return self.runs * self.blocks // self.per_pass
 
     @functools.cached_property
+    def v_channels(self) -> int:
+        """Input channels that a task reads: with groups those of its pass, which has whole groups."""
+        return self.channels if self.groups == 1 else self.per_pass // (self.blocks * self.phases) * self.depth
+
+    @functools.cached_property
     def v_row(self) -> int:
         """Elements from tile to tile of V."""
-        return _unaliased(self.taps * self.channels, self.lanes)
+        return _unaliased(self.taps * self.v_channels, self.lanes)
 
     @functools.cached_property
     def v_shape(self) -> Dims:
@@ -143,7 +156,7 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         rows=int(knobs["tile_rows"]),
         block=int(knobs["tile_rows"]) * int(knobs["row_blocks"]),
         per_pass=int(knobs["pass_blocks"]),
-        shared=knobs["order"] == "channels",
+        shared=knobs.get("order") == "channels",
     )
 
 

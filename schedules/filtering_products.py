@@ -34,7 +34,7 @@ def _register_tile(
     from tvm import tirx
 
     (u, m, acc), (number, point, block, rows) = buffers, index
-    group = run // plan.phases if plan.groups > 1 else 0
+    group = block // (plan.blocks * plan.phases) if plan.groups > 1 else 0  # of the pass
     places = list(itertools.product(range(plan.rows), range(plan.vectors)))
 
     def vector(body: Callable[[Binder, Expr], None]) -> Stmt:
@@ -58,7 +58,7 @@ def _register_tile(
             at = (number, point, block, part, ic)
             filters = [bind(widened(tirx.BufferLoad(u, [*at, cv * plan.lanes + lane]))) for cv in range(plan.vectors)]
             for r in range(plan.rows):
-                source, place = v(point, rows * plan.rows + r, part * plan.channels + group * plan.depth + ic)
+                source, place = v(point, rows * plan.rows + r, part * plan.v_channels + group * plan.depth + ic)
                 value = tirx.BufferLoad(source, list(place))
                 for cv in range(plan.vectors):
                     total = tirx.BufferLoad(acc, [r, cv, lane])

@@ -1,22 +1,25 @@
-"""Stride-1 convolution by minimal filtering F(m, r) in any of its dimensions (Winograd, Cook-Toom), any rank.
+"""Convolution by minimal filtering F(m, r) in any of its dimensions (Winograd, Cook-Toom), any rank.
 
     V = B^T x B  of tiles of m + r - 1 inputs a dimension       M[point] = V[point] U[point], U = G w G^T when packed
     Y = A^T M A  of tiles of m outputs                          `filtering_points` has the matrices
 
-    parallel task = block of tiles                              order: tiles
-        for tile, ic: V[point, tile, ic] = transform            in L2, one dimension after the other
-        for pass: channel blocks                                M of a pass in L2
+    parallel task = block of tiles [, pass]                         order: tiles; of groups each pass is a task
+        for tile, part, ic: V[point, tile, part, ic] = transform    in L2, one dimension after the other
+        for pass: channel blocks                                    M of a pass in L2
             for point, oc_outer, tile_outer:
-                acc[tile_inner, oc_vector, lane] = 0            in registers
-                for tap of direct dimensions, ic:
-                    acc[...] += V[point, tile, tap, ic] * U[pass, point, oc_outer, tap, ic, oc_vector, lane]
+                acc[tile_inner, oc_vector, lane] = 0                in registers
+                for part of the taps:
+                    if its U is not 0: for ic:
+                        acc[...] += V[point, tile, part, ic] * U[pass, point, oc_outer, part, ic, oc_vector, lane]
                 M[point, tile, oc] = acc
             for tile, oc_vector: y[...] = activation(transform of M + bias + residual)
 
 With `order` channels V of all tiles is made first, in a parallel region of its own, and a task is a pass of a block:
 each task then reads its part of U once, which counts where there are few tiles and many channels.
 
-A tile of 1 in a dimension leaves that one direct. A dilated convolution is dilation^rank interleaved dense ones.
+`filtering_axis` says what parts are: the taps of a direct dimension, whose tile is 1; those of each residue of the
+stride; pieces of a long kernel. A dilated convolution is dilation^rank interleaved dense ones, and a transposed one has
+stride^rank phases, each with its filters of the same inputs.
 """
 
 from __future__ import annotations
@@ -75,14 +78,14 @@ class MinimalFiltering(Estimating[CpuTarget]):
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         rows, vectors = zip(*_register_tiles(spec, target))
         rows = (*rows, *_fitting_rows(spec, target))
-        passes = {part for v in vectors for part in _divisors(_channel_blocks(spec, target, v))}
+        passes = {part for v in vectors for part in _passes(spec, target, v)}
         return {
             **_tile_values(spec),
             "tile_rows": tuple(sorted(set(rows))),
             "oc_vectors": tuple(sorted(set(vectors))),
             "row_blocks": ROW_BLOCKS,
             "pass_blocks": spaced(passes, 3),
-            "order": ("tiles", "channels"),
+            **({"order": ("tiles", "channels")} if spec.groups == 1 else {}),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
@@ -91,7 +94,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
         if not tiles or max(tiles) > 2 * min(tiles):
             return False
         block = rows * int(knobs["row_blocks"])
-        if _channel_blocks(spec, target, vectors) % int(knobs["pass_blocks"]) or (block > MOST_TILES and block > rows):
+        if knobs["pass_blocks"] not in _passes(spec, target, vectors) or (block > MOST_TILES and block > rows):
             return False
         plan = plan_of(spec, target, knobs)
         register_tiles = _register_tiles(spec, target)
@@ -132,22 +135,29 @@ class MinimalFiltering(Estimating[CpuTarget]):
 def _statement(spec: ConvSpec, plan: Plan, tensors: Tensors) -> Any:
     if plan.shared:
         return allocated((plan.tasks, *plan.v_shape), "v", "global", lambda v: _by_channels(spec, plan, tensors, v))
-    return loop(plan.tasks, lambda block: _by_tiles(spec, plan, tensors, block), "PARALLEL", "block")
+    if plan.groups == 1:
+        return loop(plan.tasks, lambda block: _by_tiles(spec, plan, tensors, block), "PARALLEL", "block")
+    of_pass = lambda task: _by_tiles(spec, plan, tensors, task // plan.passes, task % plan.passes)  # noqa: E731
+    return loop(plan.tasks * plan.passes, of_pass, "PARALLEL", "block")
 
 
-def _by_tiles(spec: ConvSpec, plan: Plan, tensors: Tensors, block: Any) -> Any:
-    """A block of tiles with all its channels."""
+def _by_tiles(spec: ConvSpec, plan: Plan, tensors: Tensors, block: Any, number: Any = None) -> Any:
+    """A block of tiles with all its channels; or with those of a pass, whose groups read no others."""
+    base = 0 if number is None else number * plan.v_channels
 
     def with_v(v: Any) -> Any:
         locate = lambda point, row, element: (v, (point, row * plan.v_row + element))  # noqa: E731
         transform = InputTransform(spec, plan, tensors.read, locate)
 
+        def passed(m: Any, number: Any) -> Any:
+            return _pass(spec, plan, tensors, m, locate, block, number)
+
         def with_m(m: Any) -> Any:
-            return loop(plan.passes, lambda number: _pass(spec, plan, tensors, m, locate, block, number), name="pass")
+            return loop(plan.passes, lambda i: passed(m, i), name="pass") if number is None else passed(m, number)
 
         made = loop(
             plan.block,
-            lambda row: _each_channel(plan, lambda c, w: transform.tile(block * plan.block + row, row, c, w)),
+            lambda row: _each_channel(plan, lambda c, w: transform.tile(block * plan.block + row, row, c, w, base)),
         )
         return sequence([made, allocated(plan.m_shape, "m", "global", with_m)])
 
@@ -179,7 +189,7 @@ def _by_channels(spec: ConvSpec, plan: Plan, tensors: Tensors, v: Any) -> Any:
 
 def _each_channel(plan: Plan, body: Any) -> Any:
     """body(first channel, how many) for whole vectors of the input's channels, and for what is left."""
-    whole, rest = divmod(plan.channels, plan.lanes)
+    whole, rest = divmod(plan.v_channels, plan.lanes)
     parts = [loop(whole, lambda i: body(i * plan.lanes, plan.lanes), name="vector")] if whole else []
     return sequence([*parts, body(whole * plan.lanes, rest)] if rest else parts)
 
@@ -210,13 +220,13 @@ def _filters(axis: Axis) -> bool:
     return axis.taps > axis.stride and (axis.stride == 1 or axis.dilation == 1)
 
 
-def _channel_blocks(spec: ConvSpec, target: CpuTarget, vectors: int) -> int:
+def _passes(spec: ConvSpec, target: CpuTarget, vectors: int) -> list[int]:
+    """How many channel blocks a pass may have: equal parts, of whole groups."""
     phases = prod(axis.phases for axis in axes_of(spec, (1, 1, 1)))
-    return spec.groups * phases * ceil_div(spec.out_channels // spec.groups, vectors * target.lanes)
-
-
-def _divisors(number: int) -> list[int]:
-    return [part for part in range(1, number + 1) if number % part == 0]
+    of_group = phases * ceil_div(spec.out_channels // spec.groups, vectors * target.lanes)
+    least = of_group if spec.groups > 1 else 1
+    parts = spec.groups * of_group // least
+    return [least * part for part in range(1, parts + 1) if parts % part == 0]
 
 
 def _most_rows(target: CpuTarget, vectors: int) -> int:
@@ -257,7 +267,8 @@ def _fastest(space: MinimalFiltering, spec: ConvSpec, target: CpuTarget, max_err
     """Of each combination of tiles the other knobs that are estimated to be the fastest, a few at a time."""
     domain = space.knobs(spec, target)
     tiles = [name for name in TILE_KNOBS if name in domain]
-    stages = [("tile_rows", "oc_vectors"), ("row_blocks", "order"), ("pass_blocks",)]
+    stages = [("tile_rows", "oc_vectors", "pass_blocks"), ("row_blocks", "order"), ("pass_blocks",)]
+    stages = [tuple(name for name in names if name in domain) for names in stages]
 
     def cycles(knobs: Knobs) -> float:
         return space.estimate(spec, target, knobs)

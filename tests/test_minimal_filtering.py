@@ -111,17 +111,17 @@ ODD: tuple[tuple[str, dict[str, KnobValue]], ...] = (
     # more residues than outputs in one dimension
     ("dilated,ic=17,oc=16,in=13x5,k=3x3,p=7x1,d=7x2,layout=NHWC", {"h_tile": 2, "w_tile": 2, "order": "tiles"}),
     ("conv,ic=6,oc=20,in=5x6x7,k=3x2x3,p=1,act=gelu,bias", {"h_tile": 2, "w_tile": 4, "order": "channels"}),
-    ("grouped,n=2,ic=20,oc=84,in=9x9,k=5x3,p=2,g=2,bias,layout=NHWC", {"h_tile": 3, "w_tile": 4, "order": "tiles"}),
+    ("grouped,n=2,ic=20,oc=84,in=9x9,k=5x3,p=2,g=2,bias,layout=NHWC", {"h_tile": 3, "w_tile": 4}),
     ("conv,n=2,ic=16,oc=40,in=53,k=7,p=3:0,residual,layout=NWC", {"w_tile": 2, "order": "channels"}),
     # parts of taps
     ("conv,n=2,ic=7,oc=40,in=13x11,k=9x8,p=5x4,act=relu", {"h_tile": 4, "order": "tiles"}),
     ("dilated,n=3,ic=18,oc=21,in=83,k=13,p=19:2,d=3,bias,layout=NWC", {"w_tile": 4, "order": "channels"}),
     # polyphase; padding beyond the kernel
     ("conv,n=2,ic=9,oc=35,in=16x23,k=5x4,s=2x3,p=6x1,bias,layout=NHWC", {"h_tile": 4, "order": "tiles"}),
-    ("grouped,ic=34,oc=34,in=7x13x8,k=3x3x3,s=2,p=1,g=2,act=relu", {"d_tile": 2, "w_tile": 2, "order": "channels"}),
+    ("grouped,ic=34,oc=34,in=7x13x8,k=3x3x3,s=2,p=1,g=2,act=relu", {"d_tile": 2, "w_tile": 2}),
     # phases of different numbers of taps, outputs cut on both sides or added
     ("transposed,n=3,ic=5,oc=19,in=7x9,k=5x3,s=2,p=3x1,op=1x0,bias,layout=NHWC", {"h_tile": 2, "order": "channels"}),
-    ("transposed,n=2,ic=20,oc=42,in=13x6,k=4x4,s=2x3,p=1,g=2,act=silu,residual", {"h_tile": 3, "order": "tiles"}),
+    ("transposed,n=2,ic=20,oc=42,in=13x6,k=4x4,s=2x3,p=1,g=2,act=silu,residual", {"h_tile": 3}),
     ("transposed,n=2,ic=6,oc=17,in=19,k=16,s=8,p=4,op=3,bias,layout=NWC", {"w_tile": 5, "order": "tiles"}),
     ("transposed,ic=6,oc=16,in=5x5x6,k=3x1x4,s=2,p=0x0x1,act=relu,layout=NDHWC", {"d_tile": 2, "order": "channels"}),
     ("transposed,n=2,ic=9,oc=33,in=24,k=23,s=2,p=24:9,layout=NWC", {"w_tile": 4, "order": "tiles"}),
