@@ -79,6 +79,9 @@ OPTIONAL = (
     Part("onnxruntime", "onnxruntime", "`convtune bench` against ONNX Runtime", "pip install onnxruntime onnx"),
     Part("openvino", "openvino", "`convtune bench` against OpenVINO", "pip install openvino onnx"),
     Part("ziglang", "ziglang", "a C compiler where there is none, or for other machines", "pip install ziglang"),
+    Part("unicorn", "unicorn", "emulating ARM CPUs, to verify and tune for them", "pip install 'convtune[arm]'"),
+    Part("capstone", "capstone", "the same: what its instructions are", "pip install 'convtune[arm]'"),
+    Part("pyelftools", "pyelftools", "the same: loading its libraries", "pip install 'convtune[arm]'"),
 )
 _NVCC_WHEELS = (
     "pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-runtime==13.0.*' "
