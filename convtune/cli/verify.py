@@ -165,7 +165,7 @@ class Verifier:
         try:
             checker = self._checker(manifest.target, threads or manifest.target.threads)
             outcome = checker.check(spec, directory / manifest.library_name, pack, limit)
-        except (MeasureError, TargetError) as problem:
+        except (KernelError, MeasureError, TargetError) as problem:
             return Verdict(name, manifest.spec, "error", None, limit, one_line(str(problem)))
         emulated = outcome.status == "ok" and not _is_here(manifest.target.machine)
         told = _EMULATED.format("such a CPU") if emulated else one_line(outcome.message)

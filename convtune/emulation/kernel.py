@@ -45,7 +45,7 @@ class EmulatedKernel:
     Every array and scratch block has unmapped memory around its pages. Of two calls, the second has the tasks of
     parallel regions in reverse order, and scratch blocks at the end of their pages rather than the start.
 
-    A context manager. counts: of the last call.
+    A context manager. counts: of the last call whose tasks were in their order.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class EmulatedKernel:
 
         self._calls += 1
         self._fault = ""
-        self._regions.start(reverse=self._calls % 2 == 0)
+        self._regions.start(self._reversed)
         self._stack.pages[:] = self._byte or 0
         self._counter.start(self._most_instructions * 4)
         try:
@@ -131,7 +131,13 @@ class EmulatedKernel:
             self._arrays.clear()
             self._scratch.clear()
             self._free.clear()
-        self.counts = self._counted()
+        if not self._reversed:
+            self.counts = self._counted()
+
+    @property
+    def _reversed(self) -> bool:
+        """Whether this is the second of two calls."""
+        return self._calls % 2 == 0
 
     def _place(self, arrays: Sequence[NDArray[Any]], alignments: Sequence[int]) -> list[Block]:
         blocks = []
@@ -229,8 +235,7 @@ class EmulatedKernel:
         """The address of scratch memory, the last that was freed of its size if there is one."""
         block = next((free for free in reversed(self._free) if free.size == size), None)
         if block is None:
-            at_end = self._calls % 2 == 0
-            offset = -size % PAGE // _ALIGNMENT * _ALIGNMENT if at_end else 0
+            offset = -size % PAGE // _ALIGNMENT * _ALIGNMENT if self._reversed else 0
             block = self._scratch.block(f"a scratch block of {size} bytes", size, offset, _pattern(self._byte or 0))
         else:
             self._free.remove(block)

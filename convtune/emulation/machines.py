@@ -158,6 +158,11 @@ def known() -> tuple[str, ...]:
     return tuple(kind.name for kind in _KINDS.values())
 
 
+def name_of(elf: str) -> str:
+    """A machine's name in ELF files, such as "EM_AARCH64", as platform.machine() has it, if that is emulated."""
+    return _KINDS[elf].name if elf in _KINDS else elf
+
+
 def check(machine: str, features: Collection[str]) -> None:
     """Raises TargetError where a machine of that name and with those features cannot be emulated here, and says why."""
     for package in ("unicorn", "capstone", "elftools"):

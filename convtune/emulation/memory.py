@@ -65,9 +65,11 @@ class Memory:
         """A block of `size` bytes at `offset` in its first page, all of whose pages are full of `filling`."""
         total = max(-(-(offset + size) // PAGE), 1) * PAGE
         try:
-            pages = np.frombuffer(mmap.mmap(-1, total), np.uint8)
+            # private, so that it counts for the limit of a worker's memory
+            memory = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as problem:
             raise MemoryError(f"no {size} bytes for {name}") from problem
+        pages = np.frombuffer(memory, np.uint8)
         made = Block(name, self._next + offset, offset, size, pages, filling)
         made.refill()
         self._emulated.mem_map_ptr(self._next, total, 3, pages.ctypes.data)  # to read and write

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from convtune.emulation import machines
-from convtune.errors import MeasureError
+from convtune.emulation.image import machine_of
+from convtune.errors import KernelError, MeasureError
 from convtune.measure.bench import Limits, Outcome
 from convtune.measure.builder import Pack
 from convtune.measure.device import Device, Measure, Measurement, Prepare
@@ -80,7 +81,15 @@ class EmulatedChecker(Checker):
         Raises TargetError where it cannot be emulated here.
         """
         machines.check(machine, features)
+        self._machine = machine
         self._begin(EmulatedCpu, (threads, tuple(features), None, seed), EMULATION_LIMITS)
+
+    def check(self, spec: ConvSpec, library: Path, pack: Pack, limit: float) -> Outcome:
+        """As `Checker.check`. Raises KernelError where the library is for another machine."""
+        found = machines.name_of(machine_of(library))
+        if found != self._machine:
+            raise KernelError(f"{library} is for {found}; the package says {self._machine}")
+        return super().check(spec, library, pack, limit)
 
     def _request(self, spec: ConvSpec, library: Path, pack: Pack, limit: float) -> Execute:
         return Execute(spec, library, pack, limit, None, twice=True)
