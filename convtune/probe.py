@@ -150,7 +150,9 @@ def _library(target: CpuTarget) -> Any:
 def flags_for(target: CpuTarget) -> tuple[str, ...]:
     """The compiler's options with which probe.c uses the target's vectors."""
     features = (f"-m{feature}" for feature in _VECTOR_FEATURES if feature in target.required_features)
-    shape = (f"-DVECTOR_BYTES={target.vector_bytes}", f"-DVECTOR_REGISTERS={target.vector_registers}")
+    # Each compiler is told of SVE in a way of its own. A Neoverse V1 does as many multiply-adds a clock with NEON.
+    vector_bytes = 16 if target.machine == "aarch64" else target.vector_bytes
+    shape = (f"-DVECTOR_BYTES={vector_bytes}", f"-DVECTOR_REGISTERS={target.vector_registers}")
     return (*_FLAGS, *features, *shape)
 
 

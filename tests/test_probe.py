@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from convtune import probe, targets
+from convtune.assembly import MULTIPLY_ADD, listing
 from convtune.errors import MeasureError, TargetError
 from convtune.linker import find_compiler
 from convtune.targets import Target
@@ -110,6 +111,17 @@ def test_the_loop_is_multiply_adds_in_registers_only(tmp_path: Path, name: str, 
     multiply_adds = sum("vfmadd" in line for line in loop)
     assert multiply_adds > 0 and multiply_adds % sums == 0, "a compiler may unroll"
     assert not any("(%" in line for line in loop)
+
+
+def test_the_loop_for_arm_is_multiply_adds_in_registers_only(tmp_path: Path) -> None:
+    pytest.importorskip("ziglang")
+    target = targets.resolve("neoverse-v1", elsewhere=True)
+    flags = [flag for flag in probe.flags_for(target) if flag != "-shared"]
+    compiler = find_compiler("aarch64")
+    assert compiler.run([*flags, "-S", "-g0", "-o", str(tmp_path / "probe.s"), str(SOURCE)]) == ""
+    found = listing((tmp_path / "probe.s").read_text()).loop
+    assert found is not None
+    assert found.kinds[MULTIPLY_ADD] == found.instructions - 2 == 24, "one to count, one to jump"
 
 
 # ---- what cannot be measured -------------------------------------------------------------------------

@@ -157,7 +157,11 @@ enum { SUMS = 12 };
 #endif
 /* Different starts, or the compiler sees that all sums are one. */
 #define DECLARE(i) Floats sum_##i = zero + (float)(i);
+#ifdef __aarch64__ /* NEON's adds to what it overwrites: compilers make a copy for each, or the product once for all */
+#define MULTIPLY_ADD(i) __asm__("fmla %0.4s, %1.4s, %2.4s" : "+w"(sum_##i) : "w"(factor), "w"(summand));
+#else
 #define MULTIPLY_ADD(i) sum_##i = sum_##i * factor + summand;
+#endif
 #define ADD_UP(i) \
     for (int lane = 0; lane < LANES; ++lane) total += (uint64_t)sum_##i[lane];
 
