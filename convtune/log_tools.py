@@ -118,8 +118,9 @@ def merge(paths: Sequence[str | Path], out: str | Path, *, overwrite: bool = Fal
 def prune(path: str | Path, *, keep: int = 8, drop_failures: bool = False) -> Pruned:
     """Drops from a log, in place and in one step, what no lookup would choose.
 
-    Of each spec, target and origin stay the `keep` fastest of the search and of the finals, at every limit of the
-    error: a fast record does not displace a more accurate one. The winner stays the same whatever the limit.
+    Of each spec, target and origin stay the `keep` best of the search and of the finals, at every limit of the error: a
+    fast record does not displace a more accurate one. The winner stays the same whatever the limit. So does the default
+    where records say which it is, for what tuning gained.
     Failures stay, so that no search tries them again, unless `drop_failures`. Lines that are no records stay as well.
 
     Raises:
@@ -224,7 +225,7 @@ def _dropped(lines: Iterable[Line], keep: int, drop_failures: bool) -> set[int]:
 
 
 def _kept(group: Sequence[tuple[int, Record]], keep: int) -> set[int]:
-    """Of one spec, target and origin: every record that `winner` could choose, with the runners-up to it."""
+    """Of one spec, target and origin: all that `winner` could choose, the runners-up, and the default beside them."""
     kept = _fastest([(number, record) for number, record in group if record.round == "search"], keep)
     batches: dict[str, list[tuple[int, Record]]] = {}
     for number, record in group:
@@ -237,7 +238,8 @@ def _kept(group: Sequence[tuple[int, Record]], keep: int) -> set[int]:
         if most_accurate is None or error < most_accurate:
             most_accurate = error
             kept |= _fastest(batch, keep)
-    return kept
+    rounds = {record.batch for number, record in group if number in kept}  # "" is that of the search
+    return kept | {number for number, record in group if record.default and record.batch in rounds}
 
 
 def _fastest(entries: Iterable[tuple[int, Record]], keep: int) -> set[int]:

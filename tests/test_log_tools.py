@@ -197,6 +197,21 @@ def test_prune_keeps_something(path: Path, keep: int) -> None:
 
 errors = st.sampled_from([None, 1e-7, 1e-5, 1e-3])
 times = st.integers(1, 6).map(float)
+
+
+def test_prune_keeps_the_default_beside_the_winner(path: Path) -> None:
+    """What tuning gained can still be told, though the default was the slowest."""
+    searched = [make(float(width), width=width, default=width == 9) for width in range(1, 10)]
+    finals = [final(float(width), 5, width=width, default=width == 9) for width in (1, 2, 9)]
+    log_tools.prune(write(path, *searched, *finals), keep=1)
+    assert [(r.round, r.rank) for r in Log(path).records()] == [
+        ("search", 1.0),
+        ("search", 9.0),
+        ("final", 1.0),
+        ("final", 9.0),
+    ]
+
+
 search = st.builds(lambda t, e, o: make(t, error=e, origin=o), times, errors, st.sampled_from(["measured", "emulated"]))
 finals = st.builds(
     lambda t, b, e, u: final(t, b, error=e, utc=utc(u)), times, st.integers(1, 4), errors, st.integers(5, 9)

@@ -62,6 +62,28 @@ def test_a_default_that_the_log_does_not_tell_is_not_made_up() -> None:
     assert digest([failure(width=1), make(10.0, width=2)])[0].layers[0].default_rank is None
 
 
+def test_records_that_say_which_is_the_default_are_believed() -> None:
+    told = {width: {"width": width, "default": width == 3} for width in (1, 2, 3)}
+    searched = [make(20.0 - width, utc=utc(width), **told[width]) for width in (1, 2, 3)]
+    (layer,) = digest(searched)[0].layers
+    assert layer.default_rank == 17.0, "though it was not tried first"
+    (layer,) = digest([*searched, final(9.0, 5, **told[1]), final(14.0, 5, **told[3])])[0].layers
+    assert (layer.default_rank, layer.best_rank) == (14.0, 9.0), "of the same turns, though it does not lead them"
+    refuted = [*searched, failure("wrong", utc=utc(9), **told[3]), final(9.0, 10, **told[1])]
+    assert digest(refuted)[0].layers[0].default_rank is None
+
+
+def test_of_two_defaults_the_newer_versions_counts() -> None:
+    old = [make(30.0, width=1), make(25.0, width=2), final(30.0, 5, width=1), final(25.0, 5, width=2)]
+    new = [
+        make(20.0, width=3, default=True),
+        final(21.0, 9, width=3, default=True),
+        final(24.0, 9, width=2, default=False),
+    ]
+    assert digest(old)[0].layers[0].default_rank == 30.0
+    assert digest([*old, *new])[0].layers[0].default_rank == 21.0
+
+
 def test_a_result_that_is_not_accurate_enough_does_not_win() -> None:
     records = [make(10.0, width=1), make(1.0, width=2, error=5e-4)]
     assert digest(records)[0].layers[0].best_rank == 10.0
