@@ -26,6 +26,7 @@ class Cover(NamedTuple):
     """Memory that is touched: `times` disjoint copies of stretches low to high, in bytes, high not included.
 
     fixed: terms of the address that stand still. lines: of all copies together. alignment: where in a line it starts.
+    overlap: how often each byte is touched, on average.
     """
 
     fixed: Terms
@@ -34,6 +35,7 @@ class Cover(NamedTuple):
     times: float
     lines: float
     alignment: int
+    overlap: float
 
 
 class _Move(NamedTuple):
@@ -143,10 +145,13 @@ class Footprints:
         if key not in self.known:
             self.known[key] = self._swept(access, tuple(fixed), moving, free, box)
         share = math.prod((box[k][1] - box[k][0]) / self.arithmetic.extents[k] for k in box if k not in free)
+        kept = 1.0  # what is touched several times is touched where a condition holds now and then
         for condition in access.conditions:
-            if not condition.loops & free or condition.loops & free & depends:
+            if not condition.loops & free:
                 share *= condition.share
-        return self.known[key], share
+            elif condition.loops & free & depends:
+                kept *= condition.share
+        return self.known[key], share * min(1.0, kept * self.known[key].overlap)
 
     def _swept(
         self, access: Access, fixed: Terms, moving: Sequence[tuple[Term, int]], free: frozenset[int], box: forms.Box
@@ -168,7 +173,9 @@ class Footprints:
             else:
                 sweep.moved(move.shifts, move.gap)
         alignment = math.gcd(LINE_BYTES, *(stride for _, stride in fixed))
-        return Cover(fixed, sweep.low, sweep.high, sweep.times, sweep.lines(alignment), alignment)
+        touched = access.width * len(access.offsets) * math.prod(move.steps for move in moves)
+        overlap = max(1.0, touched / (_length(sweep.low, sweep.high) * sweep.times))
+        return Cover(fixed, sweep.low, sweep.high, sweep.times, sweep.lines(alignment), alignment, overlap)
 
     def _values(self, cluster: Sequence[tuple[Term, int]], free: frozenset[int], box: forms.Box) -> Offsets:
         """What some terms together amount to, each number once, where the loops that are not free are in the middle."""

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 def cost(counts: Counts, traffic: Traffic, target: CpuTarget) -> float:
     """Weighted instructions of a call: the number by which emulated candidates are ranked. It is no time.
 
-    One is what a core decodes of in a cycle as many as `Core.issued`. The scarcest of decoding, vector units, loads
-    and stores decides; the bytes that the caches wait for are added; where threads share the work, the longest of them
-    counts. Data that a cache holds from one call to the next is not fetched again.
+    One is what a core decodes of in a cycle as many as `Core.issued`. Arithmetic, shuffles, loads and stores weigh as
+    many as could be decoded while one of them is done; the bytes that the caches wait for are added; where threads
+    share the work, the longest of them counts. Data that a cache holds from one call to the next is not fetched again.
+
+    A sum, where a core does several kinds at once: the larger of them instead, and the root of their squares, ranked
+    worse (docs/cost-model.md).
     """
     core = core_of(target)
     longest = critical(counts) / max(1, counts.instructions)
@@ -35,12 +38,8 @@ def critical(counts: Counts) -> int:
 def _instruction_cycles(counts: Counts, core: Core) -> float:
     kinds = counts.by_kind
     vector = kinds["vector_arithmetic"] + kinds["scalar_arithmetic"] + kinds["shuffle"]
-    return max(
-        counts.instructions / core.issued,
-        vector / core.vector,
-        kinds["load"] / core.loads,
-        kinds["store"] / core.stores,
-    )
+    others = kinds["branch"] + kinds["other"]
+    return vector / core.vector + kinds["load"] / core.loads + kinds["store"] / core.stores + others / core.issued
 
 
 def _private_cycles(traffic: Traffic, target: CpuTarget, core: Core) -> float:
