@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
+NARROWEST = 24  # columns of a block
 Read = Callable[..., Any]  # read(n, block, local position, channel), both of three entries
 
 
@@ -84,7 +85,7 @@ class ChainedStages(Estimating[CpuTarget]):
         if spec.rank == 3:
             found["od_block"] = spaced(even_blocks(out[0], 16), 3)
         found["oh_block"] = spaced(even_blocks(out[1], 64), 6)
-        found["ow_block"] = spaced(even_blocks(out[2], 4096), 6) if spec.rank == 1 else (out[2],)
+        found["ow_block"] = spaced(even_blocks(out[2], 4096), 6) if spec.rank == 1 else _widths(out[2])
         found["oc_order"] = ("outer", "inner") if False in kinds else ("outer",)
         return found
 
@@ -94,7 +95,9 @@ class ChainedStages(Estimating[CpuTarget]):
             return False
         if "dw_tile" in knobs and int(knobs["dw_tile"]) * int(knobs["dw_vectors"]) > registers - 6:
             return False
-        smallest = all(knobs[name] == values[0] for name, values in self.knobs(spec, target).items() if "block" in name)
+        heights = ("od_block", "oh_block") if spec.rank > 1 else ("ow_block",)
+        domain = self.knobs(spec, target)
+        smallest = all(knobs[name] == domain[name][0] for name in heights if name in domain)
         return smallest or _block_bytes(_plan(spec, target, knobs)) <= target.l2_bytes
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
@@ -135,9 +138,13 @@ class ChainedStages(Estimating[CpuTarget]):
 
 
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[Stage[Tile], ...]:
-    wide = spec.out_size[-1] if spec.rank > 1 else int(knobs["ow_block"])
-    block = (int(knobs.get("od_block", 1)), int(knobs["oh_block"]), wide)
+    block = (int(knobs.get("od_block", 1)), int(knobs["oh_block"]), int(knobs["ow_block"]))
     return plan(spec, block, lambda stage, size, last: _tile(stage, target, knobs, size, last))
+
+
+def _widths(size: int) -> tuple[int, ...]:
+    """Widths of blocks: narrower ones can be higher in the same cache, so that less is computed twice."""
+    return tuple(sorted({ceil_div(size, parts) for parts in (1, 2, 4, 8) if size >= parts * NARROWEST} | {size}))
 
 
 def _tile(stage: ConvSpec, target: CpuTarget, knobs: Knobs, size: Dims, last: bool) -> Tile:
