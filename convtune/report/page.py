@@ -12,7 +12,7 @@ from typing import Any
 
 from convtune.errors import ConvtuneError
 from convtune.log import Problem
-from convtune.ranks import UNITS
+from convtune.ranks import UNITS, has_times
 from convtune.record import STATUSES
 from convtune.report.content import candidates, content
 from convtune.report.digest import Section
@@ -79,12 +79,18 @@ def render(template: str, *, title: str, data: Mapping[str, Any], scripts: Seque
         .render(
             title=title,
             nonce=nonce,
-            data=embedded({**data, "units": {origin: list(map(asdict, units)) for origin, units in UNITS.items()}}),
+            data=embedded({**data, **_units()}),
             vega=_vega(),
             style=_asset("page.css"),
             scripts=[_asset(name) for name in scripts],
         )
     )
+
+
+def _units() -> dict[str, Any]:
+    """What the page knows of ranks: the units of each origin, and which origins' are times."""
+    units = {origin: list(map(asdict, known)) for origin, known in UNITS.items()}
+    return {"units": units, "timed": [origin for origin in UNITS if has_times(origin)]}
 
 
 def embedded(data: Any) -> str:

@@ -29,7 +29,7 @@ function unitOf(ranks, origin) {
   const least = known.reduce((a, b) => Math.min(a, b), Infinity);
   return DATA.units[origin].findLast((unit) => unit.size <= least && least < Infinity) ?? DATA.units[origin][0];
 }
-const hasTimes = (origin) => DATA.units[origin][0].name === "µs";
+const hasTimes = (origin) => DATA.timed.includes(origin);
 const gainWord = (origin) => (hasTimes(origin) ? "speed-up" : "default/tuned"); // fewer instructions are not surely faster
 const rankWord = (origin) => (hasTimes(origin) ? "time" : "cost");
 /** The name of a field of these ranks in a file: such as best_us or best_cost, in the smallest unit. */

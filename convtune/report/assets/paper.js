@@ -1,18 +1,19 @@
 // On paper: every layer that the tables show, in words and two pictures each; on the screen one layer is enough.
-const PAPER_WIDTH = 300; // of a picture, two of which stand side by side on a sheet
+const [PAPER_WIDTH, PAPER_HEIGHT] = [300, 150]; // of a picture, two of which stand side by side on a sheet
 
 function paperView(layer) {
   const pictures = el("div", { class: "pictures" });
   layer.paperPictures = pictures;
   return el("article", { class: "layer" },
-    el("h3", {}, layer.name, " ", originBadge(layer.section.origin)), layerFacts(layer), finalsView(layer), countsView(layer), layer.kernel ? kernelMix(layer.kernel) : null, pictures);
+    el("h3", {}, layer.name, " ", originBadge(layer.section.origin)), layerFacts(layer), finalsView(layer), countsView(layer), layer.kernel ? kernelMix(layer.kernel) : null,
+    layer.kernel ? trafficTable({ "the winner": layer.kernel.traffic }) : null, pictures);
 }
 
 async function drawPaper(layer) {
   const { origin } = layer.section;
   const points = timedTrials(layer);
   if (points.length < 2) return; // one dot says nothing that the words do not
-  const sized = (spec) => ({ ...spec, width: PAPER_WIDTH, height: 120 });
+  const sized = (spec) => ({ ...spec, width: PAPER_WIDTH, height: PAPER_HEIGHT });
   await draw(picture(layer.paperPictures, `Best ${rankWord(origin)} over trials`, null), sized(convergenceSpec(points, origin, "trial", "trial")));
   await draw(picture(layer.paperPictures, "Spread of the candidates", null), sized(spreadSpec(points, origin, least(points.map((p) => p.rank)))));
 }
