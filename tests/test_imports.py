@@ -52,6 +52,13 @@ NOTHING_OF: dict[str, tuple[str, ...]] = {
         "convtune.tuner",
         "convtune.compiler",
     ),
+    "convtune.emulation": (
+        "convtune.spec",
+        "convtune.variants",
+        "convtune.log",
+        "convtune.search",
+        "convtune.schedules",
+    ),
     "convtune.measure": ("convtune.log", "convtune.search", "convtune.tuner", "convtune.schedules"),
     "convtune.search": ("convtune.log", "convtune.tuner", "convtune.compiler", "convtune.schedules"),
     "convtune.search.search": ("convtune.measure",),  # so that it can be tested without a clock
