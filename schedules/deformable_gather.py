@@ -33,8 +33,8 @@ from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,
     overlapped,
-    step_cycles,
     stream_cycles,
+    tile_step_cycles,
     transpose_cycles,
 )
 from convtune.schedules.tiling import (
@@ -146,7 +146,7 @@ class DeformableGather(Estimating[CpuTarget]):
     ) -> float:
         """Of a block of outputs and one of channels; inner: a tile meets all of these before the next tile does."""
         depth, sums = spec.in_channels // spec.groups * count(spec.kernel), tile.columns * tile.vectors
-        step = step_cycles(sums, tile.columns + tile.vectors) + STEP_CYCLES
+        step = tile_step_cycles(target, tile.columns, tile.vectors) + STEP_CYCLES
         compute = depth * step + 2 * sums + TILE_CYCLES
         if parts > 1:
             compute += count(spec.kernel) * 2 * sums + parts * TILE_CYCLES

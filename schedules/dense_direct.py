@@ -33,8 +33,8 @@ from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,
     overlapped,
-    step_cycles,
     stream_cycles,
+    tile_step_cycles,
     transpose_cycles,
     write_cycles,
 )
@@ -126,7 +126,7 @@ class DenseDirect(Estimating[CpuTarget]):
         steps = spec.in_channels // spec.groups * count(spec.kernel) // parts
         part_bytes = steps * tile.block * 4
         sums = tile.columns * tile.vectors
-        compute = steps * step_cycles(sums, tile.columns + tile.vectors) + 2 * sums + TILE_CYCLES
+        compute = steps * tile_step_cycles(target, tile.columns, tile.vectors) + 2 * sums + TILE_CYCLES
         compute += (2 + 3 / parts) * sums if parts > 1 else 0
         resident = part_bytes * (blocks if order == "inner" else 1)
         run_bytes = 4 * (tile.block if blocks > 1 else tile.columns * tile.run)

@@ -34,6 +34,12 @@ def step_cycles(sums: int, loads: int) -> float:
     return max(max(sums, FEWEST_SUMS) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
 
 
+def tile_step_cycles(target: CpuTarget, columns: int, vectors: int) -> float:
+    """One step of a register tile of columns x vectors, each column's input spread over a vector's lanes."""
+    spreading = columns if target.spreads_apart else 0
+    return step_cycles(columns * vectors + spreading, columns + vectors)
+
+
 def stream_cycles(target: CpuTarget, size_bytes: float, resident_bytes: float) -> float:
     """Reading `size_bytes` that are part of a working set of `resident_bytes`, from the cache that holds the set."""
     if resident_bytes <= target.l1d_bytes / 2:

@@ -14,8 +14,8 @@ from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,
     overlapped,
-    step_cycles,
     stream_cycles,
+    tile_step_cycles,
     write_cycles,
 )
 from convtune.schedules.filtering_plan import Plan
@@ -64,10 +64,12 @@ def _input_cycles(plan: Plan, target: CpuTarget, v_bytes: int) -> float:
     operations = sum(plan.points / f.alpha * f.operations[0] for f in filters)
     stores = plan.points * len(filters)
     vectors = ceil_div(plan.v_channels, plan.lanes)
-    to_v = stream_cycles(target, plan.points * plan.lanes * 4, v_bytes) * (2 if plan.shared else 1)  # read first
+    to_v = (
+        stream_cycles(target, plan.points * plan.lanes * 4, v_bytes) * 3
+    )  # a line is read, then written, and evicts another
     of_vector = stores * STORE_CYCLES + operations * OPERATION_CYCLES + to_v
     from_x = stream_cycles(target, plan.x_bytes / plan.tiles, plan.x_bytes) * plan.v_channels / plan.channels
-    return plan.taps * (PLACE_CYCLES + vectors * of_vector) + from_x
+    return plan.taps * (PLACE_CYCLES + vectors * of_vector) + from_x / 2
 
 
 def _output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:
@@ -78,14 +80,14 @@ def _output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:
             operations += size / axis.alpha * axis.filter.operations[1]
             size = size // axis.alpha * axis.m
             stores += size
-    from_m = stream_cycles(target, plan.points * plan.lanes * 4, m_bytes)
+    from_m = stream_cycles(target, plan.points * plan.lanes * 4, m_bytes) * 4  # three to write it
     return PLACE_CYCLES / 2 + stores * STORE_CYCLES + operations * OPERATION_CYCLES + from_m
 
 
 def _product_cycles(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
     """Of a pass: all points and channel blocks."""
     depth, row_tiles = plan.depth * plan.taps, plan.block_rows // plan.rows
-    steps = depth * plan.density * step_cycles(plan.rows * plan.vectors, plan.rows + plan.vectors)
+    steps = depth * plan.density * tile_step_cycles(target, plan.rows, plan.vectors)
     compute = row_tiles * (steps + 2 * plan.rows * plan.vectors + TILE_CYCLES)
     panel = depth * plan.density * plan.width * 4
     streamed = panel / _weights_bandwidth(plan, target) + (row_tiles - 1) * stream_cycles(target, panel, panel)

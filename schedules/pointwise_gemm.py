@@ -25,8 +25,8 @@ from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,
     overlapped,
-    step_cycles,
     stream_cycles,
+    tile_step_cycles,
 )
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, round_up
@@ -109,7 +109,7 @@ class PointwiseGemm(Estimating[CpuTarget]):
     def _tile_cycles(self, spec: ConvSpec, target: CpuTarget, plan: _Plan, vectors: int, resident: int) -> float:
         weights_bytes = plan.depth * vectors * target.vector_bytes
         sums = plan.columns * vectors
-        compute = plan.depth * step_cycles(sums, plan.columns + vectors)
+        compute = plan.depth * tile_step_cycles(target, plan.columns, vectors)
         compute += (1 + spec.residual) * sums + TILE_CYCLES
         stream = stream_cycles(target, weights_bytes, resident)
         if plan.depth * 4 % PAGE_BYTES == 0 and plan.columns > WAYS:

@@ -26,8 +26,8 @@ from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,
     overlapped,
-    step_cycles,
     stream_cycles,
+    tile_step_cycles,
 )
 from convtune.schedules.gpu_crop import cropped
 from convtune.schedules.tiling import (
@@ -98,7 +98,7 @@ class TransposedLanes(Estimating[CpuTarget]):
         oh_block, tiles_wide = int(knobs["oh_block"]), ceil_div(out[2], tile.columns)
         ow_block = min(int(knobs["ow_block"]), tiles_wide)
         depth = spec.in_channels * count(geometry.kernel)
-        step = step_cycles(tile.columns * tile.vectors, tile.columns + tile.vectors)
+        step = tile_step_cycles(target, tile.columns, tile.vectors)
         compute = depth * step * far_rows(spec, target, tile.columns)
         stored = 1 if _stores_vectors(spec, tile) else ELEMENT_CYCLES * tile.lanes
         compute += (1 + stored) * tile.columns * tile.vectors + TILE_CYCLES

@@ -28,8 +28,8 @@ from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,
     overlapped,
-    step_cycles,
     stream_cycles,
+    tile_step_cycles,
 )
 from convtune.schedules.tiling import (
     Tile,
@@ -174,7 +174,7 @@ class TransposedPhases(Estimating[CpuTarget]):
         strides = count([phase.stride for phase in phases])
         depth = spec.in_channels // spec.groups * count(spec.kernel) / strides  # of a phase, on average
         block_bytes = depth * tile.block * 4
-        compute = depth * step_cycles(tile.columns * tile.vectors, tile.columns + tile.vectors)
+        compute = depth * tile_step_cycles(target, tile.columns, tile.vectors)
         compute *= far_rows(spec, target, tile.columns)
         stored = 1 if spec.channels_last and tile.run % tile.lanes == 0 else tile.lanes
         compute += (1 + stored) * tile.columns * tile.vectors + TILE_CYCLES

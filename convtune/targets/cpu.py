@@ -85,6 +85,14 @@ class CpuTarget(Target):
         return self.vector_registers - (2 if self.machine == "aarch64" else 0)
 
     @property
+    def spreads_apart(self) -> bool:
+        """Whether spreading an element over a vector takes a unit that could have multiplied.
+
+        x86 does it as it loads, NEON as it multiplies. LLVM's code for SVE of fixed length has a `mov` for it.
+        """
+        return bool(self._llvm_options)
+
+    @property
     def description(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return f"{self.model}, {threads}" + ("" if self.name == self.model else f" ({self.name})")
