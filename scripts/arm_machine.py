@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Machine:
         return [found, *words[1:]]
 
     def up(self) -> None:
-        """Makes what is missing, and shows it convtune as it is in the working tree now."""
+        """Makes what is missing."""
         if " " in str(self.home):
             raise click.ClickException(f"--home is {str(self.home)!r}; allowed: a path without spaces")
         (self.home / "user").mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ class Machine:
         _make(self.packages, [_key(self.root), *needed], lambda place: _install(needed, self.version, place))
         made_of = [_key(self.root), str(self.home), self.emulator, Path(__file__).read_text()]
         _make(self.python, made_of, self._wrap)
-        _link_convtune(self.packages / "convtune")
+        _copy_convtune(self.packages)
 
     def _wrap(self, place: Path) -> None:
         """Programs that call others find these wrappers: the kernel here starts no ARM program."""
@@ -202,9 +203,17 @@ def _unpack(archives: Path, root: Path) -> None:
             raise click.ClickException(f"{archive} is damaged: remove {archives}, then again")
 
 
+def _installed() -> importlib.metadata.Distribution:
+    """convtune as it is installed here."""
+    found = list(importlib.metadata.distributions(name="convtune", path=[sysconfig.get_path("purelib")]))
+    if not found:
+        raise click.ClickException(f"convtune is not installed for {sys.executable}; `make arm` does that first")
+    return found[0]
+
+
 def _requirements() -> list[str]:
-    """What pyproject.toml says that convtune needs, as it is installed here."""
-    return [line for line in importlib.metadata.requires("convtune") or () if "extra ==" not in line]
+    """What pyproject.toml says that convtune needs."""
+    return [line for line in _installed().requires or () if "extra ==" not in line]
 
 
 def _install(requirements: Sequence[str], version: str, packages: Path) -> None:
@@ -214,15 +223,12 @@ def _install(requirements: Sequence[str], version: str, packages: Path) -> None:
     _output([*command, "--target", str(packages), *requirements])
 
 
-def _link_convtune(package: Path) -> None:
-    """convtune as an editable installation would have it; pip makes none for another machine."""
-    package.mkdir(exist_ok=True)
-    for link in package.iterdir():
-        if link.is_symlink() and not link.exists():
-            link.unlink()
-    for path in (*(REPOSITORY / "convtune").iterdir(), REPOSITORY / "schedules", REPOSITORY / "tuned_logs"):
-        if not (package / path.name).exists():
-            (package / path.name).symlink_to(path)
+def _copy_convtune(packages: Path) -> None:
+    """The installation here; the files of an editable one lead to its working tree."""
+    for file in _installed().files or ():
+        if ".." not in file.parts and file.suffix != ".pyc":
+            (packages / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.locate(), packages / file)
 
 
 def _write_program(path: Path, text: str) -> None:

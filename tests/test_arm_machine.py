@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import arm_machine
 import arm_proof
 import click
+import convtune.schedules
 import pytest
 import record_samples as samples
 
@@ -68,15 +71,16 @@ def test_a_home_that_wrappers_could_not_name(tmp_path: Path) -> None:
         arm_machine.Machine(tmp_path / "a home").up()
 
 
-def test_convtune_there_is_the_working_tree(tmp_path: Path) -> None:
-    package = tmp_path / "convtune"
-    package.mkdir()
-    (package / "removed.py").symlink_to(tmp_path / "no longer there")
-    (package / "__pycache__").mkdir()
-    for _ in range(2):
-        arm_machine._link_convtune(package)
-    assert (package / "schedules" / "dense_direct.py").exists() and (package / "py.typed").exists()
-    assert not (package / "removed.py").is_symlink()
+def test_convtune_there_is_the_one_here(tmp_path: Path) -> None:
+    arm_machine._copy_convtune(tmp_path)
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", "import site; site.addsitedir('.'); import convtune.schedules as s; print(s)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(convtune.schedules.__file__) in found.stdout
 
 
 def test_the_machine_is_no_chip(tmp_path: Path) -> None:
