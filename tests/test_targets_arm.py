@@ -146,6 +146,13 @@ def test_the_length_of_vectors_is_part_of_the_fingerprint() -> None:
     assert long.fingerprint == targets.resolve("neoverse-v1").fingerprint != short.fingerprint
 
 
+def test_a_cpu_with_sve_has_a_name_for_neon() -> None:
+    sve, neon = (targets.resolve(name, elsewhere=True) for name in ("neoverse-v1", "neoverse-v1-neon"))
+    assert (neon.mcpu, neon.vector_bytes) == ("neoverse-v1", 16)
+    assert {*sve.required_features} - {*neon.required_features} == {"sve256"}
+    assert sve.fingerprint != neon.fingerprint
+
+
 def test_a_machine_without_an_l3_has_none() -> None:
     told = arm.FAMILY.native(make_host(N1_FLAGS, l3_bytes=0), None)
     silent = arm.FAMILY.native(make_host(N1_FLAGS, l1d_bytes=0, l2_bytes=0, l3_bytes=0), None)

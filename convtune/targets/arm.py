@@ -89,6 +89,7 @@ CPUS: Mapping[str, Cpu] = {
         Cpu("neoverse-n1", "cortex-a76", "", 64, 1024, 32 * MIB),
         Cpu("neoverse-n2", "neoverse-n1", f"{ARMV8_4} {ARMV9}", 64, 1024, 64 * MIB),
         Cpu("neoverse-v1", "neoverse-n1", f"{ARMV8_4} sha3 sve i8mm bf16", 64, 1024, 32 * MIB, vector_bytes=32),
+        Cpu("neoverse-v1-neon", "neoverse-v1", "", 64, 1024, 32 * MIB, "neoverse-v1"),
         Cpu("neoverse-v2", "neoverse-n2", "", 64, 2 * MIB, 36 * MIB),
         Cpu("apple-m1", "cortex-a76", f"{ARMV8_4} sha3", 128, 3 * MIB, 8 * MIB, "apple-a14"),
     )
