@@ -267,7 +267,7 @@ def _fastest(space: MinimalFiltering, spec: ConvSpec, target: CpuTarget, max_err
     """Of each combination of tiles the other knobs that are estimated to be the fastest, a few at a time."""
     domain = space.knobs(spec, target)
     tiles = [name for name in TILE_KNOBS if name in domain]
-    stages = [("tile_rows", "oc_vectors", "pass_blocks"), ("row_blocks", "order"), ("pass_blocks",)]
+    stages = [("tile_rows", "oc_vectors", "order"), ("row_blocks", "order", "pass_blocks")]
     stages = [tuple(name for name in names if name in domain) for names in stages]
 
     def cycles(knobs: Knobs) -> float:
