@@ -93,6 +93,8 @@ class DeformableGather(Estimating[CpuTarget]):
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         columns, vectors, block = int(knobs["tile"]), int(knobs["oc_vectors"]), int(knobs["block"])
         widest = _columns(count(spec.out_size), self._most_columns(spec, target))[-1]
+        if target.tile_registers < target.vector_registers and columns * vectors > target.tile_registers * 2 // 3:
+            return False  # LLVM loads ahead for all channels of a chunk, and spilled 20 times for 104 multiply-adds
         if not suits_registers(target, columns, vectors, widest):
             return False
         fits = columns * block <= _outputs_in_l2(spec, target, str(knobs["rows"]))
