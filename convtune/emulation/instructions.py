@@ -88,15 +88,19 @@ def _of_x86(instruction: Any) -> Iterable[str]:
         return ("other",)
     if _BRANCH_GROUPS.intersection(map(instruction.group_name, instruction.groups)):
         return ("branch",)
+    operands = instruction.operands
+    names = [instruction.reg_name(operand.reg) for operand in operands if operand.type == X86_OP_REG]
+    vector = any(_X86_VECTOR.match(register) for register in names)
     accesses = 0
-    for operand in instruction.operands:
-        accesses |= operand.access if operand.type == X86_OP_MEM else 0
+    for place, operand in enumerate(operands):
+        if operand.type == X86_OP_MEM:
+            # Capstone 5 takes `movups [rdi], xmm0` for a load
+            accesses |= (CS_AC_READ if place else CS_AC_WRITE) if vector else operand.access
     kinds = [
         *(["load"] if accesses & CS_AC_READ or name == "pop" else []),
         *(["store"] if accesses & CS_AC_WRITE or name == "push" else []),
     ]
-    names = [instruction.reg_name(operand.reg) for operand in instruction.operands if operand.type == X86_OP_REG]
-    if not any(_X86_VECTOR.match(register) for register in names):
+    if not vector:
         return kinds or ("other",)
     if _X86_MOVE.match(name):  # an element from register to register is merged into the vector
         return kinds or (("shuffle",) if _X86_ELEMENT.match(name) else ("other",))
