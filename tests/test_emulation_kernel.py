@@ -12,6 +12,7 @@ import measure_kernels as kernels
 import numpy as np
 import parallel_kernels as parallel
 import pytest
+from unicorn import UC_HOOK_CODE
 
 from convtune.emulation import machines
 from convtune.emulation.counts import KINDS
@@ -51,6 +52,24 @@ def test_a_right_kernel_is_right_and_counted_the_same_each_time(machine: str, ca
     assert kernel.counts.by_kind["scalar_arithmetic"] >= kernels.SPEC.macs  # a multiplication, an addition, or both
     assert kernel.counts.by_kind["load"] >= 2 * kernels.SPEC.macs  # its arrays are volatile
     assert kernel.counts.by_kind["store"] >= prod(kernels.SPEC.out_shape)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_counts_are_those_of_stepping_through_it(machine: str, case: Case, tmp_path: Path) -> None:
+    """Unicorn calls a function at each instruction: slow, and by other code than that which counts blocks."""
+    inputs = case.inputs(kernels.PACK)
+    steps: dict[int, int] = {}
+
+    def on_instruction(_machine: Any, address: int, _size: int, _data: Any) -> None:
+        steps[address] = steps.get(address, 0) + 1
+
+    library = parallel.library(tmp_path / "k", machine, "keeps scratch")
+    with EmulatedKernel(library, parallel.TASKS) as kernel:
+        kernel._machine.hook_add(UC_HOOK_CODE, on_instruction)
+        kernel([*inputs.values(), case.y], [4, 4, 4])
+    assert kernel.counts.instructions == sum(steps.values()) > 500
+    # a block may also be the end of another one
+    assert all(steps[address] >= times > 0 for address, times in kernel.counts.blocks.items())
 
 
 FAULTS = {
