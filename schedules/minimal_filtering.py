@@ -31,6 +31,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.estimate import BARRIER_CYCLES
 from convtune.schedules.filtering_axis import MOST_ALPHA, Axis, axes_of
 from convtune.schedules.filtering_estimate import estimated_cycles, expected_error
 from convtune.schedules.filtering_input import InputTransform
@@ -45,6 +46,7 @@ from convtune.schedules.written import written
 
 from convtune.accuracy import LOOSE
 from convtune.space import Estimating, Knobs, KnobValue, PackStep, all_knobs
+from convtune.spec import count
 from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ FEW_TILES = 64  # of the whole output
 MOST_TILES = 64  # of a block: the weights are read often enough then
 MOST_TASK_BYTES = 4  # times the second cache: V and M of a task
 ROW_BLOCKS = (1, 2, 4, 8)
+COPIED_PER_CYCLE = 2.0  # elements that are transposed in squares, of a thread
 
 
 class MinimalFiltering(Estimating[CpuTarget]):
@@ -121,7 +124,9 @@ class MinimalFiltering(Estimating[CpuTarget]):
         return expected_error(plan_of(spec, target, knobs))
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
-        return estimated_cycles(plan_of(spec, target, knobs), target)
+        cycles = estimated_cycles(plan_of(spec, target, knobs), target)
+        copied = 0 if spec.channels_last else count(spec.in_shape) + count(spec.out_shape)
+        return cycles + (copied / COPIED_PER_CYCLE / target.threads + 2 * BARRIER_CYCLES if copied else 0)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return (packed(spec, plan_of(spec, target, knobs)),)
@@ -267,8 +272,10 @@ def _fastest(space: MinimalFiltering, spec: ConvSpec, target: CpuTarget, max_err
     """Of each combination of tiles the other knobs that are estimated to be the fastest, a few at a time."""
     domain = space.knobs(spec, target)
     tiles = [name for name in TILE_KNOBS if name in domain]
-    stages = [("tile_rows", "oc_vectors", "order"), ("row_blocks", "order", "pass_blocks")]
-    stages = [tuple(name for name in names if name in domain) for names in stages]
+    stages = [
+        [name for name in names if name in domain]
+        for names in (("tile_rows", "oc_vectors", "order"), ("row_blocks", "order", "pass_blocks"))
+    ]
 
     def cycles(knobs: Knobs) -> float:
         return space.estimate(spec, target, knobs)
