@@ -8,6 +8,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pytest
+
 from convtune import targets, variants
 from convtune.errors import SpecError
 from convtune.space import Knobs, Space, all_knobs
@@ -118,8 +120,15 @@ def _spec(variant: str, geometry: Fields, channels: Fields) -> ConvSpec | None:
 @functools.cache
 def runnable_targets() -> tuple[Target, ...]:
     """Targets of each vector width whose kernels run here."""
-    named = (targets.resolve(name, threads=2) for name in ("x86-64-v4", "x86-64-v3", "x86-64-v2"))
+    names = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "neoverse-v1", "armv8.2-a", "armv8-a")
+    named = (targets.resolve(name, threads=2) for name in names)
     return tuple(target for target in named if target.is_host)
+
+
+def runnable(name: str) -> Target:
+    """The target of the name; the test is skipped where its kernels do not run."""
+    target = targets.resolve(name, threads=2)
+    return target if target.is_host else pytest.skip(f"kernels for {name} do not run here: {target.why_not_here()}")
 
 
 def corners(space: Space, spec: ConvSpec, target: Target, seed: int) -> list[Knobs]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conformance_cases import runnable_targets
+from conformance_cases import runnable
 from convtune.schedules.depthwise_planes import depthwise_planes
 from convtune.schedules.depthwise_planes_plan import ANY, ZERO, PlanesPlan, Source, plan_of, windows
 from convtune.schedules.depthwise_squares import depthwise_squares
@@ -123,5 +123,5 @@ def corner(owner: Space[Any], spec: ConvSpec, target: Any, **wanted: Any) -> Kno
     ],
 )
 def test_corners_are_right(owner: Space[Any], number: int, wanted: dict[str, Any]) -> None:
-    target = next(target for target in runnable_targets() if target.name == "x86-64-v3")
+    target = runnable("x86-64-v3")
     check(owner, SPECS[number], target, corner(owner, SPECS[number], target, **wanted))

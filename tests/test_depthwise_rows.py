@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conformance_cases import runnable_targets
+from conformance_cases import runnable, runnable_targets
 from convtune.schedules.depthwise_plan import Plan, axes_of, place, plan_of, view_of
 from convtune.schedules.depthwise_rows import depthwise_rows
 from synthetic_spaces import machine
@@ -112,7 +112,7 @@ def corner(spec: ConvSpec, target: Any, **wanted: Any) -> Knobs:
     ],
 )
 def test_corners_are_right(number: int, wanted: dict[str, Any]) -> None:
-    target = next(target for target in runnable_targets() if target.name == "x86-64-v3")
+    target = runnable("x86-64-v3")
     check(depthwise_rows, SPECS[number], target, corner(SPECS[number], target, **wanted))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conformance_cases import runnable_targets
+from conformance_cases import runnable
 from convtune.schedules.stages_in_turn import stages_in_turn
 from synthetic_spaces import machine
 from test_conformance import check
@@ -47,5 +47,5 @@ def test_the_default_takes_what_is_fast_for_each_stage() -> None:
     ],
 )
 def test_stages_hand_on_what_they_computed(spec: ConvSpec, names: list[str]) -> None:
-    target = next(target for target in runnable_targets() if target.name == "x86-64-v3")
+    target = runnable("x86-64-v3")
     check(stages_in_turn, spec, target, {f"stage{number}": name for number, name in enumerate(names)})
