@@ -109,15 +109,21 @@ class Machine:
     def _wrap(self, place: Path) -> None:
         """Programs that call others find these wrappers: the kernel here starts no ARM program."""
         (cc1,) = self.root.glob("usr/lib/gcc/aarch64-linux-gnu/*/cc1")
-        gnu, programs = f"{self.root}/usr/bin/aarch64-linux-gnu-", place / "bin"
-        commands = {"cc": f"{gnu}gcc-{cc1.parent.name} -B {self.python}/bin/"}
-        commands |= {"cc1": str(cc1), "collect2": str(cc1.with_name("collect2"))}
-        commands |= {name: gnu + name for name in ("as", "ld", "objdump")}
-        # it finds its packages by the name that it was called
-        commands["python3"] = f'-0 "$0" {self.root}/usr/bin/python{self.version}'
-        programs.mkdir()
+        gnu = f"{self.root}/usr/bin/aarch64-linux-gnu-"
+        commands = {
+            "bin/python3": f'-0 "$0" {self.root}/usr/bin/python{self.version}',  # its name tells it its packages
+            "bin/cc": f"{gnu}gcc-{cc1.parent.name} -B {self.python}/parts-of-cc/",
+            "bin/objdump": f"{gnu}objdump",
+            "parts-of-cc/cc1": str(cc1),
+            "parts-of-cc/collect2": str(cc1.with_name("collect2")),
+            "parts-of-cc/as": f"{gnu}as",
+            "parts-of-cc/ld": f"{gnu}ld",
+        }
+        programs = place / "bin"
+        for directory in (programs, place / "parts-of-cc"):
+            directory.mkdir()
         for name, command in commands.items():
-            _write_program(programs / name, f'#!/bin/sh\nexec {self.emulator} {command} "$@"\n')
+            _write_program(place / name, f'#!/bin/sh\nexec {self.emulator} {command} "$@"\n')
         (programs / "python").symlink_to("python3")
         (programs / "gcc").symlink_to("cc")
         main = "import sys\nfrom convtune.cli import main\nsys.exit(main())\n"
