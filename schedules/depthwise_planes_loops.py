@@ -137,7 +137,7 @@ class Planes:
             planes = loop(*valid_taps(depth, depth.first(d)), lambda kd: plane(acc, kd), name="kd")
             return sequence([*clear, planes, *self._store(acc, at, firsts, stored)])
 
-        return _sums(vectors, lanes, body)
+        return vector_sums(vectors, lanes, body)
 
     def _products(
         self,
@@ -164,7 +164,7 @@ class Planes:
                 if start not in loads:
                     where = plane_index(self.spec, n, c, plane, tirx.Ramp(base + start, 1, lanes))
                     loads[start] = bind(tirx.BufferLoad(self.x, where))
-            value = _lanewise(source, starts, [loads[start] for start in starts], bind)
+            value = lanewise(source, starts, [loads[start] for start in starts], bind)
             for vector, kh, kw in served:
                 place, factor = [tirx.Ramp(0, 1, lanes)], tirx.Broadcast(filters[kh, kw], lanes)
                 bind.store(acc[vector], place, tirx.BufferLoad(acc[vector], place) + value * factor)
@@ -205,15 +205,17 @@ def plane_index(spec: ConvSpec, n: Expr, channel: Expr, depth: Expr, position: E
     return [n, channel, *(depth, 0, position)[3 - spec.rank :]]
 
 
-def _sums(vectors: int, lanes: int, body: Callable[[list[Any]], Stmt]) -> Stmt:
+def vector_sums(vectors: int, lanes: int, body: Callable[[list[Any]], Stmt]) -> Stmt:
     """body(buffers), one for each vector: TVM 0.27 puts less than 1 KiB of "global" on the stack, where LLVM sees that
     it is nothing but a register, and all else in memory, where sums would be stored."""
     if vectors == 0:
         return body([])
-    return allocated((lanes,), "acc", "global", lambda one: _sums(vectors - 1, lanes, lambda more: body([one, *more])))
+    return allocated(
+        (lanes,), "acc", "global", lambda one: vector_sums(vectors - 1, lanes, lambda more: body([one, *more]))
+    )
 
 
-def _lanewise(source: Source, starts: Sequence[int], loads: Sequence[Expr], bind: Binder) -> Expr:
+def lanewise(source: Source, starts: Sequence[int], loads: Sequence[Expr], bind: Binder) -> Expr:
     """A source's vector, of loads that begin at these positions."""
     from tvm import tirx
 

@@ -1,0 +1,320 @@
+"""Grouped 1 x 1 convolution, channels last: vectors of output channels across the ends of groups, shuffled when stored.
+
+    parallel task = part of the positions:
+        for block of positions:
+            for block of vectors:
+                for tile of positions:
+                    acc[position, vector, lane] = 0                                     in registers
+                    for ic:
+                        acc[...] += s * weight[block, ic, vector, lane]
+                    result[position, channel] = acc                                     in the second cache
+            y[position, shuffled channel] = activation(result + bias + residual)        by permutes of vectors
+
+s is the ic-th input of the lane's group: a broadcast, or where a vector has channels of two groups or more a permute of
+their broadcasts. So a group that ends within a vector leaves no lane empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.depthwise_loops import least, loop, named, part
+from convtune.schedules.depthwise_planes_loops import lanewise, vector_sums
+from convtune.schedules.depthwise_planes_plan import windows
+from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, stream_cycles
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
+from convtune.schedules.tiling import ceil_div, spaced
+from convtune.schedules.written import Held, written
+
+from convtune.expression import epilogue
+from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.spec import count
+from convtune.targets import CpuTarget
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+FEWEST_LANES = 4
+LARGEST_CODE = 900  # FMAs of all blocks' codes: LLVM needs a second for some thousand
+
+
+class GroupedPointwise(Estimating[CpuTarget]):
+    name = "grouped_pointwise"
+    summary = "grouped 1 x 1, shuffled too, channels last: vectors across groups, shuffled in registers when stored"
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        if not isinstance(target, CpuTarget) or spec.variant not in ("grouped", "shuffled_grouped"):
+            return False
+        inside = spec.channels_last and spec.out_size == spec.in_size and set(spec.stride) == {1}
+        return (
+            inside
+            and count(spec.kernel) == 1
+            and not any(map(any, spec.padding))
+            and _lanes(spec, target) >= FEWEST_LANES
+        )
+
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
+        positions, vectors = _positions(spec), ceil_div(spec.out_channels, _lanes(spec, target))
+        parts = [target.threads << shift for shift in range(6)]
+        return {
+            "columns": tuple(size for size in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14) if size <= positions),
+            "vectors": tuple(size for size in (1, 2, 3, 4, 5, 6) if size <= vectors),
+            "tiles": tuple(size for size in (1, 2, 4, 8, 16) if size <= positions),
+            "parts": spaced({1, *(size for size in parts if size <= positions)}, 4),
+        }
+
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
+        plan = _plan(spec, target, knobs)
+        sums, read = plan.columns * plan.vectors, max(len(plan.groups_of(block)) for block in plan.blocks)
+        mixed = 2 if any(len(plan.groups_of([vector])) > 1 for vector in plan.all) else 0
+        # LLVM has the weights of a step in registers, and spills sums where these do not suffice
+        if sums + read + plan.vectors + mixed + 2 > target.vector_registers:
+            return False
+        if plan.block > _positions(spec) // plan.parts or sums < min(6, _positions(spec)):
+            return False
+        if plan.columns * sum(map(len, plan.blocks)) > LARGEST_CODE:
+            return False
+        return 4 * plan.block * plan.padded <= target.l2_bytes / 4 or plan.tiles == 1
+
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely."""
+        plan, positions = _plan(spec, target, knobs), ceil_div(_positions(spec), int(knobs["parts"]))
+        tiles, cycles = ceil_div(positions, plan.block) * plan.tiles, 0.0
+        for block in plan.blocks:
+            groups = plan.groups_of(block)
+            sums = plan.columns * len(block)
+            permutes = plan.columns * sum(len(plan.groups_of([vector])) - 1 for vector in block)
+            loads = plan.columns * len(groups) + len(block)
+            step = max((max(sums, FEWEST_SUMS) + permutes) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
+            size = 4 * plan.depth * len(block) * plan.lanes
+            cycles += tiles * (plan.depth * step + 2 * sums + TILE_CYCLES + stream_cycles(target, size, size))
+        stores = positions * len(plan.all) * (6 if plan.shuffled else 2)
+        return Tasks(plan.parts, cycles + stores).on(target)
+
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        """PyTorch's (oc, ic, …) to (block, ic, vector, lane), padded to whole blocks."""
+        plan = _plan(spec, target, knobs)
+        blocks, depth, vectors, lanes = plan.weight_shape
+        return (
+            (
+                {"op": "reshape", "shape": [spec.out_channels, depth]},
+                {"op": "pad", "widths": [[0, blocks * vectors * lanes - spec.out_channels], [0, 0]]},
+                {"op": "reshape", "shape": [blocks, vectors, lanes, depth]},
+                {"op": "transpose", "axes": [0, 3, 1, 2]},
+            ),
+        )
+
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
+        plan = _plan(spec, target, knobs)
+        return written(spec, plan.weight_shape, lambda buffers, y: Tiles(spec, plan, Held(spec, buffers), y).kernel())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """columns x vectors: positions and vectors of a register tile. tiles: of positions whose sums are stored together.
+    parts: of the positions, a task each."""
+
+    channels: int
+    groups: int
+    depth: int
+    lanes: int
+    columns: int
+    vectors: int
+    tiles: int
+    parts: int
+    shuffled: bool
+
+    @property
+    def block(self) -> int:
+        """Positions whose sums are stored together."""
+        return self.columns * self.tiles
+
+    @property
+    def run(self) -> int:
+        """Output channels of a group."""
+        return self.channels // self.groups
+
+    @property
+    def all(self) -> range:
+        """The vectors of output channels, those of a group side by side."""
+        return range(ceil_div(self.channels, self.lanes))
+
+    @property
+    def blocks(self) -> list[range]:
+        """The vectors that a register tile has at a time."""
+        starts = range(0, len(self.all), self.vectors)
+        return [range(start, min(start + self.vectors, len(self.all))) for start in starts]
+
+    @property
+    def padded(self) -> int:
+        """Output channels in whole vectors."""
+        return len(self.all) * self.lanes
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return len(self.blocks), self.depth, self.vectors, self.lanes
+
+    def groups_of(self, vectors: range | list[int]) -> tuple[int, ...]:
+        """Whose channels they have."""
+        channels = (v * self.lanes + lane for v in vectors for lane in range(self.lanes))
+        return tuple(sorted({min(channel, self.channels - 1) // self.run for channel in channels}))
+
+    def source(self, first: int) -> tuple[int, ...]:
+        """Where the sums of a vector of outputs from that channel of y are."""
+        channels = range(first, first + self.lanes)
+        return tuple(c % self.groups * self.run + c // self.groups if self.shuffled else c for c in channels)
+
+
+class Tiles:
+    """The statements of a plan: `kernel` is all of them."""
+
+    def __init__(self, spec: ConvSpec, plan: Plan, arguments: Held, y: Any) -> None:
+        self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
+
+    def kernel(self) -> Stmt:
+        plan, positions = self.plan, _positions(self.spec)
+
+        def task(number: Expr) -> Stmt:
+            low, high = part(positions, plan.parts, number)
+
+            def block(index: Expr) -> Stmt:
+                first = least(low + index * plan.block, high - plan.block)
+                return named(first, "first", self._block)
+
+            return loop(0, (high - low + plan.block - 1) // plan.block, block, name="block")
+
+        return loop(0, plan.parts, task, "PARALLEL", "task")
+
+    def _block(self, first: Expr) -> Stmt:
+        plan = self.plan
+
+        def body(result: Any) -> Stmt:
+            def tile(number: int, vectors: range, index: Expr) -> Stmt:
+                return named(index * plan.columns, "at", lambda at: self._tile(result, first, at, number, vectors))
+
+            sums = [
+                loop(0, plan.tiles, lambda index, n=n, v=v: tile(n, v, index), name="tile")  # type: ignore[misc]
+                for n, v in enumerate(plan.blocks)
+            ]
+            return sequence([*sums, loop(0, plan.block, lambda at: self._store(result, first, at), name="position")])
+
+        return allocated((plan.block, plan.padded), "result", "global", body)
+
+    def _tile(self, result: Any, first: Expr, at: Expr, number: int, vectors: range) -> Stmt:
+        """The sums of a register tile, into `result`."""
+        from tvm import tirx
+
+        plan = self.plan
+        lanes, size = plan.lanes, len(vectors)
+        whole = tirx.Ramp(0, 1, lanes)
+
+        def body(acc: list[Any]) -> Stmt:
+            zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
+            clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
+            kept = [
+                tirx.BufferStore(
+                    result,
+                    tirx.BufferLoad(acc[c * size + i], [whole]),
+                    [at + c, tirx.Ramp(vector * lanes, 1, lanes)],
+                )
+                for c in range(plan.columns)
+                for i, vector in enumerate(vectors)
+            ]
+            return sequence(
+                [*clear, loop(0, plan.depth, lambda ic: self._step(acc, first + at, number, vectors, ic)), *kept]
+            )
+
+        return vector_sums(plan.columns * size, lanes, body)
+
+    def _step(self, acc: list[Any], position: Expr, number: int, vectors: range, ic: Expr) -> Stmt:
+        from tvm import tirx
+
+        plan = self.plan
+        lanes, whole = plan.lanes, tirx.Ramp(0, 1, plan.lanes)
+        bind = Binder(f"float32x{lanes}")
+        weights = [bind(tirx.BufferLoad(self.arguments.weight, [number, ic, i, whole])) for i in range(len(vectors))]
+        for c in range(plan.columns):
+            spread: dict[tuple[int, ...], Expr] = {}
+            for group in plan.groups_of(vectors):
+                value = tirx.BufferLoad(self.arguments.source, self._index(position + c, group * plan.depth + ic))
+                spread[(group,) * lanes] = bind(tirx.Broadcast(value, lanes))
+            for i, vector in enumerate(vectors):
+                total = tirx.BufferLoad(acc[c * len(vectors) + i], [whole])
+                value = self._spread(vector, spread, bind)
+                bind.store(acc[c * len(vectors) + i], [whole], total + value * weights[i])
+        return sequence(bind.statements)
+
+    def _spread(self, vector: int, spread: dict[tuple[int, ...], Expr], bind: Binder) -> Expr:
+        """The inputs of a vector's lanes, of the broadcasts of their groups' inputs."""
+        from tvm import tirx
+
+        plan = self.plan
+        channels = range(vector * plan.lanes, (vector + 1) * plan.lanes)
+        wanted = tuple(min(channel, plan.channels - 1) // plan.run for channel in channels)
+        if wanted not in spread:
+            first, *others = sorted(set(wanted))
+            value = spread[(first,) * plan.lanes]
+            for group in others:
+                order = [plan.lanes + lane if owner == group else lane for lane, owner in enumerate(wanted)]
+                value = bind(tirx.Shuffle([value, spread[(group,) * plan.lanes]], order))
+            spread[wanted] = value
+        return spread[wanted]
+
+    def _store(self, result: Any, first: Expr, at: Expr) -> Stmt:
+        """The outputs of a position, by vectors; the last one begins earlier where they do not divide the channels."""
+        from tvm import tirx
+
+        plan, found = self.plan, []
+        for vector in plan.all:
+            start = min(vector * plan.lanes, plan.channels - plan.lanes)
+            source, bind = plan.source(start), Binder(f"float32x{plan.lanes}")
+            starts = windows(source, 0, plan.padded - plan.lanes, [])
+            loads = [bind(tirx.BufferLoad(result, [at, tirx.Ramp(s, 1, plan.lanes)])) for s in starts]
+            value = lanewise(source, starts, loads, bind)
+
+            def stored(copy: Any, start: int = start, value: Expr = value, bind: Binder = bind) -> Stmt:
+                bind.store(copy, [tirx.Ramp(0, 1, plan.lanes)], value)
+
+                def output(lane: Expr) -> Stmt:
+                    where = self._index(first + at, start + lane)
+                    value = tirx.BufferLoad(copy, [lane])
+                    value = epilogue(self.arguments, value, where[0], where[-1], where[1:-1])
+                    return tirx.BufferStore(self.y, value, where)
+
+                return sequence([*bind.statements, loop(0, plan.lanes, output, "VECTORIZED", "lane")])
+
+            found.append(allocated((plan.lanes,), "copy", "global", stored))
+        return sequence(found)
+
+    def _index(self, position: Expr, channel: Expr) -> list[Expr]:
+        """All positions of all images are as one row, which they are in memory."""
+        return [*(0 for _ in range(self.spec.rank)), position, channel]
+
+
+def _positions(spec: ConvSpec) -> int:
+    return spec.batch * count(spec.out_size)
+
+
+def _lanes(spec: ConvSpec, target: CpuTarget) -> int:
+    """Of a vector: as many as there are output channels at most, in powers of two."""
+    return min(target.lanes, 1 << (spec.out_channels.bit_length() - 1))
+
+
+def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
+    return Plan(
+        channels=spec.out_channels,
+        groups=spec.groups,
+        depth=spec.in_channels // spec.groups,
+        lanes=_lanes(spec, target),
+        columns=int(knobs["columns"]),
+        vectors=int(knobs["vectors"]),
+        tiles=int(knobs["tiles"]),
+        parts=int(knobs["parts"]),
+        shuffled=spec.variant == "shuffled_grouped",
+    )
+
+
+grouped_pointwise = GroupedPointwise()

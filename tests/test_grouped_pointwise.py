@@ -1,0 +1,59 @@
+"""Grouped 1 x 1 by vectors across groups: where a vector's sums come from, and kernels at the domain's corners."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from conformance_cases import runnable_targets
+from convtune.schedules.grouped_pointwise import Plan, grouped_pointwise
+from synthetic_spaces import machine
+from test_conformance import check
+
+from convtune.space import all_knobs
+from convtune.spec import ConvSpec
+
+SHUFFLED = ConvSpec.parse("shuffled_grouped,n=2,ic=15,oc=35,in=5x7,k=1x1,g=5,bias,act=gelu,layout=NHWC")
+GROUPED = ConvSpec.parse("grouped,n=3,ic=14,oc=49,in=13,k=1,g=7,bias,act=relu,residual,layout=NWC")
+
+
+def plan(channels: int, groups: int, vectors: int) -> Plan:
+    return Plan(channels, groups, 3, 8, 2, vectors, 2, 1, shuffled=True)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(60, 3), (35, 5), (17, 1), (24, 12)])
+def test_outputs_are_the_shuffled_channels(channels: int, groups: int) -> None:
+    """The channel shuffle as frameworks write it: to (groups, run), transposed, flattened."""
+    want = np.arange(channels).reshape(groups, -1).T.ravel()
+    for first in range(channels - 7):
+        assert plan(channels, groups, 1).source(first) == tuple(want[first : first + 8])
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 3])
+def test_vectors_have_each_channel_once_and_know_their_groups(vectors: int) -> None:
+    found = plan(35, 5, vectors)
+    assert [vector for block in found.blocks for vector in block] == [0, 1, 2, 3, 4]
+    assert [found.groups_of([vector]) for vector in range(5)] == [(0, 1), (1, 2), (2, 3), (3, 4), (4,)]
+    assert found.weight_shape == (len(found.blocks), 3, vectors, 8)
+
+
+@pytest.mark.parametrize("spec", [SHUFFLED, GROUPED], ids=str)
+def test_blocks_fit_in_their_tasks(spec: ConvSpec) -> None:
+    positions = spec.batch * int(np.prod(spec.out_size))
+    for knobs in all_knobs(grouped_pointwise, spec, machine()):
+        assert int(knobs["columns"]) * int(knobs["tiles"]) <= positions // int(knobs["parts"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [(SHUFFLED, {"parts": 4}), (SHUFFLED, {"vectors": 2, "columns": 3}), (GROUPED, {"columns": 3, "vectors": 2})],
+)
+def test_corners_are_right(spec: ConvSpec, wanted: dict[str, Any]) -> None:
+    target = next(target for target in runnable_targets() if target.name == "x86-64-v3")
+    for knobs in all_knobs(grouped_pointwise, spec, target):
+        if all(knobs[name] == value for name, value in wanted.items()):
+            check(grouped_pointwise, spec, target, knobs)
+            return
+    raise AssertionError(f"no candidate of {spec} has {wanted}")
