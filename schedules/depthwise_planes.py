@@ -111,7 +111,7 @@ class DepthwisePlanes(Estimating[CpuTarget]):
         task = channels * (view.depth.out * plane / plan.row_blocks + TILE_CYCLES)
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
         cached = moved <= target.l2_bytes * target.threads * 0.75
-        lines = 1 + (0 if cached else SEVERAL_LINES * plan.rows)
+        lines = 1 + (0 if moved <= target.l3_bytes else SEVERAL_LINES * plan.rows)
         stream = moved / (L2_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE) * lines
         tasks = view.batch * plan.parts * plan.row_blocks
         return Tasks(tasks, overlapped(task, stream / tasks)).on(target)
@@ -155,7 +155,9 @@ def _plane_of_rows(plan: PlanesPlan, target: CpuTarget, depth: float) -> float:
     counts = (fmas * plan.rows * rows.all_valid / rows.out, loads * read, permutes * read)
     stores = 2 * plan.rows * len(plan.offsets) * plan.tiles
     lines = plan.tiles * len(plan.row_reads()) * ROW_CYCLES
-    compute = _bound(plan, target, *counts, sums) + lines
+    again = 4 * len(plan.row_reads()) * plan.view.columns.size  # bytes that a row of tiles reads
+    from_l2 = again / L2_BYTES_PER_CYCLE if again > target.l1d_bytes / 2 else 0.0
+    compute = max(_bound(plan, target, *counts, sums) + lines, from_l2)
     return tiles * (depth * compute + stores + plan.tiles * TILE_CYCLES)
 
 
