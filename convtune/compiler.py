@@ -73,8 +73,9 @@ def compile(  # the contract's name
     """The convolution as a kernel for this machine, verified against the float64 reference.
 
     Args:
-        target: a name as for --target, or a Target; a CPU must be able to run its kernels here. A GPU need not be here:
-            then the kernel is verified by emulation, and calling it raises KernelError.
+        target: a name as for --target, or a Target. Where it is not here the kernel is verified by emulation, can be
+            saved, and raises KernelError when it is called. An x86 CPU with more than this one has cannot be emulated:
+            its kernel is not verified.
         log: a tuning log to take the schedule from; None: the user's log, over the shipped one.
         candidate: the schedule to use, whatever the logs say.
         accuracy: "strict", "standard" or "loose": the largest error allowed.
@@ -87,7 +88,7 @@ def compile(  # the contract's name
 
     Raises:
         SpecError: the constants do not fit the spec, or allow_separable comes without weight or with a candidate.
-        UnknownNameError, TargetError: no such target, accuracy or arch, or the target's kernels do not run here.
+        UnknownNameError, TargetError: no such target, accuracy or arch, or nothing here can build for it.
         LogError: the log cannot be read.
         BuildError, VerifyError: the named candidate does not build, or its result is wrong.
     """
@@ -100,7 +101,7 @@ def compile(  # the contract's name
     known = known_weights(checked(spec), weight, bias, allow_separable)
     with Compiler(machine, open_logs(log), accuracy, archs) as compiler:
         package = compiler.package(known.spec, candidate)
-    conv = CompiledConv(package.directory)
+    conv = CompiledConv(package.directory, elsewhere=True)
     conv.manifest = package.manifest  # the cache says why it was compiled first, this says why it is used now
     known.give(conv)
     return conv

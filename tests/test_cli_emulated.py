@@ -8,6 +8,7 @@ import platform
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_process import TINY, invoke
 
@@ -94,6 +95,20 @@ def test_workloads_are_verified_for_another_cpu(compiled: tuple[Path, str]) -> N
     result = invoke("verify", TINY, "--target", TARGET, "--threads", "3", "--seed", "5")
     assert result.exit_code == 0, result.stderr
     assert f"{TINY}: {TOLD}\n1 of 1 kernel right" in result.stdout
+
+
+def test_python_compiles_packs_and_saves_for_another_cpu(tmp_path: Path) -> None:
+    conv = convtune.compile(convtune.ConvSpec.parse(TINY), target=TARGET)
+    assert conv.verified == "emulation" and conv.error is not None
+    spec = convtune.ConvSpec.parse(conv.spec)
+    x, weight = np.zeros(spec.in_shape, "float32"), np.zeros(spec.weight_shapes[0], "float32")
+    packed = conv.pack(weight)
+    for call in (lambda: conv.run(x, packed), conv.time, lambda: conv.bind(x, packed, out=conv)):
+        with pytest.raises(KernelError):
+            call()
+    with pytest.raises(KernelError, match=r"the kernel was compiled for .*; this machine is "):
+        conv(x, weight)
+    assert machine_of(conv.save(tmp_path / "tiny") / conv.manifest.library_name) == ELF
 
 
 @pytest.mark.skipif(ELSEWHERE, reason="neoverse-v1 may be the machine at hand")

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from . import constants, cpu, gpu_arrays, packing
 from .arrays import aligned_copy, converter_to, empty_aligned, to_numpy
-from .errors import KernelError
+from .errors import KernelError, UnfitCpuError
 from .gpu_arrays import GpuArray
-from .kernel import Call, Kernel
+from .kernel import AbsentKernel, Call, Kernel
 from .manifest import PARAMETERS, Resolution
 from .names import RUNTIME_NAME
 from .package import content, read_manifest, write_package
@@ -45,19 +45,27 @@ class CompiledConv:
         kernel: the loaded library; `kernel.num_threads` is the number of threads of all kernels in the process.
     """
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, elsewhere: bool = False) -> None:
         """Loads a package that `save` or the compiler wrote.
+
+        elsewhere: it may be for a CPU that this one is not, and then can be packed for and saved, but not run.
 
         Raises KernelError when it is not one, its files do not match its hashes, or this CPU cannot execute it.
         """
         self._directory = Path(directory)
         self.manifest = manifest = read_manifest(self._directory)
         target = manifest.target
-        cpu.check(target.machine, target.required_features)
         library = self._directory / manifest.library_name
         content(library, manifest.library_sha256)
         content(self._directory / RUNTIME_NAME, manifest.runtime_sha256)
-        self.kernel = Kernel(library)
+        self.kernel: Kernel | AbsentKernel
+        try:
+            cpu.check(target.machine, target.required_features)
+            self.kernel = Kernel(library)
+        except UnfitCpuError as error:
+            if not elsewhere:
+                raise
+            self.kernel = AbsentKernel(str(error))
         if self.kernel.on_gpu != target.on_gpu:
             found = "is for a GPU" if self.kernel.on_gpu else "is for a CPU"
             raise KernelError(f"manifest.json: target: archs are {list(target.archs)}, and the kernel {found}")

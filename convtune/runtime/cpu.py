@@ -9,7 +9,7 @@ import struct
 from collections.abc import Collection
 from pathlib import Path
 
-from .errors import KernelError
+from .errors import KernelError, UnfitCpuError
 
 CPUINFO = Path("/proc/cpuinfo")
 AUXV = Path("/proc/self/auxv")
@@ -75,12 +75,12 @@ def _length() -> tuple[str, ...]:
 
 
 def check(machine: str, required: Collection[str]) -> None:
-    """Raises KernelError unless this is a `machine` with all `required` features: running the kernel would crash."""
+    """Raises UnfitCpuError unless this is a `machine` with all `required` features: running the kernel would crash."""
     here = platform.machine()
     if machine != here:
-        raise KernelError(f"the kernel was compiled for {machine}; this machine is {here}")
+        raise UnfitCpuError(f"the kernel was compiled for {machine}; this machine is {here}")
     missing = sorted(set(required) - features()) if required else []
     if missing:
-        raise KernelError(
+        raise UnfitCpuError(
             f"the kernel needs CPU features {', '.join(sorted(required))}; this CPU lacks {', '.join(missing)}"
         )

@@ -11,5 +11,9 @@ class KernelError(ConvtuneError, RuntimeError):
     """A compiled kernel cannot be loaded, cannot take these arguments, or failed while it ran."""
 
 
+class UnfitCpuError(KernelError):
+    """A kernel is for another machine, or needs what this CPU lacks."""
+
+
 class NoGpuError(KernelError):
     """A GPU's kernel was called where there is no GPU, or none that can be used."""

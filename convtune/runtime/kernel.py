@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,26 @@ _RUNTIME_SYMBOLS = (
     "convtune_release_workspace",
     "convtune_set_num_threads",
 )
+
+
+class AbsentKernel:
+    """In place of a library that this CPU cannot execute. What would run it, or load it, raises KernelError."""
+
+    on_gpu = False
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise KernelError(self._why)
+
+    @property
+    def num_threads(self) -> int:
+        raise KernelError(self._why)
+
+    @num_threads.setter
+    def num_threads(self, count: int) -> None:
+        raise KernelError(self._why)
 
 
 class Kernel:
@@ -143,7 +163,9 @@ class Kernel:
 class Call:
     """A kernel with its arguments bound, checked no further than said here. For one thread at a time."""
 
-    def __init__(self, kernel: Kernel, arguments: Sequence[tuple[tuple[int, ...], np.dtype[Any], int]]) -> None:
+    def __init__(
+        self, kernel: Kernel | AbsentKernel, arguments: Sequence[tuple[tuple[int, ...], np.dtype[Any], int]]
+    ) -> None:
         """`arguments`: shape, dtype and alignment in bytes of each; bind an array to each before the first call."""
         count = len(arguments)
         self._kernel = kernel
