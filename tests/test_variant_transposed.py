@@ -130,7 +130,7 @@ def test_the_networks_of_the_zoo_are_run_by_phases(network: str) -> None:
         spec = workload.spec
         if spec.variant == "transposed":
             owners = space.accepting(spec, machine())
-            assert {owner.name for owner in owners} == {"transposed_lanes", "transposed_phases"}
+            assert {owner.name for owner in owners} >= {"transposed_lanes", "transposed_phases"}
             for owner in owners:
                 check_schedule(owner, spec, machine(), owner.default(spec, machine()))
 
