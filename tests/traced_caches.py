@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,6 +184,3 @@ def private_misses(regions: Regions, lines: int, threads: int) -> int:
         for position, task in enumerate(region):
             traces[position // share] += task
     return sum(misses(trace, lines) for trace in traces)
-
-
-Count = Callable[[Regions], int]
