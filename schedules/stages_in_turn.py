@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.chain_plan import is_chain
 from convtune.schedules.estimate import BARRIER_CYCLES, L3_BYTES_PER_CYCLE, MEMORY_BYTES_PER_CYCLE
+from convtune.schedules.statements import sequence
 
 from convtune import space
 from convtune.accuracy import STANDARD
@@ -96,7 +97,7 @@ def _joined(spec: ConvSpec, modules: Sequence[Any]) -> Any:
     # TVM 0.27 shrinks a buffer to the indices that it sees, which rows that are read as one go beyond, but not one of
     # which an address is taken
     kept = [tirx.Evaluate(buffer.access_ptr("rw")) for buffer in between]
-    body = tirx.SeqStmt([*map(tirx.AllocBuffer, between), *kept, *bodies])
+    body = sequence([*map(tirx.AllocBuffer, between), *kept, *bodies])
     main = tirx.PrimFunc([arguments[0][0], *weights, *biases, *last], body, attrs=mains[0].attrs)
     return ir.IRModule({"main": main})
 
