@@ -77,6 +77,19 @@ def test_the_same_log_is_no_regression(logs: tuple[Path, Path]) -> None:
     assert invoke("compare", logs[0], logs[0], "--fail-on", "0%").exit_code == 0
 
 
+@pytest.mark.parametrize("form", ["text", "markdown", "json", "html"])
+def test_a_gate_fails_where_nothing_of_b_works(tmp_path: Path, form: str) -> None:
+    a, b, page = tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "page"
+    Log(a).append([make(10.0)])
+    Log(b).append([failure()])
+    output = ("--format", form, "-o", page)
+    done = invoke("compare", a, b, "--fail-on", "5%", *output)
+    assert (done.exit_code, done.stderr.count("regression: ")) == (1, 1), done.stderr
+    assert page.exists()
+    assert invoke("compare", a, b, *output).exit_code == 2  # asked for a comparison, and there is none
+    assert invoke("compare", b, a, "--fail-on", "5%", *output).exit_code == 2
+
+
 def test_spaces_are_compared_within_a_log(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     Log(log).append([record(10.0), record(5.0, candidate=Candidate("row_lanes", {"rows": 3}))])

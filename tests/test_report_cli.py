@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -147,6 +148,31 @@ def test_bad_input_is_one_line(log: Path, tmp_path: Path) -> None:
         assert (done.exit_code, done.stdout) == (2, ""), arguments
         assert said in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_no_output_replaces_an_input_or_a_device(log: Path, tmp_path: Path, command: str) -> None:
+    before = log.read_bytes()
+    link, pipe, directory = (tmp_path / name for name in ("link.txt", "pipe.txt", "directory.txt"))
+    link.symlink_to(log)
+    os.mkfifo(pipe)
+    directory.mkdir()
+    inputs = (log,) if command == "report" else (log, log)
+    for output, said in ((log, "would overwrite"), (link, "would overwrite"), (pipe, "pipe"), (directory, "directory")):
+        done = invoke(command, *inputs, "--format", "text", "-o", output)
+        assert (done.exit_code, done.stdout) == (2, ""), done.output
+        assert said in done.stderr
+    assert log.read_bytes() == before
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_report_does_not_replace_its_bench(log: Path, tmp_path: Path) -> None:
+    bench = tmp_path / "bench.json"
+    bench.write_text("{}", encoding="utf-8")
+    assert invoke("report", log, "--bench", bench, "-o", bench).exit_code == 2
+    assert bench.read_text(encoding="utf-8") == "{}"
 
 
 def test_a_bench_of_the_machine_adds_the_libraries(log: Path, tmp_path: Path) -> None:

@@ -62,12 +62,13 @@ def command(
     if as_json and form not in (None, "json"):
         raise click.UsageError(f"--json is --format json, and --format {form} is given.")
     form = outputs.format_of("json" if as_json else form, output, FORMATS)
+    outputs.spare((_input(text, log) for text in (a, b)), output)
     found = _sides(a, b, log, accuracy)
-    if not found.compared:
+    regressions = [] if fail_on is None else found.regressions(fail_on)
+    if not found.compared and not regressions:  # a gate fails where no layer of B works
         raise LogError(_nothing(found))
     built = _built(found) if show_kernels else None
     outputs.write(_text(form, found, fail_on, built), output)
-    regressions = [] if fail_on is None else found.regressions(fail_on)
     for pair in regressions:
         more = "more weighted instructions" if pair.origin == "emulated" else "slower"
         lost = f"{100 / pair.bounds.ratio - 100:.1f} % {more}" if pair.bounds else pair.verdict
@@ -114,6 +115,17 @@ def _sides(a: str, b: str, log: Path | None, accuracy: str) -> Versus:
         _check_records(first, second, a, b)
         return versus(a, b, [first], [second], accuracy)
     return versus(a, b, _records(Path(a)), _records(Path(b)), accuracy)
+
+
+def _input(text: str, log: Path | None) -> Path:
+    """The log that an argument reads."""
+    from convtune.paths import log_path
+
+    match = _RECORD.fullmatch(text)
+    kind = _kind(text)
+    if kind == "record" and match:
+        return Path(match["path"])
+    return Path(text) if kind == "log" else log or log_path()
 
 
 def _of_space(records: Sequence[Record], name: str, log: Path) -> list[Record]:

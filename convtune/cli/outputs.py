@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -28,6 +29,18 @@ def format_of(form: str | None, output: Path | None, allowed: Sequence[str]) -> 
     return form
 
 
+def spare(inputs: Iterable[Path], output: Path | None) -> None:
+    """Raises LogError where the output would replace an input, or what is no file, such as /dev/null."""
+    if output is None or not output.exists():
+        return
+    if not output.is_file():
+        what = "a directory" if output.is_dir() else "a device, pipe or socket"
+        raise LogError(f"-o {output} is {what}; it must be a file")
+    for path in inputs:
+        if path.exists() and output.samefile(path):
+            raise LogError(f"-o {output} would overwrite {path}, which is read; it must be another file")
+
+
 def write(text: str, output: Path | None) -> None:
     """Prints the text, or writes the file whole or not at all, and says where it is.
 
@@ -42,5 +55,7 @@ def write(text: str, output: Path | None) -> None:
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(output)
     except OSError as error:
+        with suppress(OSError):  # it may not have been made
+            unfinished.unlink()
         raise LogError(f"report {output} cannot be written: {error.strerror}") from error
     click.echo(f"convtune: wrote {output}", err=True)

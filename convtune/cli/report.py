@@ -48,6 +48,7 @@ def command(
 
     form = outputs.format_of(form, output, FORMATS)
     places = logs or (log_path(),)
+    outputs.spare((*places, *benches), output)
     if show_kernels and form == "csv":
         raise click.UsageError("--kernels is for html, text, markdown and json; csv has no place for them.")
     read = [peers.read(path) for path in benches]
