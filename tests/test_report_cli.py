@@ -131,6 +131,7 @@ def test_the_ending_tells_the_format(log: Path, tmp_path: Path) -> None:
         assert invoke("report", log, "-o", out).exit_code == 0
         assert out.read_text(encoding="utf-8").startswith(start)
     assert sorted(p.name for p in tmp_path.glob(".*")) == []
+    assert invoke("report", log, "--json").stdout == invoke("report", log, "--format", "json").stdout
 
 
 def test_bad_input_is_one_line(log: Path, tmp_path: Path) -> None:
@@ -140,6 +141,7 @@ def test_bad_input_is_one_line(log: Path, tmp_path: Path) -> None:
         ((log, "-o", tmp_path / "x.pdf"), "must be one of .html"),
         ((log, "--format", "html"), "needs -o FILE"),
         ((log, "--format", "pdf"), "pdf"),
+        ((log, "--json", "--format", "csv"), "--json is --format json"),
         ((log, "--bench", log), "is no"),
         ((log, "--bench", tmp_path / "none.json"), "No such file"),
         ((log, "-o", tmp_path / "none" / "r.html"), "cannot be written"),
@@ -207,8 +209,9 @@ def test_a_page_without_its_packages_says_how_to_get_them(
     for cached in (page._environment, page._vega):
         cached.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
-    done = invoke("report", log, "-o", tmp_path / "report.html")
+    done = invoke("report", log, "--kernels", "-o", tmp_path / "report.html")
     assert done.exit_code == 2
+    assert "building" not in done.stderr  # that takes long
     assert f"needs {package}; pip install 'convtune[report]'" in done.stderr
     assert not (tmp_path / "report.html").exists()
     assert invoke("report", log).exit_code == 0

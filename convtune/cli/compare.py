@@ -59,9 +59,7 @@ def command(
 
     Of each layer the winners of both sides are compared: B wins, loses, or makes no difference beyond the spread.
     """
-    if as_json and form not in (None, "json"):
-        raise click.UsageError(f"--json is --format json, and --format {form} is given.")
-    form = outputs.format_of("json" if as_json else form, output, FORMATS)
+    form = outputs.format_of(outputs.as_json(form) if as_json else form, output, FORMATS)
     outputs.spare((_input(text, log) for text in (a, b)), output)
     found = _sides(a, b, log, accuracy)
     regressions = [] if fail_on is None else found.regressions(fail_on)

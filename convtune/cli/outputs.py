@@ -13,8 +13,20 @@ from convtune.errors import LogError
 _ENDINGS = {".html": "html", ".htm": "html", ".txt": "text", ".md": "markdown", ".csv": "csv", ".json": "json"}
 
 
+def as_json(form: str | None) -> str:
+    """The format that --json is; raises UsageError where another is asked for too."""
+    if form not in (None, "json"):
+        raise click.UsageError(f"--json is --format json, and --format {form} is given.")
+    return "json"
+
+
 def format_of(form: str | None, output: Path | None, allowed: Sequence[str]) -> str:
-    """The format asked for, or that of the file's ending; raises UsageError where that is none of the allowed."""
+    """The format asked for, or that of the file's ending.
+
+    Raises:
+        UsageError: that is none of the allowed.
+        MissingPackageError: it needs a package that is not installed.
+    """
     known = {ending: named for ending, named in _ENDINGS.items() if named in allowed}
     if form is None and output is not None:
         form = known.get(output.suffix.lower())
@@ -26,6 +38,10 @@ def format_of(form: str | None, output: Path | None, allowed: Sequence[str]) -> 
     form = form or "text"
     if form == "html" and output is None:
         raise click.UsageError("--format html needs -o FILE.")
+    if form == "html":
+        from convtune.report.page import check_packages
+
+        check_packages()
     return form
 
 

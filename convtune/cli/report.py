@@ -27,6 +27,7 @@ FORMATS = ("html", "text", "markdown", "csv", "json")
 @click.option("--title", default="convtune report", show_default=True, help="Of the page.")
 @kernels.option
 @options.accuracy
+@options.as_json
 def command(
     *,
     logs: tuple[Path, ...],
@@ -36,6 +37,7 @@ def command(
     title: str,
     show_kernels: bool,
     accuracy: str,
+    as_json: bool,
 ) -> int:
     """Report what was tuned: layers, speed-ups, roofline, every candidate. Without LOG: your own log.
 
@@ -46,7 +48,7 @@ def command(
     from convtune.report.digest import digest
     from convtune.report.roof import roofs_of
 
-    form = outputs.format_of(form, output, FORMATS)
+    form = outputs.format_of(outputs.as_json(form) if as_json else form, output, FORMATS)
     places = logs or (log_path(),)
     outputs.spare((*places, *benches), output)
     if show_kernels and form == "csv":

@@ -99,6 +99,12 @@ def embedded(data: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
+def check_packages() -> None:
+    """Raises MissingPackageError where a page cannot be made, before what goes into it is built."""
+    _environment()
+    _vega()
+
+
 @functools.cache
 def _environment() -> Any:
     try:
