@@ -117,6 +117,8 @@ def test_several_logs_are_one_report(log: Path, tmp_path: Path) -> None:
     assert [len(section["layers"]) for section in data["sections"]] == [2, 1]
     assert data["sections"][0]["layers"][0]["trials"] == 3
     assert data["logs"] == [str(log), str(other)]
+    again = json.loads(invoke("report", log, other, log, "--format", "json").stdout)
+    assert again["sections"] == data["sections"]  # each record counts once
 
 
 def test_the_ending_tells_the_format(log: Path, tmp_path: Path) -> None:
@@ -138,6 +140,7 @@ def test_bad_input_is_one_line(log: Path, tmp_path: Path) -> None:
     for arguments, said in (
         ((tmp_path / "none.jsonl",), "does not exist"),
         ((tmp_path,), "directory"),
+        ((Path(__file__),), "is no log"),
         ((log, "-o", tmp_path / "x.pdf"), "must be one of .html"),
         ((log, "--format", "html"), "needs -o FILE"),
         ((log, "--format", "pdf"), "pdf"),
