@@ -98,7 +98,13 @@ class ChainedStages(Estimating[CpuTarget]):
         heights = ("od_block", "oh_block") if spec.rank > 1 else ("ow_block",)
         domain = self.knobs(spec, target)
         smallest = all(knobs[name] == domain[name][0] for name in heights if name in domain)
-        return smallest or _block_bytes(_plan(spec, target, knobs)) <= target.l2_bytes
+
+        def fits(knobs: Knobs) -> bool:
+            return _block_bytes(_plan(spec, target, knobs)) <= target.l2_bytes
+
+        if spec.rank > 1 and knobs["ow_block"] != width and fits({**knobs, "ow_block": width}):
+            return False  # narrower for nothing
+        return smallest or fits(knobs)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -144,7 +150,7 @@ def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[Stage[Tile],
 
 def _widths(size: int) -> tuple[int, ...]:
     """Widths of blocks: narrower ones can be higher in the same cache, so that less is computed twice."""
-    return tuple(sorted({ceil_div(size, parts) for parts in (1, 2, 4, 8) if size >= parts * NARROWEST} | {size}))
+    return tuple(sorted({ceil_div(size, parts) for parts in (1, 4) if size >= parts * NARROWEST} | {size}))
 
 
 def _tile(stage: ConvSpec, target: CpuTarget, knobs: Knobs, size: Dims, last: bool) -> Tile:

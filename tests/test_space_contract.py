@@ -210,7 +210,7 @@ def check_schedule(owner: Space, spec: ConvSpec, target: Target, knobs: Knobs) -
 
 
 def statements(node: Any) -> int:
-    """Stores in the code, each as often as the loops around it are unrolled."""
+    """Stores, and calls that are statements, in the code, each as often as the loops around it are unrolled."""
     from tvm import tirx
 
     if isinstance(node, tirx.For):
@@ -220,7 +220,7 @@ def statements(node: Any) -> int:
         return sum(map(statements, node.seq))
     if isinstance(node, tirx.IfThenElse):
         return statements(node.then_case) + (statements(node.else_case) if node.else_case else 0)
-    if isinstance(node, tirx.BufferStore):
+    if isinstance(node, (tirx.BufferStore, tirx.Evaluate)):
         return 1
     if isinstance(node, (tirx.Bind, tirx.AllocBuffer, tirx.DeclBuffer)):
         return 0
