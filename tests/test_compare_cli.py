@@ -98,6 +98,22 @@ def test_spaces_are_compared_within_a_log(tmp_path: Path) -> None:
     assert (layer["a"]["us"], layer["b"]["us"], layer["verdict"]) == (10.0, 5.0, "win")
 
 
+@pytest.mark.parametrize(("slow_turns", "told"), [((4, 3), True), ((4, 4), False)])
+def test_a_ratio_that_no_reader_gets_by_dividing_is_explained(
+    tmp_path: Path, slow_turns: tuple[int, int], told: bool
+) -> None:
+    """The machine is slow in so many of seven turns of each side: most pairs agree, and the medians may not."""
+    log, batch = tmp_path / "log.jsonl", "2026-11-22T10:00:00.000000Z"
+    for slow, candidate in zip(
+        slow_turns, (Candidate("dense_direct", {"width": 4}), Candidate("row_lanes", {"rows": 3}))
+    ):
+        times_us = tuple(30.0 if turn < slow else 10.0 for turn in range(7))
+        Log(log).append([make(1.0, times_us=times_us, candidate=candidate, round="final", batch=batch)])
+    done = invoke("compare", "dense_direct", "row_lanes", "--log", log)
+    assert done.exit_code == 0, done.stderr
+    assert ("is not the ratio of the medians" in done.stdout) == told
+
+
 def test_records_are_compared_by_their_lines(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     Log(log).append([record(10.0), failure(), record(5.0, width=8), record(1.0, spec=OTHER_SPEC)])

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 _MOST_DIFFERING = 4
 """Knobs named in a row; JSON and the page have all."""
+_APART = 1.05
+_IN_TURN = (
+    "A/B, the median of pairs timed in turn, is not the ratio of the medians: the machine's speed changed between turns"
+)
 _MOST_DIFF_LINES = {"text": 60, "markdown": 300}
 """Of a diff of two loop nests; Markdown folds it up."""
 
@@ -105,4 +109,14 @@ def _facts(group: Group) -> str:
     }
     others = [f"{tables.plural(len(pairs), 'layer')} {where}" for where, pairs in alone.items() if pairs]
     mean = f"geometric mean of A/B, each layer once: {tables.speedup(group.geometric_mean)}"
-    return "; ".join([f"B: {counts}", mean, *others])
+    apart = sum(map(_is_apart, group.pairs))
+    turns = [f"{tables.plural(apart, 'layer')} whose {_IN_TURN}"] if apart else []
+    return "; ".join([f"B: {counts}", mean, *others, *turns])
+
+
+def _is_apart(pair: Pair) -> bool:
+    """Whether a reader who divides the ranks shown would get another ratio than the one that is shown."""
+    known = pair.bounds
+    if known is None or not known.in_turn or isinstance(pair.a, str) or isinstance(pair.b, str):
+        return False
+    return not 1 / _APART <= known.ratio / (pair.a.rank / pair.b.rank) <= _APART
