@@ -71,7 +71,7 @@ class GroupedPointwise(Estimating[CpuTarget]):
         sums, read = plan.columns * plan.vectors, max(len(plan.groups_of(block)) for block in plan.blocks)
         mixed = 2 if any(len(plan.groups_of([vector])) > 1 for vector in plan.all) else 0
         # LLVM has the weights of a step in registers, and spills sums where these do not suffice
-        if sums + read + plan.vectors + mixed + 2 > target.vector_registers:
+        if sums + read + plan.vectors + mixed + 2 > target.tile_registers:
             return False
         if plan.block > _positions(spec) // plan.parts or sums < min(6, _positions(spec)):
             return False

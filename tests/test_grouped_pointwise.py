@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance_cases import runnable_targets
+from conformance_cases import runnable
 from convtune.schedules.grouped_pointwise import Plan, grouped_pointwise
 from synthetic_spaces import machine
 from test_conformance import check
@@ -51,7 +51,7 @@ def test_blocks_fit_in_their_tasks(spec: ConvSpec) -> None:
     [(SHUFFLED, {"parts": 4}), (SHUFFLED, {"vectors": 2, "columns": 3}), (GROUPED, {"columns": 3, "vectors": 2})],
 )
 def test_corners_are_right(spec: ConvSpec, wanted: dict[str, Any]) -> None:
-    target = next(target for target in runnable_targets() if target.name == "x86-64-v3")
+    target = runnable("x86-64-v3")
     for knobs in all_knobs(grouped_pointwise, spec, target):
         if all(knobs[name] == value for name, value in wanted.items()):
             check(grouped_pointwise, spec, target, knobs)
