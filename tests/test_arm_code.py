@@ -120,4 +120,4 @@ def test_a_package_for_arm_says_so_where_it_cannot_run(name: str, needs: str, tm
         assert int.from_bytes(library.read_bytes()[18:20], "little") == 183  # ELF's e_machine: EM_AARCH64
     done = subprocess.run([sys.executable, "-c", "import kernel"], cwd=tmp_path, capture_output=True, text=True)
     said = done.stderr.splitlines()[-1]
-    assert said.endswith(f"KernelError: the kernel was compiled for aarch64; this machine is {current().machine}")
+    assert said.endswith(f"UnfitCpuError: the kernel was compiled for aarch64; this machine is {current().machine}")
