@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
@@ -32,6 +33,7 @@ def round_up(size: int, multiple: int) -> int:
     return ceil_div(size, multiple) * multiple
 
 
+@functools.lru_cache(maxsize=4096)  # asked for each candidate, of which a long row has blocks by the thousand
 def even_blocks(size: int, most: int) -> tuple[int, ...]:
     """Block sizes worth trying for a loop: for every number of blocks the smallest that needs no more, up to `most`."""
     return tuple(sorted({ceil_div(size, n) for n in range(1, size + 1)} & set(range(1, most + 1))))
