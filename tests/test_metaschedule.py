@@ -206,9 +206,7 @@ def test_a_search_that_cannot_be_is_an_error(
 
 
 @pytest.mark.parametrize(("rank", "status"), [(None, "ok"), (0.0, "ok"), (float("inf"), "ok"), (1.0, "wrong")])
-def test_contradictory_outcomes_are_refused(
-    monkeypatch: pytest.MonkeyPatch, rank: float | None, status: str
-) -> None:
+def test_contradictory_outcomes_are_refused(monkeypatch: pytest.MonkeyPatch, rank: float | None, status: str) -> None:
     scripted(monkeypatch)
     with pytest.raises(ValueError, match="ok needs a positive rank"):
         MetaScheduleSearch(SPEC, NATIVE, trials=9).tell(named("a"), rank, status)
