@@ -16,7 +16,7 @@ from convtune.schedules.estimate import (
     Tasks,
     overlapped,
 )
-from convtune.schedules.tiling import ceil_div
+from convtune.schedules.tiling import LARGEST_CODE, ceil_div
 
 if TYPE_CHECKING:
     from convtune.targets import CpuTarget
@@ -25,6 +25,22 @@ STREAM_BYTES_PER_CYCLE = 14.0  # from the third cache, and to it, by a core whil
 SHORT_RUN_BYTES = 64.0  # that are read on end: shorter runs are read ahead badly
 MISPREDICTED = 15.0  # cycles: a loop over rows that ends earlier or later than that of the tile before
 ROW_CYCLES = 6.0  # the loop over rows of the kernel, or the condition of an input row
+
+
+def suits(plan: Plan, registers: int, most_sums: int) -> bool:
+    """Whether a plan's tile is neither too small nor too much code, and its sums fit where its weights do not.
+
+    most_sums: where the sums and the weights do not fit in the registers together.
+    """
+    view, sums = plan.view, plan.rows * plan.columns * plan.vectors
+    if sums < min(6, view.columns.out * view.rows.out) or (plan.rows > 1 and not plan.whole):
+        return False
+    held = view.columns.taps * plan.vectors * (view.rows.taps if plan.whole else 1)
+    fits = sums + held + 2 * view.columns.taps <= registers
+    if not fits and (sums > most_sums or (plan.whole and plan.vectors > 1)):
+        return False
+    rows = plan.rows * view.rows.taps if plan.whole else 1
+    return rows * plan.vectors * code_of(view.columns, plan.columns) <= LARGEST_CODE
 
 
 @lru_cache(maxsize=1 << 14)

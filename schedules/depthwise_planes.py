@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.depthwise_cost import STREAM_BYTES_PER_CYCLE
 from convtune.schedules.depthwise_plan import view_of
 from convtune.schedules.depthwise_planes_loops import Planes
 from convtune.schedules.depthwise_planes_plan import PlanesPlan, lanes_of, plan_of, reading, row_loads
@@ -33,7 +34,7 @@ from convtune.schedules.estimate import (
     Tasks,
     overlapped,
 )
-from convtune.schedules.tiling import ceil_div, even_blocks, spaced
+from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
 
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 
-FEWEST_LANES = 4
-LARGEST_CODE = 900  # FMAs of all tiles' codes: LLVM needs a second for some thousand
-STREAM_BYTES_PER_CYCLE = 14.0  # from the third cache, and to it, by a core while all cores do
 SEVERAL_LINES = 0.05  # of that time more for each row of a tile, as memory is read ahead worse
 ROW_CYCLES = 4.0  # the condition of an input row, and another line to begin
 

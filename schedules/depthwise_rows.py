@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_cost import code_of, cycles
+from convtune.schedules.depthwise_cost import cycles, suits
 from convtune.schedules.depthwise_loops import Tiles
 from convtune.schedules.depthwise_plan import plan_of, view_of
 from convtune.schedules.tiling import ceil_div, even_blocks, spaced
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 
 WHOLE = 1 << 20  # all blocks of channels
-LARGEST_CODE = 900  # FMAs of all tiles' codes: LLVM needs a second for some thousand
 
 
 class DepthwiseRows(Estimating[CpuTarget]):
@@ -70,23 +69,15 @@ class DepthwiseRows(Estimating[CpuTarget]):
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan, registers = plan_of(spec, target, knobs), target.vector_registers
-        view, sums = plan.view, plan.rows * plan.columns * plan.vectors
         if (
             plan.width > plan.channels
-            or plan.rows > view.rows.out // plan.row_blocks
+            or plan.rows > plan.view.rows.out // plan.row_blocks
             or plan.column_blocks > plan.tiles
         ):
             return False
         if plan.split and (plan.chunks == 1 or plan.channels % plan.width):  # tasks would store some channels twice
             return False
-        if sums < min(6, view.columns.out * view.rows.out) or (plan.rows > 1 and not plan.whole):
-            return False
-        held = view.columns.taps * plan.vectors * (view.rows.taps if plan.whole else 1)
-        fits = sums + held + 2 * view.columns.taps <= registers
-        if not fits and (sums > registers // 2 or (plan.whole and plan.vectors > 1)):
-            return False
-        rows = plan.rows * view.rows.taps if plan.whole else 1
-        return rows * plan.vectors * code_of(view.columns, plan.columns) <= LARGEST_CODE
+        return suits(plan, registers, registers // 2)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

@@ -18,14 +18,14 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_cost import code_of, cycles
+from convtune.schedules.depthwise_cost import cycles, suits
 from convtune.schedules.depthwise_loops import Tiles, loop, part
 from convtune.schedules.depthwise_plan import NUMBERS, Plan, View, view_of
 from convtune.schedules.depthwise_plan import plan_of as plan_of_rows
 from convtune.schedules.depthwise_planes_loops import plane_index
 from convtune.schedules.estimate import L2_BYTES_PER_CYCLE
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
-from convtune.schedules.tiling import ceil_div, even_blocks, spaced
+from convtune.schedules.tiling import FEWEST_LANES, ceil_div, even_blocks, spaced
 from convtune.schedules.transposing import transposed
 from convtune.schedules.written import Held, written
 
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 
-FEWEST_LANES = 4
-LARGEST_CODE = 900  # FMAs of all tiles' codes: LLVM needs a second for some thousand
 MOVED_CYCLES = 5.0  # a vector of a square: its load and store, and as many permutes as the logarithm of the lanes
 
 
@@ -70,19 +68,11 @@ class DepthwiseSquares(Estimating[CpuTarget]):
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan, registers = _plan(spec, target, knobs), target.vector_registers
-        view, sums = plan.view, plan.rows * plan.columns * plan.vectors
-        if sums < min(6, view.columns.out * view.rows.out) or (plan.rows > 1 and not plan.whole):
-            return False
-        held = view.columns.taps * plan.vectors * (view.rows.taps if plan.whole else 1)
-        fits = sums + held + 2 * view.columns.taps <= registers
-        if not fits and (sums > registers * 3 // 4 or (plan.whole and plan.vectors > 1)):
-            return False
-        rows = plan.rows * view.rows.taps if plan.whole else 1
-        if rows * plan.vectors * code_of(view.columns, plan.columns) > LARGEST_CODE:
+        if not suits(plan, registers, registers * 3 // 4):
             return False
         if int(knobs["parts"]) > spec.out_channels // plan.width:
             return False
-        return _block_bytes(view, plan.width) <= target.l2_bytes / 2 or plan.vectors == 1
+        return _block_bytes(plan.view, plan.width) <= target.l2_bytes / 2 or plan.vectors == 1
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

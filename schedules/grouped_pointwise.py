@@ -25,7 +25,7 @@ from convtune.schedules.depthwise_planes_loops import lanewise, vector_sums
 from convtune.schedules.depthwise_planes_plan import windows
 from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, stream_cycles
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
-from convtune.schedules.tiling import ceil_div, spaced
+from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
 from convtune.expression import epilogue
@@ -36,9 +36,6 @@ from convtune.targets import CpuTarget
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
-
-FEWEST_LANES = 4
-LARGEST_CODE = 900  # FMAs of all blocks' codes: LLVM needs a second for some thousand
 
 
 class GroupedPointwise(Estimating[CpuTarget]):

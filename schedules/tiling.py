@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 LARGEST_BODY = 320  # FMAs in an unrolled body: beyond it LLVM's time grows faster than the gain
+LARGEST_CODE = 900  # FMAs of all tiles that are written out: LLVM needs a second for some thousand
+FEWEST_LANES = 4  # of a vector that is worth permutes
 COPIED_COLUMNS = 64  # of a row of one dimension, in a task of its own
 WAY_BYTES = 4096  # so far apart, data falls into one set of a first cache, which holds 8 or 12 lines
 FEW_CHANNELS = 8  # that are read side by side where they lie apart
