@@ -67,6 +67,11 @@ def test_a_network_is_all_of_its_layers_and_a_prefix_those_that_begin_so() -> No
     assert [w.name for w in workloads.parse(["mobilenet_v2/"])] == names
 
 
+def test_zoo_stands_for_all_networks() -> None:
+    assert [w.name for w in workloads.parse(["zoo"])] == [f"{r['network']}/{r['layer']}" for r in zoo_rows()]
+    assert all(w.spec.layout.startswith("NC") for w in workloads.parse(["zoo"], layout="channels_first"))
+
+
 def test_the_zoo_lists_every_layer() -> None:
     rows = Counter(row["network"] for row in zoo_rows())
     assert {network.name: len(network.workloads) for network in workloads.zoo().values()} == rows

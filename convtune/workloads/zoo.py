@@ -14,6 +14,9 @@ from convtune.errors import UnknownNameError
 from convtune.workloads.tables import Row, read_rows
 from convtune.workloads.workload import Workload
 
+ALL = "zoo"
+"""The workload that stands for all networks."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -29,16 +32,18 @@ def zoo() -> Mapping[str, Network]:
 
 
 def matches(text: str) -> bool:
-    """Whether the text names a network of the zoo, or a layer of one."""
-    return text.partition("/")[0] in _rows()
+    """Whether the text names the whole zoo, a network of it, or a layer of one."""
+    return text == ALL or text.partition("/")[0] in _rows()
 
 
 def parse(text: str) -> list[Workload]:
-    """All layers of `NETWORK`, or those of `NETWORK/PREFIX` whose names begin so.
+    """All layers of `NETWORK`, those of `NETWORK/PREFIX` whose names begin so, or with `zoo` those of all networks.
 
     Raises:
         UnknownNameError: there is no such network or layer.
     """
+    if text == ALL:
+        return [workload for network in zoo().values() for workload in network.workloads]
     network, _, prefix = text.partition("/")
     if network not in _rows():
         raise UnknownNameError("workload", text, _rows())
