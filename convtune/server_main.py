@@ -13,6 +13,7 @@ from typing import Any
 
 from convtune.measure.worker_main import die_with_parent, one_line
 from convtune.remote import reason
+from convtune.tvm_alone import import_tvm_alone
 
 _TRACKER_S = 60.0  # that of `serve --with-tracker` may have to import TVM yet
 _SHOWN = ("connected from", "finish serving")  # of what TVM's server logs
@@ -27,6 +28,7 @@ def main() -> None:
         os.set_inheritable(descriptor, False)
     _forks_die_with_this_process()
     opened = socket.socket(fileno=int(listener))
+    import_tvm_alone()
     try:
         if name == "tracker":
             _track(opened)

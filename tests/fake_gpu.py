@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from rpc_servers import WITHOUT_PYTORCH
+
 from convtune.cuda.emulation import emulator
 from convtune.cuda.program import Launch, Program
 from convtune.cuda.toolkit import Cubin
@@ -54,7 +56,7 @@ def emulations(program: Program, directory: Path) -> dict[Launch, Path]:
 def run(script: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A Python script in a process that finds the fake driver. The variables FAKE_CUDA_… are its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FAKE_CUDA_")}
-    path = {"LD_LIBRARY_PATH": str(driver()), "PYTHONPATH": str(SOURCE.parent)}
+    path = {"LD_LIBRARY_PATH": str(driver()), "PYTHONPATH": f"{SOURCE.parent}{os.pathsep}{WITHOUT_PYTORCH}"}
     return subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         capture_output=True,

@@ -16,6 +16,8 @@ from convtune.errors import TargetError
 from convtune.remote import Remote
 
 HOST, KEY = "127.0.0.1", "some-board"
+WITHOUT_PYTORCH = str(Path(__file__).parent / "without_pytorch")
+"""On its path, a process saves what TVM's import of PyTorch takes."""
 _START_S = 60.0  # importing TVM takes 1.5 s, and many times that on a busy machine
 
 
@@ -28,13 +30,14 @@ def free_port() -> int:
 @contextmanager
 def process(output: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m` with these arguments, in a group of its own: what TVM's servers start outlives them."""
+    path = os.pathsep.join([WITHOUT_PYTORCH, *filter(None, [os.environ.get("PYTHONPATH")])])
     with output.open("ab") as file:
         started = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONPATH": path, **environment},
             start_new_session=True,
         )
     try:

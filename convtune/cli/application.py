@@ -16,6 +16,7 @@ import click
 
 from convtune import __version__
 from convtune.errors import BuildError, ConvtuneError, MeasureError, ScheduleError, VerifyError
+from convtune.tvm_alone import import_tvm_alone
 
 COMMANDS = ("tune", "compile", "bench", "verify", "report", "compare", "show", "log", "serve", "doctor")
 """Each is a module of this package with a click command named `command`, imported when it is called."""
@@ -124,6 +125,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # where the locale has no µs, a question mark is better than none
+    import_tvm_alone()
     application()
 
 

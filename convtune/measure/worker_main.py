@@ -11,6 +11,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from convtune.tvm_alone import import_tvm_alone
+
 
 def main() -> None:
     """Arguments: the descriptor of the connection, and that of a pipe which only the parent can write to."""
@@ -20,6 +22,7 @@ def main() -> None:
         os.set_inheritable(descriptor, False)  # a linker must not keep the connection open after us
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    import_tvm_alone()
     try:
         make, arguments = connection.recv()
         try:
