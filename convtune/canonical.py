@@ -8,6 +8,7 @@ are joined by `x`; a dimension's padding is `p`, or `before:after`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -16,7 +17,6 @@ from convtune import variants
 from convtune.errors import SpecError
 from convtune.spec import LAYOUTS, ConvSpec, Dims, Pads
 
-EXAMPLE = "conv,ic=64,oc=64,in=56x56,k=3x3,p=1"
 REQUIRED = ("ic", "oc", "in", "k")
 
 _INTEGER = "an integer of up to 10 digits"
@@ -56,11 +56,21 @@ def parse(text: str) -> ConvSpec:
         at += len(part) + 1
     missing = [key for key in REQUIRED if _VALUES[key][0] not in fields]
     if missing:
-        _fail(text, len(text), f"{', '.join(missing)} missing; an example is {EXAMPLE}")
+        _fail(text, len(text), f"{', '.join(missing)} missing; an example is {_example(variant)}")
     try:
         return ConvSpec(variant, **fields)
     except SpecError as error:
         raise SpecError(f"{error}; in {text}") from error
+
+
+def _example(variant: str) -> str:
+    """A spec of the variant, with the first of these windows that it takes."""
+    for window in ("k=3x3,p=1", "k=1x1", "k=3x3,p=1,g=32", "k=3x3,p=2,d=2"):
+        text = f"{variant},ic=64,oc=64,in=56x56,{window}"
+        with contextlib.suppress(SpecError):
+            parse(text)
+            return text
+    raise AssertionError(f"no example of {variant}")
 
 
 def _fail(text: str, at: int, problem: str) -> NoReturn:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import specs
 
-from convtune import ConvSpec
+from convtune import ConvSpec, variants
 from convtune.errors import ConvtuneError, SpecError, UnknownNameError
 
 
@@ -122,6 +122,14 @@ def test_the_place_of_what_is_malformed(text: str, at: str, problem: str) -> Non
     assert problem in message
     assert at in message
     assert f"at character {message.rsplit('; in ', 1)[1].index('>>>') + 1}:" in message
+
+
+@pytest.mark.parametrize("variant", variants.known())
+def test_the_example_is_of_the_variant(variant: str) -> None:
+    with pytest.raises(SpecError, match=rf"oc, in, k missing; an example is {variant},") as raised:
+        ConvSpec.parse(f"{variant},ic=7")
+    example = str(raised.value).partition("; an example is ")[2].partition("; in ")[0]
+    assert ConvSpec.parse(example).variant == variant
 
 
 def test_what_the_spec_refuses_is_shown_in_its_text() -> None:

@@ -119,7 +119,12 @@ def test_records_are_compared_by_their_lines(tmp_path: Path) -> None:
     Log(log).append([record(10.0), failure(), record(5.0, width=8), record(1.0, spec=OTHER_SPEC)])
     layer = json.loads(invoke("compare", f"{log}:3", f"{log}:1", "--json").stdout)["groups"][0]["layers"][0]
     assert (layer["ratio"], layer["differing"]) == (0.5, {"width": [8, 4]})
-    for lines, said in (((1, 2), "its status is crash"), ((1, 4), "their specs are"), ((1, 9), "has no line 9")):
+    for lines, said in (
+        ((1, 2), "its status is crash"),
+        ((1, 4), "their specs are"),
+        ((1, 9), "has no line 9\n"),
+        ((0, 1), "has no line 0; lines count from 1\n"),
+    ):
         done = invoke("compare", *(f"{log}:{line}" for line in lines))
         assert done.exit_code == 2
         assert said in done.stderr

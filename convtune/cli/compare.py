@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from convtune.report.versus import Versus
 
 FORMATS = ("html", "text", "markdown", "json")
-_RECORD = re.compile(r"(?P<path>.+):(?P<line>[1-9]\d*)", re.ASCII | re.DOTALL)
+_RECORD = re.compile(r"(?P<path>.+):(?P<line>\d+)", re.ASCII | re.DOTALL)
 
 
 def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -163,7 +163,8 @@ def _record(text: str) -> Record:
     with path.open("rb") as file:
         line = next((line for number, line in enumerate(file, start=1) if number == wanted), None)
     if line is None:
-        raise LogError(f"log {path} has no line {wanted}")
+        hint = "; lines count from 1" if wanted == 0 else ""
+        raise LogError(f"log {path} has no line {wanted}{hint}")
     try:
         return Record.parse(line)
     except LogError as error:
