@@ -86,7 +86,9 @@ def _find_compiler(machine: str, wanted: str) -> Compiler:
         if version := _version(command):
             return Compiler(command, machine, version)
     tried = "CONVTUNE_CC, cc, gcc, clang, ziglang" if native else f"{machine}-linux-gnu-gcc, ziglang"
-    raise TargetError(f"no C compiler for {machine} found (tried {tried}); `pip install ziglang` brings one")
+    # with the emulator that verifies what is built for ARM elsewhere
+    package = "'convtune[arm]'" if machine == "aarch64" and not native else "ziglang"
+    raise TargetError(f"no C compiler for {machine} found (tried {tried}); `pip install {package}` brings one")
 
 
 def _candidates(machine: str, native: bool) -> Iterator[tuple[str, ...]]:

@@ -146,6 +146,12 @@ def test_no_cross_compiler_is_one_line(no_compiler: None) -> None:
         find_compiler("riscv64")
 
 
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="its own compilers are tried first")
+def test_without_the_arm_extra_it_is_named(no_compiler: None) -> None:
+    with pytest.raises(TargetError, match=r"ziglang\); `pip install 'convtune\[arm\]'` brings one$"):
+        find_compiler("aarch64")
+
+
 def test_the_environment_chooses_the_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wrapper = tmp_path / "my cc"
     wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(find_compiler().command)} "$@"\n')
