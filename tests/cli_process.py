@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from convtune.cli.application import application
 PROGRAM = [sys.executable, "-m", "convtune.cli"]
 TINY = "depthwise,ic=16,oc=16,in=9x9,k=3x3,p=1,layout=NHWC"
 SMALL = "conv,ic=16,oc=32,in=12x12,k=3x3,p=1,layout=NHWC"
+MCPU = "x86-64-v3" if platform.machine() == "x86_64" else "cortex-a53"
+"""A processor whose kernels run here, as on nearly all machines of the kind."""
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from bench_peers import Puppet
-from cli_process import SMALL, TINY, invoke, run
+from cli_process import MCPU, SMALL, TINY, invoke, run
 
 import convtune.peers
 from convtune.comparison import Comparison
@@ -272,7 +272,7 @@ def test_bad_options(options: tuple[str, ...], said: str) -> None:
 
 
 def test_a_cpu_that_is_not_here() -> None:
-    elsewhere = json.dumps({"name": "alien", "mcpu": "x86-64-v3", "required_features": ["avx2", "time_travel"]})
+    elsewhere = json.dumps({"name": "alien", "mcpu": MCPU, "required_features": ["time_travel"]})
     assert "cannot be compared here: this machine lacks time_travel" in complaint(TINY, "--target", elsewhere)
 
 

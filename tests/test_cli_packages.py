@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_process import SMALL, TINY, invoke, printed_json
+from cli_process import MCPU, SMALL, TINY, invoke, printed_json
 
 from convtune import targets
 from convtune.cli.compile import identifier, place
@@ -106,7 +106,7 @@ def test_a_lone_spec_is_the_directory_itself(home: Path) -> None:
 
 
 def test_another_machine_s_kernel_is_said_to_be_unverified(home: Path) -> None:
-    alien = json.dumps({"name": "alien", "mcpu": "x86-64-v3", "required_features": ["avx2", "time_travel"]})
+    alien = json.dumps({"name": "alien", "mcpu": MCPU, "required_features": ["time_travel"]})
     result = invoke("compile", TINY, "--target", alien, "-o", home / "alien")
     assert result.exit_code == 0, result.stderr
     assert "  error       not verified: this machine lacks time_travel" in result.stdout

@@ -12,6 +12,7 @@ import measure_kernels as kernels
 import psutil
 import pytest
 import rpc_servers
+from cli_process import MCPU
 
 from convtune.errors import MeasureError
 from convtune.measure import Built, rpc_machines
@@ -24,7 +25,7 @@ from convtune.targets import resolve
 
 LIMIT = 2e-5
 LIMITS = RpcLimits(device_s=3.0, memory_bytes=512 << 20)
-TARGET = resolve("x86-64-v3", threads=2, elsewhere=True)
+TARGET = resolve(MCPU, threads=2, elsewhere=True)
 numbers = itertools.count()
 
 

@@ -26,7 +26,7 @@ from convtune.record import Record
 from convtune.remote import Remote
 from convtune.tuner import Tuner
 
-TARGET = targets.resolve("x86-64-v3", threads=1, elsewhere=True)
+TARGET = targets.resolve(cli.MCPU, threads=1, elsewhere=True)
 
 
 @contextmanager

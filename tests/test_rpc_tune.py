@@ -28,7 +28,7 @@ from convtune.log import Log
 from convtune.measure import rpc_bench
 from convtune.remote import Remote, remote_of
 
-TARGET = ("--target", "x86-64-v3", "--threads", "2")
+TARGET = ("--target", cli.MCPU, "--threads", "2")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_layers_are_tuned_on_the_remote_and_the_log_says_for_which_target(remote
     records = Log(log).records()
     assert {r.spec for r in records} == {cli.TINY, cli.SMALL}
     assert {(r.origin, r.status, r.target["model"], r.target["threads"]) for r in records} == {
-        ("measured", "ok", "x86-64-v3", 2)
+        ("measured", "ok", cli.MCPU, 2)
     }
     assert all(r.error is not None and r.error < 2e-5 for r in records)
     finals = [r for r in records if r.round == "final"]
@@ -64,7 +64,7 @@ def test_layers_are_tuned_on_the_remote_and_the_log_says_for_which_target(remote
 def test_the_function_asks_the_same_tracker(remote: Remote, tmp_path: Path) -> None:
     spec, other = convtune.ConvSpec.parse(cli.TINY), {"rpc": remote.address, "rpc_key": "another"}
     with pytest.raises(TargetError, match="no server with key 'another'; it has some-board"):
-        convtune.tune(spec, "x86-64-v3", 1, tmp_path / "log", **other)
+        convtune.tune(spec, cli.MCPU, 1, tmp_path / "log", **other)
     with pytest.raises(TargetError, match="is this machine, and kernels are to run on another"):
         convtune.tune(spec, targets.resolve("native"), 1, tmp_path / "log", **other)
 
@@ -111,7 +111,7 @@ def test_a_machine_of_another_kind_is_refused(remote: Remote, tmp_path: Path, mo
     monkeypatch.setattr(rpc_bench, "build_runner", lambda *_: foreign)
     said = refused(tmp_path, *TARGET, *rpc(remote))
     assert re.match(
-        rf"target 'x86-64-v3': 127\.0\.0\.1:\d+ \({platform.machine()}-\S+\) does not load libraries for", said
+        rf"target '{cli.MCPU}': 127\.0\.0\.1:\d+ \({platform.machine()}-\S+\) does not load libraries for", said
     )
 
 
