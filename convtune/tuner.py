@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from convtune import accuracy as accuracies
 from convtune import space, targets
+from convtune.engines import ENGINES, Aim, Engine, metaschedule, own_search
 from convtune.errors import ConvtuneError, MeasureError, TargetError, UnknownNameError
 from convtune.log import Layer, Log, ShippedLog
 from convtune.paths import log_path
@@ -31,16 +32,6 @@ if TYPE_CHECKING:
 FINALISTS = {"measured": 3, "emulated": 1, "estimated": 1}
 """By origin, besides the default: what is measured again may come out otherwise."""
 BATCH = 8  # candidates built at once: enough to keep the build workers busy, few enough to learn from soon
-ENGINES = ("convtune", METASCHEDULE)
-
-
-class Engine(Protocol):
-    """What picks candidates: `search.Search`, or MetaSchedule behind the same calls."""
-
-    @property
-    def finished(self) -> str | None: ...
-    def ask(self, n: int = 1) -> list[Candidate]: ...
-    def tell(self, candidate: Candidate, rank: float | None, status: str = "ok") -> None: ...
 
 
 def tune(
@@ -187,34 +178,10 @@ class Tuner:
         return self._result(run, stopped)
 
     def _engine(self, run: Run, history: Sequence[Record]) -> Engine:
+        aim = Aim(run.spec, self.target, run.default, run.trials, self.seed, run.limit, self.origin)
         if self.engine == METASCHEDULE:
-            from convtune.search.metaschedule import MetaScheduleSearch
-
-            return MetaScheduleSearch(
-                run.spec,
-                self.target,
-                history=history,
-                trials=run.trials,
-                seed=self.seed,
-                max_error=run.limit,
-                origin=self.origin,
-                on_wait=run.wait,
-            )
-        from convtune.search import Search
-
-        spaces = space.accepting(run.spec, self.target, run.limit)
-        spaces.sort(key=lambda each: each.name != run.default.space)  # what `compile` would take is tried in any case
-        return Search(
-            run.spec,
-            self.target,
-            spaces,
-            history=history,
-            knowledge=self._knowledge(run.spec),
-            trials=run.trials,
-            seed=self.seed,
-            max_error=run.limit,
-            origin=self.origin,
-        )
+            return metaschedule(aim, history, run.wait)
+        return own_search(aim, history, self._knowledge(run.spec))
 
     def _records(self, spec: ConvSpec) -> list[Record]:
         """What the log has of the spec on this target, of the origin that there is here."""
@@ -252,7 +219,10 @@ class Tuner:
 
         if is_enough():
             return
-        for each in self._workers().outcomes(run.spec, candidates, run.limit, best_us, run.does, run.default):
+        from convtune.measure import Wanted
+
+        wanted = Wanted(run.spec, candidates, run.limit, run.default, best_us, run.does)
+        for each in self._workers().outcomes(wanted):
             yield each
             if is_enough():
                 return

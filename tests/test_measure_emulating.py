@@ -16,7 +16,7 @@ import pytest
 from convtune import accuracy, cache_model, space, targets
 from convtune.emulation import machines
 from convtune.errors import TargetError
-from convtune.measure import Built, open_bench
+from convtune.measure import Built, Wanted, open_bench
 from convtune.measure.builder import Library
 from convtune.measure.check import EmulatedChecker
 from convtune.measure.emulating import EmulatingBench
@@ -89,7 +89,8 @@ def test_candidates_have_a_cost_which_is_the_same_each_time(bench: EmulatingBenc
 
     def outcomes() -> dict[str, Any]:
         said: list[str] = []
-        found = bench.outcomes(SPEC, [*candidates, wrong], LIMIT, lambda: None, said.append, candidates[0])
+        wanted = Wanted(SPEC, [*candidates, wrong], LIMIT, candidates[0], lambda: None, said.append)
+        found = bench.outcomes(wanted)
         answers = {each.candidate.key: (each, outcome) for each, outcome in found}
         assert said == ["building 4 candidates", "emulating 3 candidates"]
         return answers

@@ -15,8 +15,8 @@ from convtune.cli import options, peaks, progress, tables
 from convtune.cli.application import DONE, FAILED, INTERRUPTED, Invocation, one_line
 from convtune.cli.notices import tell, warn_of
 from convtune.cli.stages import with_stages
+from convtune.engines import ENGINES
 from convtune.errors import BuildError, LogError, MeasureError, ScheduleError, VerifyError
-from convtune.tuner import ENGINES
 
 if TYPE_CHECKING:
     from convtune.cli.summary import Layer, Summary

@@ -6,7 +6,7 @@ import platform
 from typing import TYPE_CHECKING
 
 from convtune.errors import TargetError
-from convtune.measure.bench import Bench, Built, Limits, Outcome
+from convtune.measure.bench import Bench, Built, Limits, Outcome, Wanted
 from convtune.measure.cpu_bench import CpuBench
 from convtune.targets import CpuTarget, GpuTarget
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from convtune.remote import Remote
     from convtune.targets import Target
 
-__all__ = ["Bench", "Built", "CpuBench", "Limits", "Outcome", "open_bench"]
+__all__ = ["Bench", "Built", "CpuBench", "Limits", "Outcome", "Wanted", "open_bench"]
 
 
 def open_bench(target: Target, remote: Remote | None = None) -> Bench:

@@ -56,6 +56,27 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Candidates of a spec whose outcomes are asked for.
+
+    limit: the largest error allowed. best_us: the best time so far, as of the moment. doing: called with what is going
+    on, in words. yardstick: where several machines measure, each measures this candidate first, and an outcome of it
+    comes from each: their speeds may differ.
+    """
+
+    spec: ConvSpec
+    candidates: Sequence[Candidate]
+    limit: float
+    yardstick: Candidate
+    best_us: Callable[[], float | None]
+    doing: Callable[[str], None]
+
+    @property
+    def how_many(self) -> str:
+        return f"{len(self.candidates)} candidate{'s' if len(self.candidates) > 1 else ''}"
+
+
+@dataclass(frozen=True)
 class Built:
     """What came of building a candidate: status "ok" with its library, or why there is none."""
 
@@ -172,29 +193,16 @@ class Bench(ABC):
         message = reply.message if reply.status == "error" else f"while building: {reply.message}"
         return Built(request.candidate, status, message)
 
-    def outcomes(
-        self,
-        spec: ConvSpec,
-        candidates: Sequence[Candidate],
-        limit: float,
-        best_us: Callable[[], float | None],
-        doing: Callable[[str], None],
-        yardstick: Candidate,
-    ) -> Iterator[tuple[Built, Outcome]]:
+    def outcomes(self, wanted: Wanted) -> Iterator[tuple[Built, Outcome]]:
         """Builds candidates and does what `measure` does; each with its outcome as soon as there is one.
-
-        Args:
-            best_us: the best time so far.
-            doing: called with what is going on, in words.
-            yardstick: where several machines measure, each measures this candidate first, and an outcome of it comes
-                from each: their speeds may differ.
 
         Raises as `measure`.
         """
-        doing(f"building {len(candidates)} candidate{'s' if len(candidates) > 1 else ''}")
-        for built in self.build(spec, candidates):  # all before the first is timed, which building would disturb
-            doing("verifying a candidate")
-            yield built, self.measure(spec, built, limit, best_us())
+        wanted.doing(f"building {wanted.how_many}")
+        spec = wanted.spec
+        for built in self.build(spec, wanted.candidates):  # all before the first is timed, which building would disturb
+            wanted.doing("verifying a candidate")
+            yield built, self.measure(spec, built, wanted.limit, wanted.best_us())
 
     def measure(self, spec: ConvSpec, built: Built, limit: float, best_us: float | None = None) -> Outcome:
         """Verifies a kernel against the reference and, if its error is at most `limit`, times it.

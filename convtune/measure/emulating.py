@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from convtune import linker
 from convtune.emulation.machines import check
-from convtune.measure.bench import Bench, Built, Limits, Outcome
+from convtune.measure.bench import Bench, Built, Limits, Outcome, Wanted
 from convtune.measure.builder import EmulatedBuilder, Library
 from convtune.measure.device import Measurement
 from convtune.measure.emulated_cpu import EmulatedCpu, Execute
@@ -17,7 +17,6 @@ from convtune.measure.worker import Pool, Service, wait_for
 from convtune.paths import cache_dir
 
 if TYPE_CHECKING:
-    from convtune.space import Candidate
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget
 
@@ -61,18 +60,11 @@ class EmulatingBench(Bench):
     def runs(self) -> bool:
         return True
 
-    def outcomes(
-        self,
-        spec: ConvSpec,
-        candidates: Sequence[Candidate],
-        limit: float,
-        best_us: Callable[[], float | None],
-        doing: Callable[[str], None],
-        yardstick: Candidate,
-    ) -> Iterator[tuple[Built, Outcome]]:
-        doing(f"building {len(candidates)} candidate{'s' if len(candidates) > 1 else ''}")
+    def outcomes(self, wanted: Wanted) -> Iterator[tuple[Built, Outcome]]:
+        wanted.doing(f"building {wanted.how_many}")
+        spec = wanted.spec
         waiting: list[tuple[Built, Library]] = []
-        for built in self.build(spec, candidates):
+        for built in self.build(spec, wanted.candidates):
             if built.library is None:
                 yield built, Outcome(built.status, built.message)
             else:
@@ -80,8 +72,8 @@ class EmulatingBench(Bench):
         if not waiting:
             return
         self._prepare(spec)
-        doing(f"emulating {len(waiting)} candidate{'s' if len(waiting) > 1 else ''}")
-        requests = [self._timing(spec, library, limit, None) for _, library in waiting]
+        wanted.doing(f"emulating {len(waiting)} candidate{'s' if len(waiting) > 1 else ''}")
+        requests = [self._timing(spec, library, wanted.limit, None) for _, library in waiting]
         with self._device.begin(requests, self.limits.device(spec), self.limits.memory(spec)) as batch:
             while batch.open:
                 batch.submit()

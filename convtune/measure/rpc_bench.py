@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from convtune import linker
 from convtune.cuda import toolkit
 from convtune.errors import TargetError
-from convtune.measure.bench import Built, Limits, Outcome
+from convtune.measure.bench import Built, Limits, Outcome, Wanted
 from convtune.measure.builder import Builder, Library
 from convtune.measure.cuda_builder import GpuBuilder
 from convtune.measure.device import Measure
@@ -26,7 +26,6 @@ from convtune.paths import cache_dir
 
 if TYPE_CHECKING:
     from convtune.remote import Remote
-    from convtune.space import Candidate
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget, GpuTarget, Target
 
@@ -97,22 +96,15 @@ class RpcBench(TimingBench):
         super().while_waiting(call)
         self._machines.on_wait = call
 
-    def outcomes(
-        self,
-        spec: ConvSpec,
-        candidates: Sequence[Candidate],
-        limit: float,
-        best_us: Callable[[], float | None],
-        doing: Callable[[str], None],
-        yardstick: Candidate,
-    ) -> Iterator[tuple[Built, Outcome]]:
-        doing(f"building and measuring {len(candidates)} candidate{'s' if len(candidates) > 1 else ''}")
+    def outcomes(self, wanted: Wanted) -> Iterator[tuple[Built, Outcome]]:
+        wanted.doing(f"building and measuring {wanted.how_many}")
         self._look()
-        if self._gauge is None or (self._gauge.spec, self._gauge.yardstick) != (spec, yardstick):
-            self._gauge = Gauge(spec, yardstick)
+        spec = wanted.spec
+        if self._gauge is None or (self._gauge.spec, self._gauge.yardstick) != (spec, wanted.yardstick):
+            self._gauge = Gauge(spec, wanted.yardstick)
         gauge = self._gauge
         gauge.machines = self.machines
-        to_build = gauge.candidates(candidates)
+        to_build = gauge.candidates(wanted.candidates)
         requests = self._build_requests(spec, to_build)
         with self._builders.begin(requests, self.limits.build_s, self.limits.memory_bytes) as builds:
             queue = Queue(builds, gauge)
@@ -123,19 +115,17 @@ class RpcBench(TimingBench):
                     built = self._built(requests[index], reply)
                     if built.library is None:
                         yield built, Outcome(built.status, built.message)
-                    make = None if built.library is None else self._maker(spec, built, limit, best_us, gauge)
-                    queue.arrived(built.candidate, make, built.candidate in candidates)
+                    make = None if built.library is None else self._maker(wanted, built, gauge)
+                    queue.arrived(built.candidate, make, built.candidate in wanted.candidates)
 
-    def _maker(
-        self, spec: ConvSpec, built: Built, limit: float, best_us: Callable[[], float | None], gauge: Gauge
-    ) -> Callable[[], Task]:
+    def _maker(self, wanted: Wanted, built: Built, gauge: Gauge) -> Callable[[], Task]:
         """Makes tasks of a kernel that was built."""
-        library = built.library
+        spec, library = wanted.spec, built.library
         assert library is not None
         attempts = _ATTEMPTS if built.candidate == gauge.yardstick else 1
 
         def request(address: str) -> Measure:
-            return self._timing(spec, library, limit, gauge.best_us.get(address, best_us()))
+            return self._timing(spec, library, wanted.limit, gauge.best_us.get(address, wanted.best_us()))
 
         return lambda: Task(request, self.limits.device(spec), built, attempts)
 
