@@ -88,6 +88,16 @@ def test_the_page_opens_without_a_complaint(page: Path, chromium: Any) -> None:
 
 
 @needs_browser
+def test_the_days_are_told_and_one_day_once(chromium: Any, tmp_path: Path) -> None:
+    days = ["2026-01-02", "2026-02-03"]
+    records = [make(1.0, target=gpu(f"g{n}"), utc=f"{day}T00:00:00.000000Z") for n, day in enumerate(days)]
+    window = seen(chromium)
+    window.open(report(tmp_path, [*records, make(2.0, target=gpu("g1"), width=8, utc=records[0].utc)]))
+    assert [text.rpartition("; ")[2] for text in window.texts("section > h2 + p")] == [days[0], " to ".join(days)]
+    assert window.complaints == []
+
+
+@needs_browser
 def test_rows_sort_by_numbers_and_filter_by_words(page: Path, chromium: Any) -> None:
     window = seen(chromium)
     shown = window.open(page)
@@ -161,6 +171,17 @@ def test_the_page_is_no_wider_than_the_screen(page: Path, chromium: Any, width: 
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
     inner = "[...document.querySelectorAll('figure svg, .roofline svg')].map((s) => s.getBoundingClientRect().right)"
     assert max(shown.evaluate(inner)) <= width
+
+
+@needs_browser
+def test_finalists_take_a_few_lines_each_on_a_phone(chromium: Any, tmp_path: Path) -> None:
+    schedule = Candidate("depthwise_planes", {f"knob_number_{n}": f"value_{n}" for n in range(9)})
+    log = [make(9.0, candidate=schedule), final(8.0, 20, candidate=schedule)]
+    window = seen(chromium, width=360, height=740)
+    shown = window.open(report(tmp_path, log), "#t1-l1")
+    lines = "(row) => row.getBoundingClientRect().height / parseFloat(getComputedStyle(row).lineHeight)"
+    assert shown.locator("#t1 .shown .finals tbody tr").evaluate(lines) < 7
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 @needs_browser

@@ -96,8 +96,13 @@ function sectionView(section) {
   const rooflinePart = hasTimes(section.origin) ? [el("h3", {}, "Roofline"), rooflineWords(section), roofline] : [];
   return el("section", { id: section.id, class: `of-${section.origin}` },
     el("h2", {}, section.target.name, " ", originBadge(section.origin)),
-    el("p", { class: "faint" }, machineText(section.target), section.first_utc ? `; ${section.first_utc.slice(0, 10)} to ${section.last_utc.slice(0, 10)}` : ""),
+    el("p", { class: "faint" }, machineText(section.target), section.first_utc ? `; ${daysText(section)}` : ""),
     originNotice(section.origin), facts(section), el("h3", {}, "Layers"), table.element, ...rooflinePart, section.detail, section.paper);
+}
+
+/** The day on which the records were written, or the first and the last. */
+function daysText(section) {
+  return [...new Set([section.first_utc, section.last_utc].map((utc) => utc.slice(0, 10)))].join(" to ");
 }
 
 function rooflineWords(section) {
