@@ -25,6 +25,7 @@ WRITTEN_BYTES_PER_CYCLE = 4.0  # to memory, of one core: each line is read first
 LONG_RUN_BYTES = 256  # lines side by side that are fetched ahead; of shorter runs half as much is written
 TILE_CYCLES = 20.0  # loop and address arithmetic
 TASK_CYCLES = 300.0
+LAUNCH_CYCLES = 700.0  # to have other threads take part: some 0.2 us, and a task alone is run without
 BARRIER_CYCLES = 4000.0  # one more parallel region
 TRANSPOSE_CYCLES = 1.0  # of an element that is read or written by itself
 
@@ -75,4 +76,5 @@ class Tasks:
     cycles: float
 
     def on(self, target: CpuTarget) -> float:
-        return ceil_div(self.count, target.threads) * (self.cycles + TASK_CYCLES)
+        launch = LAUNCH_CYCLES if min(self.count, target.threads) > 1 else 0.0
+        return launch + ceil_div(self.count, target.threads) * (self.cycles + TASK_CYCLES)
