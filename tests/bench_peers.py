@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 from convtune.peers import Configuration, Peer, Prepared, Problem, Unsupported
 from convtune.peers.base import arranged, in_own_layout
@@ -32,6 +33,8 @@ class Puppet(Peer):
             raise ValueError("first line\nthe reason")
         if method == "crashes":
             os.abort()
+        if method == "meets":
+            self._meet()
         y = arranged(problem.operands.reference(problem.spec), problem.spec, configuration.layout)
         y = {"wrong": y * 1.01, "not finite": y * float("nan"), "misshapen": y[..., 1:]}.get(method, y)
         calls = [0]
@@ -44,6 +47,15 @@ class Puppet(Peer):
             time.sleep(2e-2 if method == "slow" else 5e-4)
 
         return Prepared(call, lambda: y)
+
+    def _meet(self) -> None:
+        """Waits for another one, which is to be prepared at the same time."""
+        Path(f"here-{self.name}").touch()  # in the directory of the processes
+        end = time.monotonic() + 30
+        while len(list(Path().glob("here-*"))) < 2:
+            if time.monotonic() > end:
+                raise TimeoutError("nobody came")
+            time.sleep(1e-3)
 
 
 class NeverStarts(Puppet):

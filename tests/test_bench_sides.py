@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bench_peers import Environment, NeverStarts, Puppet
 
+from convtune.comparison.asking import at_once
 from convtune.comparison.rounds import drop_hopeless, play
 from convtune.comparison.side import Entry, Side
 from convtune.measure.bench import Limits
 from convtune.peers import Configuration, Peer
-from convtune.peers.process import Job
+from convtune.peers.process import REST_LONGEST_S, Expected, Job, rest
 from convtune.reference import random_operands
 from convtune.spec import ConvSpec
 
@@ -58,7 +63,6 @@ def test_a_right_result_has_an_error_and_a_time(sides: list[Side], tmp_path: Pat
     side = prepared(sides, Puppet("puppet", "right"), tmp_path)
     (entry,) = side.entries
     assert (entry.status, entry.error, side.refusal) == ("ok", 0.0, None)
-    assert entry.call_s >= 5e-4
     assert entry.us is None  # before the first turn
 
 
@@ -97,6 +101,24 @@ def test_one_that_hangs_is_ended(sides: list[Side], tmp_path: Path) -> None:
     assert "no answer in" in side.entries[0].message
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 300, 257, 2), (70001, 3), (3, 1, 70001), (2, 66000)])
+def test_the_error_is_that_of_the_whole_result(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Large ones are compared in parts; both are checked with one difference, in any place and order of the array."""
+    generator = np.random.default_rng(5)
+    expected = generator.standard_normal(shape)
+    np.save(tmp_path / "reference.npy", expected)
+    compared = Expected(tmp_path / "reference.npy")
+    for place in (0, expected.size - 1, int(generator.integers(expected.size))):
+        y = expected.astype(np.float32)
+        y.flat[place] += 7.0
+        error = float(np.abs(y - expected).max() / np.abs(expected).max())
+        assert compared.error(y) == compared.error(np.asfortranarray(y)) == error
+        y.flat[place] = np.nan
+        assert compared.error(y) is None
+    with pytest.raises(ValueError, match="its result has shape"):
+        compared.error(np.zeros((*shape, 1)))
+
+
 def test_a_peer_without_the_operator_is_refused(sides: list[Side], tmp_path: Path) -> None:
     side = prepared(sides, Puppet("puppet", "no operator"), tmp_path)
     assert side.refusal == ("unsupported", "it has no such operator")
@@ -113,12 +135,49 @@ def test_one_that_does_not_start_is_not_tried_again(sides: list[Side], tmp_path:
     assert side.refusal[0] == "error"
 
 
+def test_sides_prepare_at_once_whatever_happens_to_one(tmp_path: Path) -> None:
+    np.save(tmp_path / "reference.npy", random_operands(SPEC, 1).reference(SPEC))
+    peers = [
+        Puppet("one", "meets", "right"),
+        Puppet("two", "crashes", "meets"),
+        NeverStarts("broken", "right"),
+        Puppet("missing", "no operator"),
+    ]
+    with ExitStack() as closing:
+        sides = [Side(peer, 1, tmp_path) for peer in peers]
+        for side in sides:
+            closing.callback(side.close)
+        at_once([side.preparing(Job(SPEC, 1, tmp_path / "reference.npy"), LOOSE) for side in sides])
+        found = [statuses(side) for side in sides]
+        assert found == [{"meets": "ok", "right": "ok"}, {"crashes": "crash", "meets": "ok"}, {}, {}]
+        assert [side.refusal and side.refusal[0] for side in sides] == [None, None, "error", "unsupported"]
+
+
 def test_the_haswell_setting_is_gone_and_threads_are_the_targets(
     sides: list[Side], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     side = prepared(sides, Environment("puppet", "right"), tmp_path, threads=3)
     assert (side.refusal, statuses(side)) == (None, {"right": "ok"})
+
+
+def test_a_turn_is_over_when_no_thread_runs_any_more() -> None:
+    """Hashing lets go of Python's lock, so that the thread runs beside, as those of a library do."""
+    ended: list[float] = []
+
+    def busy() -> None:
+        for _ in range(4):
+            hashlib.sha256(bytes(10_000_000)).digest()
+        ended.append(time.perf_counter())
+
+    for _ in range(3):
+        ended.clear()
+        thread = threading.Thread(target=busy)
+        thread.start()
+        began = time.perf_counter()
+        rest()
+        assert ended or time.perf_counter() - began >= REST_LONGEST_S
+        thread.join()
 
 
 def test_peers_are_known_without_their_libraries() -> None:

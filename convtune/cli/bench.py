@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import click
 
 from convtune.cli import options, tables
 from convtune.cli.application import DONE, FAILED, INTERRUPTED, Invocation, one_line
+from convtune.cli.bench_time import TimeLeft
 from convtune.cli.notices import tell, warn_of
 from convtune.cli.progress import display
 from convtune.cli.tune import distinct
@@ -152,9 +154,11 @@ class Run:
         return True
 
     def _compare(self, layers: Sequence[Workload], again: bool) -> None:
+        left = TimeLeft(w.spec.flops for w in layers if again or self._results.get(w.spec) is None)
         with display(len(layers), None) as shown:
             for number, workload in enumerate(layers, start=1):
                 shown.begin(number, workload.name)
+                began = time.monotonic()
                 entrants = self._comparison.entrants(workload, shown.update)
                 there = self._results.get(workload.spec)
                 identity = None if entrants.ours is None else self._comparison.identity(entrants)
@@ -171,7 +175,9 @@ class Run:
                 layer["failure"] = one_line(layer["failure"])
                 self._results.put(self._bounded({**layer, "run": index}))
                 self._results.save()
-                shown.finish(_line(layer))
+                left.measured(workload.spec.flops, time.monotonic() - began)
+                rest = left.seconds
+                shown.finish(_line(layer) + ("" if rest is None else f"; about {tables.duration(rest)} left"))
 
     def _begin(self) -> int:
         """The index of this run among the file's, which exists from its first layer on."""

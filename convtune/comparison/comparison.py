@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune import accuracy as accuracies
 from convtune.comparison import layer
+from convtune.comparison.asking import at_once
 from convtune.comparison.referee import Referee
 from convtune.comparison.rounds import play
 from convtune.comparison.side import Side
@@ -127,13 +128,15 @@ class Comparison:
             return layer.failed(workload, entrants.failure)
         spec, loose = workload.spec, accuracies.limit(workload.spec, "loose")
         reference = self._referee.reference(spec, SEED)
-        self._ours.prepare(Job(spec, SEED, reference, entrants.ours.directory), loose)
+        askings = [self._ours.preparing(Job(spec, SEED, reference, entrants.ours.directory), loose)]
         for side in self._peers:
             package = entrants.packages.get(side.name)
             if side.name in entrants.refusals:
                 side.refuse("error", entrants.refusals[side.name])
             else:
-                side.prepare(Job(spec, SEED, reference, package.directory if package else None), loose)
+                job = Job(spec, SEED, reference, package.directory if package else None)
+                askings.append(side.preparing(job, loose))
+        at_once(askings)
         repeated = 0
         if self._ours.playing:
             repeated = play(self._ours, self._peers, spec, self.settings.rounds, self.settings.turn_s)

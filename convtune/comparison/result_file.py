@@ -47,6 +47,7 @@ class ResultFile:
         self._path, self._machine, self._accuracy = path, target.facts(), accuracy
         self.runs: list[dict[str, Any]] = []
         self._layers: dict[str, dict[str, Any]] = {}
+        self._texts: dict[str, str] = {}
         if path is not None:
             _check_writable(path)
             if path.exists():
@@ -59,7 +60,8 @@ class ResultFile:
             if value != wanted:
                 raise ConvtuneError(f"{path}: its {what} is {value!r}, and this is {wanted!r}; name another file")
         self.runs = list(found["runs"])
-        self._layers = {layer["spec"]: layer for layer in found["layers"]}
+        for layer in found["layers"]:
+            self.put(layer)
 
     def get(self, spec: object) -> dict[str, Any] | None:
         """What there is of a spec, whatever it was measured with."""
@@ -68,27 +70,32 @@ class ResultFile:
     def put(self, layer: dict[str, Any]) -> None:
         """Keeps a layer; `save` writes it."""
         self._layers[layer["spec"]] = layer
+        # once: to write all layers anew after each of many would take longer than to measure it
+        self._texts[layer["spec"]] = json.dumps(layer, allow_nan=False)
 
     def data(self, specs: list[str] | None = None) -> dict[str, Any]:
         """The whole as the file has it; specs: of these layers alone, in this order."""
         layers = list(self._layers.values()) if specs is None else [self._layers[s] for s in specs if s in self._layers]
+        return {**self._head(), "layers": layers, "summary": summary(layers)}
+
+    def _head(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
             "version": VERSION,
             "machine": self._machine,
             "accuracy": self._accuracy,
             "runs": self.runs,
-            "layers": layers,
-            "summary": summary(layers),
         }
 
     def save(self) -> None:
-        """Writes the file, all at once, where there is one. Raises ConvtuneError where that fails."""
+        """Writes the file, all at once, a layer a line, where there is one. Raises ConvtuneError where that fails."""
         if self._path is None:
             return
-        text = json.dumps(self.data(), indent=1, allow_nan=False) + "\n"
+        whole = {**self._head(), "summary": summary(list(self._layers.values()))}
+        parts = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in whole.items()]
+        parts.append('"layers": [\n' + ",\n".join(self._texts.values()) + "\n]")
         try:
-            replace_file(self._path, [text.encode()])
+            replace_file(self._path, [f"{{{', '.join(parts)}}}\n".encode()])
         except OSError as problem:
             raise ConvtuneError(f"{self._path} cannot be written: {problem.strerror}") from problem
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convtune.comparison.asking import Asking, at_once
 from convtune.errors import MeasureError
 from convtune.measure.bench import Limits
 from convtune.measure.worker import Pool, Reply
@@ -27,16 +28,15 @@ _COPIES = 6  # of a peer's arrays: several configurations are held at a time, wi
 class Entry:
     """A configuration of a side, and what came of it.
 
-    status: "ok", or as a peer's in the file. error: of its result. call_s: of its first calls. turns_us: the median of
-    each turn that it took; fewer than there were rounds where it was `dropped` as hopeless. others: of each turn, the
-    share of the CPUs' time that other processes had.
+    status: "ok", or as a peer's in the file. error: of its result. turns_us: the median of each turn that it took;
+    fewer than there were rounds where it was `dropped` as hopeless. others: of each turn, the share of the CPUs' time
+    that other processes had.
     """
 
     configuration: Configuration
     status: str = "ok"
     message: str = ""
     error: float | None = None
-    call_s: float = 0.0
     turns_us: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
     dropped: bool = False
@@ -76,18 +76,24 @@ class Side:
 
     def prepare(self, job: Job, loose: float) -> None:
         """Prepares and checks all configurations. One whose process dies is left out, and the others made again."""
+        at_once([self.preparing(job, loose)])
+
+    def preparing(self, job: Job, loose: float) -> Asking:
+        """`prepare`, for several sides at once."""
         self.entries, self.refusal = [], None
         if self._broken:
-            return self.refuse("error", self._broken)
+            self.refuse("error", self._broken)
+            return
         try:
             waiting = [Entry(configuration) for configuration in self.peer.configurations(job.spec)]
         except Unsupported as reason:
-            return self.refuse("unsupported", str(reason))
+            self.refuse("unsupported", str(reason))
+            return
         self.entries, ready = list(waiting), list[Entry]()
         try:
             while waiting:
                 entry = waiting.pop(0)
-                reply = self._ask(Prepare(job, entry.configuration), job.spec)
+                reply = yield self._pool.begin([Prepare(job, entry.configuration)], *self._limits_of(job.spec))
                 if reply.status == "ok":
                     _judge(entry, reply.value, loose)
                     ready += [entry] if entry.status == "ok" else []
@@ -98,12 +104,11 @@ class Side:
         except MeasureError as problem:  # its process does not start: it will not for the next spec either
             self._broken = str(problem)
             self.refuse("error", self._broken)
-        return None
 
     def turn(self, entry: Entry, seconds: float, spec: ConvSpec) -> None:
         """One turn of an entry. Where the process dies, the side is out of the rest of the rounds."""
         try:
-            reply = self._ask(Turn(entry.configuration, seconds, FEWEST_CALLS), spec)
+            reply = self._pool.call(Turn(entry.configuration, seconds, FEWEST_CALLS), *self._limits_of(spec))
         except MeasureError as problem:  # it ended between two turns, and does not start again
             reply = Reply("crash", message=str(problem))
         if reply.status == "ok":
@@ -116,10 +121,10 @@ class Side:
             if other.status == "ok":
                 other.fail(replace(reply, message=f"its process died in a turn of {entry.configuration.name}"))
 
-    def _ask(self, request: Prepare | Turn, spec: ConvSpec) -> Reply:
+    def _limits_of(self, spec: ConvSpec) -> tuple[float, int]:
+        """Seconds and bytes for a request."""
         limits = self._limits
-        timeout_s = max(limits.device(spec), limits.reference(spec))
-        return self._pool.call(request, timeout_s, _COPIES * limits.memory(spec))
+        return max(limits.device(spec), limits.reference(spec)), _COPIES * limits.memory(spec)
 
     @property
     def playing(self) -> list[Entry]:
@@ -130,7 +135,7 @@ class Side:
 
 
 def _judge(entry: Entry, checked: Checked, loose: float) -> None:
-    entry.error, entry.call_s = checked.error, checked.call_s
+    entry.error = checked.error
     if checked.unsupported:
         entry.status, entry.message = "unsupported", checked.unsupported
     elif checked.error is None:

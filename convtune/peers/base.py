@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -68,6 +69,15 @@ class Prepared:
     output: Callable[[], Array]
 
 
+@functools.cache
+def _version(distribution: str) -> str | None:
+    """None where it is not installed. Found once: it takes milliseconds, and every layer names the versions."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 class Peer(ABC):
     """One peer. Its instance is stateless but for what `start` sets in the process; its module is its registration.
 
@@ -82,13 +92,8 @@ class Peer(ABC):
 
     def versions(self) -> Mapping[str, str]:
         """Of its distributions, those that are installed."""
-        found = {}
-        for name in self.distributions:
-            try:
-                found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return found
+        found = {name: _version(name) for name in self.distributions}
+        return {name: version for name, version in found.items() if version is not None}
 
     @property
     def required(self) -> tuple[str, ...]:

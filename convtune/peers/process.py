@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 UNSET = frozenset({"OPENBLAS_CORETYPE"})
 """Not for the process's environment: on some machines it is set to Haswell, which is not the processor."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-_REST_STEP_S, _REST_CPU_S, _REST_LONGEST_S = 2e-3, 4e-4, 0.25
+_PART = 1 << 16  # elements: in float64 they fit in the second cache of any CPU
+_REST_STEP_S, _REST_SAMPLES = 4e-4, 3
+REST_LONGEST_S = 0.25
+"""After which a process that never is at rest is waited for no more."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,12 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Checked:
-    """A configuration's first calls. error: max |y - reference| / max |reference|, None where y is not finite.
+    """A configuration's first call. error: max |y - reference| / max |reference|, None where y is not finite.
 
-    call_s: seconds of a call, the lesser of two. unsupported: why it cannot be; "" where it can.
+    unsupported: why it cannot be; "" where it can.
     """
 
     error: float | None = None
-    call_s: float = 0.0
     unsupported: str = ""
 
 
@@ -80,6 +84,7 @@ class Contender:
         peer.start(threads)
         self._job: Job | None = None
         self._problem: Problem | None = None
+        self._expected: Expected | None = None
         self._prepared: dict[Configuration, Prepared] = {}
 
     def __call__(self, request: Prepare | Turn) -> Checked | Taken:
@@ -93,22 +98,24 @@ class Contender:
         if self._problem is None or job != self._job:
             self._open(job)
         assert self._problem is not None
+        assert self._expected is not None
         try:
             prepared = self._peer.prepare(self._problem, configuration)
         except Unsupported as reason:
             return Checked(unsupported=str(reason))
         prepared.call()
-        error = _error(restored(prepared.output(), job.spec, configuration.layout), job.reference)
-        call_s = min(_seconds(prepared.call) for _ in range(2))
+        error = self._expected.error(restored(prepared.output(), job.spec, configuration.layout))
         self._prepared[configuration] = prepared
-        _rest()
-        return Checked(error, call_s)
+        rest()
+        return Checked(error)
 
     def _open(self, job: Job) -> None:
         from convtune.reference import random_operands
 
-        self._job, self._problem, self._prepared = None, None, {}  # before others are made: they may be large
+        # before others are made: they may be large
+        self._job, self._problem, self._expected, self._prepared = None, None, None, {}
         self._problem = Problem(job.spec, random_operands(job.spec, job.seed), self._threads, job.package)
+        self._expected = Expected(job.reference)
         self._job = job
 
     def _turn(self, call: Callable[[], object], turn: Turn) -> Taken:
@@ -124,7 +131,7 @@ class Contender:
         while time.perf_counter() < end or len(times) < turn.fewest:
             times.append(_seconds(call))
         others = CpuTimes.now().others_since(before)
-        _rest()
+        rest()
         return Taken(statistics.median(times), others)
 
 
@@ -161,29 +168,67 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _error(y: NDArray[Any], reference: Path) -> float | None:
+class Expected:
+    """The reference that results are compared with."""
+
+    def __init__(self, path: Path) -> None:
+        """path: of a .npy file, which stays mapped."""
+        import numpy as np
+
+        self._y = np.load(path, mmap_mode="r")
+        self._largest = max(float(self._y.max()), -float(self._y.min())) or 1.0
+
+    def error(self, y: NDArray[Any]) -> float | None:
+        """max |y - reference| / max |reference|, None where y is not finite. Raises ValueError for another shape."""
+        if y.shape != self._y.shape:
+            raise ValueError(f"its result has shape {y.shape}; the spec's is {self._y.shape}")
+        greatest = _greatest_difference(y, self._y)
+        return greatest / self._largest if math.isfinite(greatest) else None
+
+
+def _greatest_difference(y: NDArray[Any], expected: NDArray[Any]) -> float:
+    """max |y - expected|, NaN where y has one.
+
+    In parts: the difference of a large result, in float64, would take more time and memory than the library does, the
+    more so where y is in another order.
+    """
     import numpy as np
 
-    expected = np.load(reference, mmap_mode="r")
-    if y.shape != expected.shape:
-        raise ValueError(f"its result has shape {y.shape}; the spec's is {expected.shape}")
-    largest = float(np.abs(expected).max())
-    error = float(np.abs(y - expected).max()) / (largest or 1.0)
-    return error if np.isfinite(error) else None
+    if y.size <= _PART:
+        return float(np.abs(y - expected).max())
+    if len(y) == 1:
+        return _greatest_difference(y[0], expected[0])
+    rows = max(_PART * len(y) // y.size, 1)
+    parts = [slice(start, start + rows) for start in range(0, len(y), rows)]
+    return float(np.max([_greatest_difference(y[part], expected[part]) for part in parts]))
 
 
-def _rest() -> None:
+def rest() -> None:
     """Returns when none of this process's threads spins any more, so that the next one's turn is its own.
 
-    A library's threads look out for more work for some milliseconds before they sleep. One that never sleeps is
+    A library's threads look out for more work before they sleep: ONNX Runtime's for 45 ms. One that never sleeps is
     waited for in vain, a quarter of a second long.
     """
-    end = time.perf_counter() + _REST_LONGEST_S
-    while time.perf_counter() < end:
-        busy = time.process_time()
+    end, quiet = time.perf_counter() + REST_LONGEST_S, 0
+    while quiet < _REST_SAMPLES and time.perf_counter() < end:
         time.sleep(_REST_STEP_S)
-        if time.process_time() - busy < _REST_CPU_S:
-            return
+        quiet = 0 if _others_run() else quiet + 1
+
+
+def _others_run() -> bool:
+    """Whether another thread of this process has a CPU, or waits for one.
+
+    Their CPU time would not tell: the kernel adds that of a running thread up at its tick, every 4 or 10 ms.
+    """
+    own = threading.get_native_id()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+        if state == "R" and int(task.name) != own:
+            return True
+    return False
 
 
 def _keep_freed_memory() -> None:
