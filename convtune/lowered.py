@@ -1,8 +1,9 @@
-"""Lowered TIR as small Python values, read from TVM's objects once: the expressions of models that walk kernels."""
+"""Lowered TIR as small Python values, read from TVM's objects once, for models that walk kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -33,6 +34,40 @@ class Buffer(NamedTuple):
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class If:
+    """An if, with an else or an empty one."""
+
+    condition: Expr
+    then: tuple[Any, ...]
+    otherwise: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Elements written: one, or those of a vector index."""
+
+    buffer: Buffer
+    index: Expr
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Define:
+    """A name for a value, used below it."""
+
+    var: Any
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """An expression for its effect."""
+
+    value: Expr
+
+
+_EMPTY = ("AllocBuffer", "AssertStmt", "ScopeIdDefStmt")
 _OPERATORS = ("Add", "Sub", "Mul", "Div", "Mod", "FloorDiv", "FloorMod", "Min", "Max", "And", "Or")
 _BITS = ("LShift", "RShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
 _BINARY = frozenset((*_OPERATORS, *_BITS, "EQ", "NE", "LT", "LE", "GT", "GE"))
@@ -98,6 +133,33 @@ class ExpressionReader:
 
     def operands(self, call: Any) -> list[Expr]:
         return [self.expression(a) for a in call.args if type(a).__name__ not in ("StringImm", "Op", "GlobalVar")]
+
+
+class StatementReader(ExpressionReader):
+    """Reads statements too. A subclass has `_read_` and the name of a kind of them, in lower case, for its others."""
+
+    def statements(self, node: Any) -> list[Any]:
+        """What a statement of TVM's comes to. Raises ScheduleError for one that the owner does not know."""
+        kind = type(node).__name__
+        if kind == "SeqStmt":
+            return [found for child in node.seq for found in self.statements(child)]
+        if kind in _EMPTY:
+            return self.statements(node.body) if getattr(node, "body", None) is not None else []
+        reader: Callable[[Any], list[Any]] | None = getattr(self, f"_read_{kind.lower()}", None)
+        if reader is None:
+            raise ScheduleError(f"{self.owner} does not know the statement {kind}")
+        return reader(node)
+
+    def _read_bind(self, node: Any) -> list[Any]:
+        return [Define(node.var, self.expression(node.value))]
+
+    def _read_ifthenelse(self, node: Any) -> list[Any]:
+        otherwise = self.statements(node.else_case) if node.else_case is not None else []
+        return [If(self.expression(node.condition), tuple(self.statements(node.then_case)), tuple(otherwise))]
+
+    def _read_bufferstore(self, node: Any) -> list[Any]:
+        buffer = self.buffer(node.buffer)
+        return [Store(buffer, self.index(buffer, node.indices), self.expression(node.value))]
 
 
 def call_name(call: Any) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from convtune.errors import ScheduleError
-from convtune.lowered import Buffer, Expr
+from convtune.lowered import Buffer, Define, Evaluate, Expr, If, Store
 
 from . import forms
 from .forms import Arithmetic, Form, constant
-from .statements import Define, Evaluate, For, If, Statement, Store
+from .statements import For, Statement
 
 ROUNDS = 4
 """Splitting a loop may show that another one is divided; so often they are split."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from convtune.errors import ScheduleError
-from convtune.lowered import Buffer, Expr, ExpressionReader, call_name
+from convtune.lowered import Buffer, Define, Evaluate, Expr, If, StatementReader, Store, call_name
 
 
 @dataclass(frozen=True)
@@ -21,43 +20,9 @@ class For:
     body: tuple[Statement, ...]
 
 
-@dataclass(frozen=True)
-class If:
-    """An if, with an else or an empty one."""
-
-    condition: Expr
-    then: tuple[Statement, ...]
-    otherwise: tuple[Statement, ...]
-
-
-@dataclass(frozen=True)
-class Store:
-    """Elements written: one, or those of a vector index."""
-
-    buffer: Buffer
-    index: Expr
-    value: Expr
-
-
-@dataclass(frozen=True)
-class Define:
-    """A name for a value, used below it."""
-
-    var: Any
-    value: Expr
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """An expression for its effect."""
-
-    value: Expr
-
-
 Statement = For | If | Store | Define | Evaluate
 
 _PARALLEL = 1  # tirx.ForKind.PARALLEL
-_EMPTY = ("AllocBuffer", "AssertStmt")
 
 
 def read(module: Any) -> tuple[Statement, ...]:
@@ -95,7 +60,7 @@ def _lowered(module: Any) -> Any:
     return tvm.ir.transform.Sequential(passes)(module)
 
 
-class Reader(ExpressionReader):
+class Reader(StatementReader):
     """Reads one function."""
 
     def __init__(self) -> None:
@@ -107,17 +72,6 @@ class Reader(ExpressionReader):
             self.starts.append(node.elem_offset)
         return super().buffer(node)
 
-    def statements(self, node: Any) -> list[Statement]:
-        kind = type(node).__name__
-        if kind == "SeqStmt":
-            return [found for child in node.seq for found in self.statements(child)]
-        if kind in _EMPTY:
-            return self.statements(node.body) if getattr(node, "body", None) is not None else []
-        reader: Callable[[Any], list[Statement]] | None = getattr(self, f"_read_{kind.lower()}", None)
-        if reader is None:
-            raise ScheduleError(f"the cache model does not know the statement {kind}")
-        return reader(node)
-
     def _read_attrstmt(self, node: Any) -> list[Statement]:
         return self.statements(node.body)
 
@@ -128,21 +82,10 @@ class Reader(ExpressionReader):
             self.buffers[node.buffer] = self.buffer(pointer.args[0])
         return []
 
-    def _read_bind(self, node: Any) -> list[Statement]:
-        return [Define(node.var, self.expression(node.value))]
-
     def _read_for(self, node: Any) -> list[Statement]:
         begin, extent = self.expression(node.min), self.expression(node.extent)
         body = tuple(self.statements(node.body))
         return [For(node.loop_var, begin, extent, int(node.kind) == _PARALLEL, body)]
-
-    def _read_ifthenelse(self, node: Any) -> list[Statement]:
-        otherwise: Sequence[Statement] = self.statements(node.else_case) if node.else_case is not None else []
-        return [If(self.expression(node.condition), tuple(self.statements(node.then_case)), tuple(otherwise))]
-
-    def _read_bufferstore(self, node: Any) -> list[Statement]:
-        buffer = self.buffer(node.buffer)
-        return [Store(buffer, self.index(buffer, node.indices), self.expression(node.value))]
 
     def _read_evaluate(self, node: Any) -> list[Statement]:
         value = node.value

@@ -7,26 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convtune.lowered import Buffer, Expr
+from convtune.lowered import Buffer, Define, Evaluate, Expr, If, Store
 
 from .accesses import WIDEST_BYTES
 from .machine import Machine, Vector
 from .regions import TENSOR_MULTIPLY_ADDS, Counts, Frame, GlobalUse, Region
 from .samples import LANES, Sampler
-from .tree import (
-    AsyncCopy,
-    AsyncWait,
-    Barrier,
-    Branch,
-    Define,
-    Evaluate,
-    Kernel,
-    Loop,
-    MatrixMove,
-    MatrixMultiply,
-    Statement,
-    Store,
-)
+from .tree import AsyncCopy, AsyncWait, Barrier, Kernel, Loop, MatrixMove, MatrixMultiply, Statement
 from .values import Value, Values, constant
 
 AUTO_UNROLL = 1000
@@ -102,7 +89,7 @@ class Walker(Machine):
     def _evaluate(self, statement: Evaluate) -> None:
         self.value(statement.value)
 
-    def _branch(self, statement: Branch) -> None:
+    def _if(self, statement: If) -> None:
         condition = self.scalar(statement.condition)
         for positive, body in ((True, statement.then), (False, statement.otherwise)):
             with_condition = self.masked(condition, positive)

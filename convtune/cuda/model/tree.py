@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from convtune.cuda import tensor_cores
 from convtune.errors import ScheduleError
-from convtune.lowered import Buffer, Expr, ExpressionReader, call_name
+from convtune.lowered import Buffer, Define, Evaluate, Expr, If, StatementReader, Store, call_name
 
 
 @dataclass(frozen=True)
@@ -24,32 +24,6 @@ class Loop:
     has_barrier: bool
     indexes_registers: bool  # its variable chooses an element of a local array
     size: int  # loads, stores and operators of the body, loops with a constant extent multiplied out
-
-
-@dataclass(frozen=True)
-class Branch:
-    """An if, with an else or an empty one."""
-
-    condition: Expr
-    then: tuple[Statement, ...]
-    otherwise: tuple[Statement, ...]
-
-
-@dataclass(frozen=True)
-class Store:
-    """One value written."""
-
-    buffer: Buffer
-    index: Expr
-    value: Expr
-
-
-@dataclass(frozen=True)
-class Define:
-    """A name for a value, used below it."""
-
-    var: Any
-    value: Expr
 
 
 @dataclass(frozen=True)
@@ -94,14 +68,7 @@ class MatrixMultiply:
     multiply_adds: int
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """A call for its effect."""
-
-    value: Expr
-
-
-Statement = Loop | Branch | Store | Define | AsyncCopy | Barrier | AsyncWait | MatrixMove | MatrixMultiply | Evaluate
+Statement = Loop | If | Store | Define | AsyncCopy | Barrier | AsyncWait | MatrixMove | MatrixMultiply | Evaluate
 
 
 @dataclass
@@ -115,9 +82,6 @@ class Kernel:
     arguments: dict[Buffer, int] = field(default_factory=dict)
 
 
-_EMPTY = ("AssertStmt", "AllocBuffer", "ScopeIdDefStmt")
-
-
 def read(function: Any) -> Kernel:
     """The body of a lowered device function.
 
@@ -126,7 +90,7 @@ def read(function: Any) -> Kernel:
     return Reader(function).kernel()
 
 
-class Reader(ExpressionReader):
+class Reader(StatementReader):
     """Reads one function."""
 
     def __init__(self, function: Any) -> None:
@@ -146,17 +110,6 @@ class Reader(ExpressionReader):
         name = str(self.function.attrs["global_symbol"])
         body = tuple(self.statements(self.function.body))
         return Kernel(name, body, self.threads, self.extents, self.arguments)
-
-    def statements(self, node: Any) -> list[Statement]:
-        kind = type(node).__name__
-        if kind == "SeqStmt":
-            return [found for child in node.seq for found in self.statements(child)]
-        if kind in _EMPTY:
-            return self.statements(node.body) if getattr(node, "body", None) is not None else []
-        reader: Callable[[Any], list[Statement]] | None = getattr(self, f"_read_{kind.lower()}", None)
-        if reader is None:
-            raise ScheduleError(f"the GPU model does not know the statement {kind}")
-        return reader(node)
 
     def _read_attrstmt(self, node: Any) -> list[Statement]:
         if node.attr_key == "thread_extent":
@@ -178,9 +131,6 @@ class Reader(ExpressionReader):
             )
         return []
 
-    def _read_bind(self, node: Any) -> list[Statement]:
-        return [Define(node.var, self.expression(node.value))]
-
     def _read_for(self, node: Any) -> list[Statement]:
         outer_size, outer_stored, outer_barrier = self.size, self.stored, self.has_barrier
         self.size, self.stored, self.has_barrier = 0, set(), False
@@ -193,15 +143,10 @@ class Reader(ExpressionReader):
         chooses = node.loop_var in self.choosers
         return [Loop(node.loop_var, begin, extent, unrolled, body, stored, barrier, chooses, size)]
 
-    def _read_ifthenelse(self, node: Any) -> list[Statement]:
-        otherwise = self.statements(node.else_case) if node.else_case is not None else []
-        return [Branch(self.expression(node.condition), tuple(self.statements(node.then_case)), tuple(otherwise))]
-
     def _read_bufferstore(self, node: Any) -> list[Statement]:
-        buffer = self.buffer(node.buffer)
-        self.stored.add(buffer.key)
+        self.stored.add(self.buffer(node.buffer).key)
         self.size += 1
-        return [Store(buffer, self.index(buffer, node.indices), self.expression(node.value))]
+        return super()._read_bufferstore(node)
 
     def _read_evaluate(self, node: Any) -> list[Statement]:
         call = node.value
