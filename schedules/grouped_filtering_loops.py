@@ -1,0 +1,283 @@
+"""The loops of a grouped convolution filtered along its rows, as TIR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.depthwise_loops import least, loop, named, part
+from convtune.schedules.depthwise_planes_loops import vector_sums
+from convtune.schedules.filtering_tensors import Tensors
+from convtune.schedules.grouped_filtering_plan import Plan
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, when
+from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+At = tuple[Expr, Expr, Expr]  # image, unit, first row of a block
+
+
+class Kernel:
+    """The statements of a plan: `kernel` is all of them."""
+
+    def __init__(self, spec: ConvSpec, plan: Plan, tensors: Tensors) -> None:
+        self.spec, self.plan, self.tensors = spec, plan, tensors
+
+    def kernel(self) -> Stmt:
+        plan = self.plan
+
+        def task(number: Expr) -> Stmt:
+            image, rest = number // (plan.units * plan.blocks), number % (plan.units * plan.blocks)
+            low, high = part(plan.rows.out, plan.blocks, rest % plan.blocks)
+            return named(low, "first", lambda first: self._task((image, rest // plan.blocks, first), high - low))
+
+        return loop(0, plan.batch * plan.units * plan.blocks, task, "PARALLEL", "task")
+
+    def _task(self, at: At, rows: Expr) -> Stmt:
+        plan = self.plan
+
+        def with_buffers(v: Any, m: Any) -> Stmt:
+            def tile(number: Expr) -> Stmt:
+                start = least(number * plan.high, rows - plan.high)
+                return named(
+                    start, "row", lambda row: sequence([self._products(at, v, m, row), self._rows(at, m, row)])
+                )
+
+            reached = (rows - 1) * plan.rows.stride + plan.rows.reached(1)
+            made = loop(0, reached, lambda row: self._row(at, v, row), name="row")
+            return sequence([made, loop(0, (rows + plan.high - 1) // plan.high, tile, name="row_tile")])
+
+        # of one dimension: TVM 0.27 drops what lies unused between points that are another
+        sizes = [plan.columns.alpha * distance for distance in (plan.v_point, plan.m_point)]
+        with_v = lambda v: allocated(sizes[1:], "m", "global", lambda m: with_buffers(v, m))  # noqa: E731
+        return allocated(sizes[:1], "v", "global", with_v)
+
+    def _row(self, at: At, v: Any, row: Expr) -> Stmt:
+        """A row of V, zeros where it lies outside of x."""
+        rows, columns = self.plan.rows, self.plan.columns
+        position = at[2] * rows.stride + row - rows.before
+        inner = columns.inner
+        groups = columns.length // columns.group
+
+        def one(group: Expr) -> Stmt:
+            return self._values(at, v, row, position, group)
+
+        parts = [one(group) for group in range(inner.start)]
+        parts += [loop(inner.start, inner.stop, one, name="tile")] if inner else []
+        parts += [one(group) for group in range(inner.stop, groups)]
+        last = (rows.out - 1) * rows.stride + rows.reached(1) - 1 - rows.before
+        conditions = [position >= 0] * (rows.before > 0) + [position < rows.size] * (last >= rows.size)
+        return when(conditions, sequence(parts), self._zeros(v, row) if conditions else None)
+
+    def _zeros(self, v: Any, row: Expr) -> Stmt:
+        from tvm import tirx
+
+        plan = self.plan
+
+        def zero(point: Expr, i: Expr) -> Stmt:
+            return tirx.BufferStore(v, tirx.const(0.0, "float32"), [point * plan.v_point + row * plan.v_row + i])
+
+        of_point = lambda point: loop(0, plan.v_row, lambda i: zero(point, i))  # noqa: E731
+        return loop(0, plan.columns.alpha, of_point, name="point")
+
+    def _values(self, at: At, v: Any, row: Expr, position: Expr, group: Expr) -> Stmt:
+        """The values of a group, of all channels; a number where their columns may lie outside of x."""
+        plan = self.plan
+        width = min(plan.lanes, plan.inputs)
+        whole, rest = divmod(plan.inputs, width)
+
+        def one(first: Expr, size: int) -> Stmt:
+            return self._channels(at, v, (row, position, group), first, size)
+
+        parts = [loop(0, whole, lambda i: one(i * width, width), name="vector")]
+        return sequence([*parts, one(whole * width, rest)] if rest else parts)
+
+    def _channels(self, at: At, v: Any, place: tuple[Expr, Expr, Expr], channel: Expr, width: int) -> Stmt:
+        from tvm import tirx
+
+        plan, columns, (row, position, group) = self.plan, self.plan.columns, place
+        bind = Binder(f"float32x{width}" if width > 1 else "float32")
+        first = at[1] * plan.inputs + channel
+        zero = tirx.const(0.0, "float32")
+        zero = tirx.Broadcast(zero, width) if width > 1 else zero
+
+        def read(column: Expr) -> Expr:
+            if isinstance(column, int) and not 0 <= column < columns.size:
+                return zero
+            value = bind(self.tensors.read(at[0], _side_by_side(first, width), (0, position, column)))
+            return value if plan.shared == 1 else bind(tirx.Shuffle([value], plan.together))
+
+        for j in range(columns.group):
+            start = columns.input(group, j)
+            values = [read(start + i * columns.stride) for i in range(columns.alpha)]
+            made = values if columns.filter is None else columns.filter.transform_input(values, bind)
+            for point, value in enumerate(made):
+                base = row * plan.v_row + (group * columns.group + j) * plan.inputs + channel
+                bind.store(v, [_side_by_side(point * plan.v_point + base, width)], value)
+        return sequence(bind.statements)
+
+    def _products(self, at: At, v: Any, m: Any, row: Expr) -> Stmt:
+        """M of a row tile: for each point a matrix product."""
+        plan, columns = self.plan, self.plan.columns
+
+        def of(points: tuple[int, int], parts: int) -> Stmt:
+            def tile(point: Expr, number: Expr, block: Expr) -> Stmt:
+                start = least(number * plan.wide, columns.tiles - plan.wide)
+                return named(start, "tile", lambda t: self._tile(at, (v, m), (row, t), (point, block), parts))
+
+            def point(p: Expr) -> Stmt:
+                each = lambda i: loop(0, plan.passes, lambda b: tile(p, i, b), name="pass")  # noqa: E731
+                return loop(0, ceil_div(columns.tiles, plan.wide), each, name="tiles")
+
+            return loop(*points, point, name="point")
+
+        if columns.whole == columns.parts:
+            return of((0, columns.alpha), columns.parts)
+        last = columns.alpha - 1
+        return sequence([of((0, last), columns.parts), of((last, last + 1), columns.whole)])
+
+    def _tile(
+        self, at: At, buffers: tuple[Any, Any], place: tuple[Expr, Expr], index: tuple[Expr, Expr], parts: int
+    ) -> Stmt:
+        """A register tile: M of `high` rows and `wide` tiles of columns at a point, of a pass of the channels."""
+        from tvm import tirx
+
+        plan, (v, m), (_, tile), (point, block) = self.plan, buffers, place, index
+        whole = tirx.Ramp(0, 1, plan.lanes)
+        sums = [(r, t, i) for r in range(plan.high) for t in range(plan.wide) for i in range(plan.vectors)]
+
+        def body(acc: list[Any]) -> Stmt:
+            zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
+            clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
+            kept = []
+            for (r, t, i), each in zip(sums, acc):
+                base = (r * plan.columns.tiles + tile + t) * plan.outputs + (block * plan.vectors + i) * plan.lanes
+                kept.append(
+                    tirx.BufferStore(
+                        m, tirx.BufferLoad(each, [whole]), [tirx.Ramp(point * plan.m_point + base, 1, plan.lanes)]
+                    )
+                )
+            named_sums = dict(zip(sums, acc))
+            step = lambda ic: self._step(named_sums, at[1], v, place, index, parts, ic)  # noqa: E731
+            return sequence([*clear, loop(0, plan.depth, step, name="ic"), *kept])
+
+        return vector_sums(len(sums), plan.lanes, body)
+
+    def _step(
+        self,
+        acc: dict[tuple[int, int, int], Any],
+        unit: Expr,
+        v: Any,
+        place: tuple[Expr, Expr],
+        index: tuple[Expr, Expr],
+        parts: int,
+        ic: Expr,
+    ) -> Stmt:
+        """All taps of an input channel: each value of V is spread over the lanes once for all sums that it is in."""
+        from tvm import tirx
+
+        plan, (row, tile), (point, block) = self.plan, place, index
+        rows, columns, lanes = plan.rows, plan.columns, plan.lanes
+        bind, filters = Binder(f"float32x{lanes}"), dict[tuple[int, int, int], Expr]()
+        whole = [tirx.Ramp(0, 1, lanes)]
+        meets: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+        for t in range(plan.wide):
+            for k in range(parts):
+                for r in range(plan.high):
+                    for kh in range(rows.taps):
+                        where = (t * columns.step + columns.offset(k), r * rows.stride + kh * rows.dilation)
+                        meets.setdefault(where, []).append((r, kh, t, k))
+        for (column, down), uses in meets.items():
+            base = (row * rows.stride + down) * plan.v_row + (tile * columns.step + column) * plan.inputs
+            value = bind(self._spread(v, point, base + ic * plan.shared))
+            for r, kh, t, k in uses:
+                for i in range(plan.vectors):
+                    if (kh, k, i) not in filters:
+                        channels = tirx.Ramp(i * lanes, 1, lanes)
+                        taps = kh * columns.parts + k
+                        filters[kh, k, i] = bind(
+                            tirx.BufferLoad(self.tensors.weight, [unit, point, block, ic, taps, channels])
+                        )
+                    total = tirx.BufferLoad(acc[r, t, i], whole)
+                    bind.store(acc[r, t, i], whole, total + value * filters[kh, k, i])
+        return sequence(bind.statements)
+
+    def _spread(self, v: Any, point: Expr, first: Expr) -> Expr:
+        """An input channel of each group, repeated: a load of 4, 8 or 16 bytes that are broadcast."""
+        from tvm import tirx
+
+        shared, lanes = self.plan.shared, self.plan.lanes
+        first = point * self.plan.v_point + first
+        if shared == 1:
+            return tirx.Broadcast(tirx.BufferLoad(v, [first]), lanes)
+        value = tirx.BufferLoad(v, [tirx.Ramp(first, 1, shared)])
+        return tirx.Shuffle([value] * (lanes // shared), [lane % shared for lane in range(lanes)])
+
+    def _rows(self, at: At, m: Any, row: Expr) -> Stmt:
+        """The outputs of a row tile."""
+        plan, columns = self.plan, self.plan.columns
+        whole, rest = divmod(columns.out, columns.m)
+
+        def outputs(r: Expr) -> Stmt:
+            def vector(tile: Expr, count: int) -> Stmt:
+                one = lambda i: self._outputs(at, m, (row, r), tile, i * plan.lanes, count)  # noqa: E731
+                return loop(0, plan.outputs // plan.lanes, one, name="vector")
+
+            parts = [loop(0, whole, lambda tile: vector(tile, columns.m), name="tile")] if whole else []
+            return sequence([*parts, vector(whole, rest)] if rest else parts)
+
+        return loop(0, plan.high, outputs, name="output_row")
+
+    def _outputs(self, at: At, m: Any, rows: tuple[Expr, Expr], tile: Expr, channel: Expr, count: int) -> Stmt:
+        """The first `count` outputs of a tile, of a vector of channels."""
+        from tvm import tirx
+
+        plan, columns, lanes = self.plan, self.plan.columns, self.plan.lanes
+        bind = Binder(f"float32x{lanes}")
+        base = (rows[1] * columns.tiles + tile) * plan.outputs + channel
+        values = [
+            bind(tirx.BufferLoad(m, [tirx.Ramp(point * plan.m_point + base, 1, lanes)]))
+            for point in range(columns.alpha)
+        ]
+        made = values if columns.filter is None else columns.filter.transform_output(values, bind)
+        made = [value if plan.shared == 1 else tirx.Shuffle([bind(value)], plan.apart) for value in made[:count]]
+        oh, oc = at[2] + rows[0] + rows[1], at[1] * plan.outputs + channel
+
+        def output(sums: Callable[[Expr], Expr], i: Expr, lane: Expr) -> Stmt:
+            return self.tensors.store(at[0], oc + lane, (0, oh, tile * columns.m + i), sums(lane))
+
+        if self.spec.activation in LONG_ACTIVATIONS:  # once in the code
+            return allocated((count, lanes), "row", "local", lambda row: self._rolled(bind, row, made, output))
+        return vector_sums(count, lanes, lambda sums: self._unrolled(bind, sums, made, output))
+
+    def _rolled(self, bind: Binder, row: Any, made: Sequence[Expr], output: Callable[..., Stmt]) -> Stmt:
+        from tvm import tirx
+
+        lanes = self.plan.lanes
+        for i, value in enumerate(made):
+            bind.store(row, [i, tirx.Ramp(0, 1, lanes)], value)
+
+        def one(i: Expr) -> Stmt:
+            return loop(0, lanes, lambda lane: output(lambda at: tirx.BufferLoad(row, [i, at]), i, lane), "VECTORIZED")
+
+        return sequence([*bind.statements, loop(0, len(made), one, name="i")])
+
+    def _unrolled(self, bind: Binder, sums: list[Any], made: Sequence[Expr], output: Callable[..., Stmt]) -> Stmt:
+        from tvm import tirx
+
+        lanes = self.plan.lanes
+        for each, value in zip(sums, made):
+            bind.store(each, [tirx.Ramp(0, 1, lanes)], value)
+        stored = []
+        for i, each in enumerate(sums):
+            read = lambda at, each=each: tirx.BufferLoad(each, [at])  # noqa: E731
+            stored.append(loop(0, lanes, lambda lane, i=i, read=read: output(read, i, lane), "VECTORIZED"))  # type: ignore[misc]
+        return sequence([*bind.statements, *stored])
+
+
+def _side_by_side(first: Expr, count: int) -> Expr:
+    """The index of so many elements; TVM 0.27 has no vectors of one."""
+    from tvm import tirx
+
+    return tirx.Ramp(first, 1, count) if count > 1 else first

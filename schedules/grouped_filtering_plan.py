@@ -1,0 +1,222 @@
+"""How a grouped convolution is cut for filtering along its rows: sizes only, no TVM."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.filtering_points import Filtering, filtering
+from convtune.schedules.tiling import ceil_div
+
+from convtune.expression import cube
+
+if TYPE_CHECKING:
+    from convtune.space import Knobs
+    from convtune.spec import ConvSpec
+    from convtune.targets import CpuTarget
+
+LINE = 16  # float32 elements of a cache line
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns in tiles of m outputs, each a sum over parts of the taps: those of each residue of the stride,
+    filtered; with m = 1 each tap is a part, and columns are read as they are."""
+
+    m: int
+    taps: int
+    stride: int
+    dilation: int
+    before: int
+    size: int
+    out: int
+
+    @property
+    def parts(self) -> int:
+        return self.taps if self.m == 1 else self.stride
+
+    @property
+    def r(self) -> int:
+        """Taps of a part."""
+        return ceil_div(self.taps, self.parts)
+
+    @functools.cached_property
+    def filter(self) -> Filtering | None:
+        return filtering(self.m, self.r) if self.m > 1 else None
+
+    @property
+    def alpha(self) -> int:
+        """Points, and inputs of a tile and part."""
+        return self.m + self.r - 1
+
+    @property
+    def whole(self) -> int:
+        """Parts that have all taps; the others lack the last one, and with it the last point."""
+        return self.parts if self.m == 1 else self.taps - (self.r - 1) * self.parts
+
+    @property
+    def tiles(self) -> int:
+        return ceil_div(self.out, self.m)
+
+    @property
+    def products(self) -> int:
+        """Of a row of an input channel and an output channel."""
+        return self.tiles * (self.alpha * self.parts - (self.parts - self.whole))
+
+    @property
+    def step(self) -> int:
+        """How far apart in a row of V are the first values of neighbouring tiles."""
+        return self.parts if self.m > 1 else self.stride
+
+    def offset(self, part: int) -> int:
+        """How far behind that its values of a part are."""
+        return part if self.m > 1 else part * self.dilation
+
+    @property
+    def length(self) -> int:
+        """Values of a row of V, of a point and channel."""
+        return (self.tiles - 1) * self.step + self.offset(self.parts - 1) + 1
+
+    @property
+    def group(self) -> int:
+        """Values of a row of V that are made side by side: of a tile's parts."""
+        return self.parts if self.m > 1 else 1
+
+    def input(self, group: Any, value: int) -> Any:
+        """The first column of x that a value of a group is made of; the others are a stride apart each."""
+        return group * (self.m * self.stride if self.m > 1 else 1) + value - self.before
+
+    @functools.cached_property
+    def inner(self) -> range:
+        """Groups, one after the other, of which all is made of columns that lie in x."""
+        reach = self.group - 1 + (self.alpha - 1) * self.stride
+        groups = range(self.length // self.group)
+        found = [i for i in groups if self.input(i, 0) >= 0 and self.input(i, 0) + reach < self.size]
+        return range(found[0], found[-1] + 1) if found else range(0)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows, whose taps are summed one by one."""
+
+    taps: int
+    stride: int
+    dilation: int
+    before: int
+    size: int
+    out: int
+
+    def reached(self, rows: int) -> int:
+        """Input rows of so many output rows."""
+        return (rows - 1) * self.stride + (self.taps - 1) * self.dilation + 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A unit is as many groups as fill a vector, or one. high x wide x vectors: a register tile, of rows, tiles of
+    columns and vectors of output channels. blocks: of the rows; a task is a block of a unit."""
+
+    rows: Rows
+    columns: Columns
+    batch: int
+    groups: int
+    depth: int
+    run: int
+    lanes: int
+    high: int
+    wide: int
+    vectors: int
+    blocks: int
+
+    @property
+    def shared(self) -> int:
+        """Groups of a unit: its lanes are the first channels of all its groups, then the second ones."""
+        return max(1, self.lanes // self.run)
+
+    @property
+    def units(self) -> int:
+        return self.groups // self.shared
+
+    @property
+    def inputs(self) -> int:
+        """Input channels of a unit."""
+        return self.shared * self.depth
+
+    @property
+    def outputs(self) -> int:
+        """Output channels of a unit, in whole vectors."""
+        return self.shared * self.run
+
+    @property
+    def passes(self) -> int:
+        """Register tiles side by side for all output channels of a unit."""
+        return self.outputs // (self.vectors * self.lanes)
+
+    @property
+    def block(self) -> int:
+        """The most rows of a task."""
+        return ceil_div(self.rows.out, self.blocks)
+
+    @property
+    def v_row(self) -> int:
+        """Elements from row to row of V."""
+        return self.columns.length * self.inputs
+
+    @property
+    def v_point(self) -> int:
+        """Elements from point to point of V: (point, row, value of it, channel)."""
+        return _spread(self.rows.reached(self.block) * self.v_row)
+
+    @property
+    def m_point(self) -> int:
+        """Elements from point to point of M: (point, row of a register tile, tile, output channel of a unit)."""
+        return _spread(self.high * self.columns.tiles * self.outputs)
+
+    @property
+    def u_shape(self) -> tuple[int, ...]:
+        """(unit, point, pass, input channel of a group, row and part of the taps, output channel of a pass)"""
+        taps = self.rows.taps * self.columns.parts
+        return self.units, self.columns.alpha, self.passes, self.depth, taps, self.vectors * self.lanes
+
+    @property
+    def together(self) -> list[int]:
+        """The input channel of a unit that each of V is: x has group after group, V the same of each side by side."""
+        return [s * self.depth + ic for ic in range(self.depth) for s in range(self.shared)]
+
+    @property
+    def apart(self) -> list[int]:
+        """The lane of the sums that each lane of y is."""
+        return [oc * self.shared + s for s in range(self.shared) for oc in range(self.run)]
+
+
+def _spread(elements: int) -> int:
+    """The distance of points: an odd number of lines, so that a tile's points do not share the sets of a cache."""
+    lines = ceil_div(elements, LINE)
+    return (lines + (lines % 2 == 0)) * LINE
+
+
+def axes_of(spec: ConvSpec, m: int) -> tuple[Rows, Columns]:
+    """The dimensions of a layer of one or two, its columns in tiles of m."""
+    pads = cube([before for before, _ in spec.padding], 0)
+    fields = zip(*map(cube, (spec.kernel, spec.stride, spec.dilation)), pads, cube(spec.in_size), cube(spec.out_size))
+    _, rows, columns = fields
+    return Rows(*rows), Columns(m, *columns)
+
+
+def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
+    """The plan of a candidate."""
+    rows, columns = axes_of(spec, int(knobs["w_tile"]))
+    return Plan(
+        rows=rows,
+        columns=columns,
+        batch=spec.batch,
+        groups=spec.groups,
+        depth=spec.in_channels // spec.groups,
+        run=spec.out_channels // spec.groups,
+        lanes=target.lanes,
+        high=int(knobs["rows"]),
+        wide=int(knobs["tiles"]),
+        vectors=int(knobs["vectors"]),
+        blocks=int(knobs["row_blocks"]),
+    )
