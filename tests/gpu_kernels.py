@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import ast
+import functools
+from pathlib import Path
 from typing import Any
 
 
@@ -130,7 +132,7 @@ def matmul_tensor_cores(size: int, padded: bool) -> Any:
     from tvm import te
     from tvm.s_tir import Schedule
 
-    importlib.import_module("tvm.s_tir.tensor_intrin.cuda")  # registers the intrinsics
+    _register_intrinsics()
     a, b = (te.placeholder((size, size), "float16", name=name) for name in "ab")
     r = te.reduce_axis((0, size), name="k")
     c = te.compute((size, size), lambda i, j: te.sum(a[i, r] * b[r, j], axis=r), name="c")
@@ -164,6 +166,31 @@ def matmul_tensor_cores(size: int, padded: bool) -> Any:
     sch.tensorize(sch.get_loops(first)[-2], "wmma_fill_16x16x16_f16")
     sch.tensorize(sch.get_loops(sch.get_child_blocks(product)[0])[-3], "wmma_sync_16x16x16_f16f16f16")
     return sch.mod
+
+
+@functools.cache
+def _register_intrinsics() -> None:
+    """Those that are used here, by TVM's functions that make them: importing their module makes 91, in 20 s."""
+    import tvm
+    from tvm.s_tir import TensorIntrin
+
+    path = Path(tvm.__file__).parent / "s_tir" / "tensor_intrin" / "cuda.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) or (isinstance(node, ast.FunctionDef) and not node.decorator_list)
+    ]
+    make: dict[str, Any] = {"__name__": "wmma"}
+    exec(compile(tree, str(path), "exec"), make)
+    size = (16, 16, 16, "float16")
+    for operand in "ab":
+        load = make["get_wmma_load_intrin"](*size, "shared", operand == "b", False)
+        TensorIntrin.register(f"wmma_load_16x16x16_f16_{operand}_shared", *load)
+    TensorIntrin.register("wmma_store_16x16x16_f16_global", *make["get_wmma_store_intrin"](*size, "global"))
+    TensorIntrin.register("wmma_fill_16x16x16_f16", *make["get_wmma_fill_intrin"](*size))
+    sync = make["get_wmma_sync_intrin"](*size, "float16", False)
+    TensorIntrin.register("wmma_sync_16x16x16_f16f16f16", *sync)
 
 
 def _tensorize(sch: Any, block: Any, intrinsic: str) -> None:
