@@ -32,7 +32,8 @@ class PlanesPlan:
 
     flat: whether a vector holds as many whole rows as fit, and the code is that of a whole plane; else vectors are
     pieces of a row. rows: of a tile; where flat, in vectors. vectors: pieces of a row in a tile, overlapping where they
-    do not divide it. parts, row_blocks: parts that tasks make of the channels and of the rows.
+    do not divide it. parts, row_blocks: parts that tasks make of the channels and of the rows. outputs: channels that a
+    tile has at a time, of which `channels` counts as one; 1 but where several read the same inputs.
     """
 
     view: View
@@ -44,12 +45,20 @@ class PlanesPlan:
     parts: int
     row_blocks: int
     registers: int
+    outputs: int = 1
 
-    def held(self, sums: int) -> list[range]:
-        """The columns of the kernel, in runs whose weights stay in registers beside so many sums, where that can be."""
-        rows, columns = self.view.rows.taps, self.view.columns.taps
-        most = max(1, (self.registers - sums - 3) // rows)
-        return [range(first, min(first + most, columns)) for first in range(0, columns, most)]
+    def held(self, vectors: int) -> list[list[int]]:
+        """The columns of the kernel, in parts whose weights stay in registers beside the sums of so many vectors, where
+        that can be.
+
+        Columns that are whole vectors of a row apart are in one part: what one reads for a vector of outputs the other
+        reads for the next.
+        """
+        axis, outputs = self.view.columns, self.outputs
+        most = max(1, (self.registers - vectors * outputs - 3) // (self.view.rows.taps * outputs))
+        step = self.lanes * axis.stride
+        columns = sorted(range(axis.taps), key=lambda tap: (0 if self.flat else tap * axis.dilation % step, tap))
+        return [columns[first : first + most] for first in range(0, axis.taps, most)]
 
     # pieces of rows
 
