@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 TILES = (2, 3, 4, 5, 6, 7)
 MOST_ALPHA = 9
 COPIED_PER_CYCLE = 2.0  # elements that are transposed in squares, of a thread
-FETCHED_PER_CYCLE = 20.0  # bytes of weights that come one after the other from the third cache
+FETCHED_PER_CYCLE = 20.0  # bytes that come one after the other from the third cache
 
 
 class GroupedFiltering(Estimating[CpuTarget]):
@@ -111,13 +111,15 @@ class GroupedFiltering(Estimating[CpuTarget]):
         made = rows * plan.columns.length * ceil_div(plan.inputs, plan.lanes) * _input_cycles(plan)
         compute = made + row_tiles * (_product_cycles(plan) + _output_cycles(plan))
         u_bytes = 4 * prod(plan.u_shape[1:])
-        x_bytes = 4 * rows * plan.columns.size * plan.inputs
         v_bytes, m_bytes = 4 * plan.columns.alpha * plan.v_point, 4 * plan.columns.alpha * plan.m_point
         streamed = u_bytes / plan.blocks / _weights_bandwidth(spec, plan, target)
         streamed += (row_tiles - 1 / plan.blocks) * stream_cycles(target, u_bytes, u_bytes)
         # a line is read, then written, and evicts another; then it is read for the products
-        streamed += 4 * stream_cycles(target, v_bytes, v_bytes + m_bytes) + x_bytes / L2_BYTES_PER_CYCLE
+        streamed += 4 * stream_cycles(target, v_bytes, v_bytes + m_bytes)
+        moved = 4 * (count(spec.in_shape) + count(spec.out_shape)) / target.threads
         cycles = Tasks(plan.batch * plan.units * plan.blocks, overlapped(compute, streamed)).on(target)
+        # transforms wait for x and y: the products, which could hide that, come before or after them
+        cycles += moved / (L2_BYTES_PER_CYCLE if moved <= target.l2_bytes else FETCHED_PER_CYCLE)
         copied = 0 if spec.channels_last else count(spec.in_shape) + count(spec.out_shape)
         return cycles + (copied / COPIED_PER_CYCLE / target.threads + 2 * BARRIER_CYCLES if copied else 0)
 
