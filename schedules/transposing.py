@@ -1,10 +1,15 @@
 """Copies between channels-first tensors and channels-last ones, by squares of vectors that are transposed in registers.
 
-parallel for n, block of `lanes` positions:
+parallel for n, part of the positions:
     for block of `lanes` channels:
-        vectors = lanes x lanes loads side by side
-        log2(lanes) stages of shuffles
-        lanes x lanes stores side by side
+        for square of `lanes` positions:
+            vectors = lanes x lanes loads side by side
+            log2(lanes) stages of shuffles
+            lanes x lanes stores side by side
+
+What whole squares leave is covered by squares that begin earlier, and is moved twice. Within a part one block of
+channels follows the other, so that as many planes as a vector has lanes are read or written along; and parts are of
+positions, for what a thread moves is then about what it computes with before or afterwards, in its own caches.
 """
 
 from __future__ import annotations
@@ -12,9 +17,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence
+from convtune.schedules.depthwise_loops import least, loop, named, part
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
+from convtune.schedules.tiling import FEWEST_LANES, ceil_div
 
 Move = Callable[[Expr, Expr, Expr, Expr], Stmt]  # of (n, channel, position, value): the statement that stores it
+
+COPIED_PER_CYCLE = 2.0  # elements, of a thread
+SQUARES = 8  # of a part, where there are enough: half a KiB of each plane is read on end
+FEWEST_TASKS = 8
 
 
 def transposed(vectors: Sequence[Expr], bind: Callable[[Expr], Expr]) -> list[Expr]:
@@ -33,37 +44,43 @@ def transposed(vectors: Sequence[Expr], bind: Callable[[Expr], Expr]) -> list[Ex
 
 
 def transpose(shape: tuple[int, int, int], lanes: int, source: Any, by_channel: bool, move: Move) -> Stmt:
-    """Moves every element of (n, channel, position), in parallel over images and positions.
+    """Moves every element of (n, channel, position), in parallel over images and positions; some elements twice.
 
     source: a buffer (n, channel, position) where by_channel, else (n, position, channel). move: stores an element;
     elements side by side in the other order are one loop of vectors.
     """
     batch, channels, positions = shape
-    (blocks, beyond), (squares, rest) = divmod(positions, lanes), divmod(channels, lanes)
+    width = min(lanes, 1 << (min(channels, positions).bit_length() - 1))
+    width = width if width >= FEWEST_LANES else 1
+    blocks, squares = ceil_div(channels, width), ceil_div(positions, width)
+    along = max(min(squares, FEWEST_TASKS), squares // SQUARES)
+    across = min(blocks, ceil_div(FEWEST_TASKS, batch * along))
 
     def read(n: Expr, channel: Expr, position: Expr) -> Expr:
         from tvm import tirx
 
         return tirx.BufferLoad(source, [n, channel, position] if by_channel else [n, position, channel])
 
-    def single(n: Expr, channel: Expr, position: Expr) -> Stmt:
-        return move(n, channel, position, read(n, channel, position))
+    def square(n: Expr, block: Expr, place: Expr) -> Stmt:
+        if width == 1:
+            return move(n, block, place, read(n, block, place))
+        channel, position = _start(block, width, channels), _start(place, width, positions)
+        of_position = lambda c: named(position, "position", lambda p: _square(n, c, p, width, read, by_channel, move))  # noqa: E731
+        return named(channel, "channel", of_position)
 
-    def task(index: Expr) -> Stmt:
-        n, start = index // blocks, index % blocks * lanes
-        inside = (
-            loop(squares, lambda c: _square(n, c * lanes, start, lanes, read, by_channel, move)) if squares else None
-        )
-        tail = loop(lanes, lambda p: loop(rest, lambda c: single(n, squares * lanes + c, start + p))) if rest else None
-        return sequence([part for part in (inside, tail) if part is not None])
+    def task(number: Expr) -> Stmt:
+        n, number = number // (along * across), number % (along * across)
+        places, channels = part(squares, along, number // across), part(blocks, across, number % across)
+        if width == 1:  # a few elements side by side
+            return loop(*places, lambda p: loop(*channels, lambda c: square(n, c, p), name="channel"), name="position")
+        return loop(*channels, lambda c: loop(*places, lambda p: square(n, c, p), name="square"), name="block")
 
-    def last(index: Expr) -> Stmt:
-        n, position = index // beyond, blocks * lanes + index % beyond
-        return loop(channels, lambda c: single(n, c, position))
+    return loop(0, batch * along * across, task, "PARALLEL", "task")
 
-    # two loops, for of a condition TVM 0.27 makes a size of the buffer that has the loop's variable in it
-    parts = [loop(batch * blocks, task, "PARALLEL", "block")] if blocks else []
-    return sequence([*parts, loop(batch * beyond, last, "PARALLEL", "position")] if beyond else parts)
+
+def _start(number: Expr, width: int, size: int) -> Expr:
+    """Where a square begins, the last one so early that it ends with the size."""
+    return number * width if size % width == 0 else least(number * width, size - width)
 
 
 def _square(
@@ -90,7 +107,7 @@ def _square(
                 c, p = (channel + lane, position + i) if by_channel else (channel + i, position + lane)
                 return move(n, c, p, value)
 
-            return loop(lanes, element, "VECTORIZED", "lane")
+            return loop(0, lanes, element, "VECTORIZED", "lane")
 
         return sequence([*bind.statements, *(moved(i) for i in range(lanes))])
 

@@ -1,0 +1,262 @@
+"""Grouped convolution, channels first: vectors of positions, each of which serves all taps and several channels.
+
+    parallel task = (n, part of the blocks of output channels, row block):
+        for block of output channels, od, oh_tile, ow_tile:                 shape: rows
+            acc[channel, row, vector, lane] = 0                             in registers
+            for kd: (those whose input plane exists)
+                for ic: (of the group)
+                    for input row of the tile, if it exists:
+                        for kw: s[lane] = x[ic, row, lane * stride + kw], a load or a permute of two; zero outside
+                            for channel, and row of outputs and kh that meet there:
+                                acc[channel, row, vector, :] += s * weight[channel, ic, kd, kh, kw]
+            y[...] = activation(acc + bias + residual)
+
+    a whole plane in place of the loops over oh_tile and ow_tile, its vectors of as many rows as fit:   shape: planes
+
+The vectors are those of `depthwise_planes`, which see there; nothing is copied, neither inputs nor sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.depthwise_cost import STREAM_BYTES_PER_CYCLE
+from convtune.schedules.depthwise_loops import loop, valid_taps
+from convtune.schedules.depthwise_plan import view_of
+from convtune.schedules.depthwise_planes_loops import Place, Planes, lanewise, plane_index, vector_sums
+from convtune.schedules.depthwise_planes_plan import PlanesPlan, Source, lanes_of, plan_of, reading, row_loads, windows
+from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, overlapped
+from convtune.schedules.statements import Binder, Expr, Stmt, sequence
+from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, even_blocks, spaced
+from convtune.schedules.written import Held, written
+
+from convtune import variants
+from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.spec import count
+from convtune.targets import CpuTarget
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+MOST_CHANNELS = 8  # of a tile
+ROW_CYCLES = 2.0  # the condition of an input row
+LOOP_CYCLES = 4.0  # another input channel
+
+
+class GroupedPlanes(Estimating[CpuTarget]):
+    name = "grouped_planes"
+    summary = "grouped, channels first: lanes are positions of a row, or of several short ones; nothing is copied"
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        return (
+            isinstance(target, CpuTarget)
+            and spec.variant in ("grouped", "shuffled_grouped")
+            and not spec.channels_last
+            and bool(_shapes(spec, target))
+        )
+
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
+        view, run, most = view_of(spec), spec.out_channels // spec.groups, _most_sums(target)
+        pieces = ceil_div(view.columns.out, lanes_of(view, target, flat=False))
+        parts = [target.threads << shift for shift in range(6)]
+        channels = tuple(size for size in range(1, MOST_CHANNELS + 1) if run % size == 0)
+        return {
+            "shape": _shapes(spec, target),
+            "channels": channels,
+            "rows": spaced(even_blocks(view.rows.out, most), 6),
+            "vectors": spaced(even_blocks(pieces, most), 4),
+            "parts": spaced({1, *(size for size in parts if size <= spec.out_channels // channels[-1])}, 4),
+            "row_blocks": spaced({1, *(size for size in parts if size <= view.rows.out)}, 3),
+        }
+
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
+        plan, domain = _plan(spec, target, knobs), self.knobs(spec, target)
+        rows, most = plan.view.rows, _most_sums(target)
+        if plan.parts > plan.channels:
+            return False
+        if plan.flat:
+            if plan.row_blocks > 1 or knobs["vectors"] != domain["vectors"][0] or plan.rows > plan.in_plane:
+                return False
+            code = plan.in_plane * rows.taps * plan.view.columns.taps * plan.outputs
+            return max(map(len, plan.plane_tiles())) * plan.outputs <= most and code <= LARGEST_CODE
+        sums = plan.rows * len(plan.offsets) * plan.outputs
+        if sums > most or plan.rows > rows.out // plan.row_blocks:
+            return False
+        if sums < min(6, ceil_div(plan.view.columns.out, plan.lanes) * rows.out * int(domain["channels"][-1])):
+            return False
+        code = plan.rows * rows.taps * row_loads(plan.view.columns, plan.lanes, plan.vectors)[3] * plan.outputs
+        return code <= LARGEST_CODE
+
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely."""
+        plan, depth = _plan(spec, target, knobs), spec.in_channels // spec.groups
+        view = plan.view
+        planes = depth * view.depth.all_valid / view.depth.out
+        plane = (_flat_plane if plan.flat else _plane_of_rows)(plan, target, planes)
+        blocks = ceil_div(plan.channels, plan.parts)
+        task = blocks * (view.depth.out * plane / plan.row_blocks + TILE_CYCLES)
+        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        cached = moved <= target.l2_bytes * target.threads * 0.75
+        tasks = view.batch * plan.parts * plan.row_blocks
+        stream = 0.0 if cached else moved / STREAM_BYTES_PER_CYCLE / tasks
+        return Tasks(tasks, overlapped(task, stream)).on(target)
+
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        """PyTorch's (oc, ic, taps) to (block of channels, kd, ic, kw, kh, channel)."""
+        plan, depth = _plan(spec, target, knobs), spec.in_channels // spec.groups
+        taps = [axis.taps for axis in plan.view.axes]
+        steps: tuple[PackStep, ...] = (
+            {"op": "reshape", "shape": [plan.channels, plan.outputs, depth, *taps]},
+            {"op": "transpose", "axes": [0, 3, 2, 5, 4, 1]},
+            {"op": "reshape", "shape": list(_weight_shape(spec, plan))},
+        )
+        return (steps,)
+
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
+        plan = _plan(spec, target, knobs)
+        return written(
+            spec,
+            _weight_shape(spec, plan),
+            lambda buffers, y: Channels(spec, plan, Held(spec, buffers), y).kernel(),
+        )
+
+
+class Channels(Planes):
+    """The statements of a plan, whose `channels` are blocks of output channels."""
+
+    input: Expr  # the channel of x that is read
+
+    def _tile(self, at: Place, vectors: int, taps: Any, firsts: Sequence[Expr], stored: Sequence[int]) -> Stmt:
+        from tvm import tirx
+
+        plan, (n, block, d) = self.plan, at
+        lanes, depth, inputs = plan.lanes, plan.view.depth, self.spec.in_channels // self.spec.groups
+        run, oc = self.spec.out_channels // self.spec.groups, range(plan.outputs)
+        group, within = block // (run // plan.outputs), block % (run // plan.outputs) * plan.outputs
+
+        def channel(acc: Any, kd: Expr, ic: Expr) -> Stmt:
+            found, self.input = [], group * inputs + ic
+            for held in plan.held(vectors):
+                bind = Binder()
+                filters = {
+                    (kh, kw): [bind(tirx.BufferLoad(self.weight, [block, kd * inputs + ic, kw, kh, i])) for i in oc]
+                    for kw in held
+                    for kh in range(plan.view.rows.taps)
+                }
+                found += [*bind.statements, *taps(acc, depth.first(d) + kd * depth.dilation, filters)]
+            return sequence(found)
+
+        def body(acc: Any) -> Stmt:
+            zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
+            clear = [tirx.BufferStore(each, zero, [tirx.Ramp(0, 1, lanes)]) for each in acc]
+            planes = loop(
+                *valid_taps(depth, depth.first(d)),
+                lambda kd: loop(0, inputs, lambda ic: channel(acc, kd, ic), name="ic"),
+                name="kd",
+            )
+            found, variant = [*clear, planes], variants.primitive(self.spec)
+            for i in oc:
+                place = n, variant.channel(self.spec, group, within + i), d
+                found += self._store(acc[i * vectors : (i + 1) * vectors], place, firsts, stored)
+            return sequence(found)
+
+        return vector_sums(vectors * plan.outputs, lanes, body)
+
+    def _products(
+        self,
+        acc: Any,
+        at: Place,
+        plane: Expr,
+        base: Expr,
+        bounds: tuple[int, int],
+        sources: Mapping[Source, Sequence[Any]],
+        filters: Mapping[Any, Any],
+    ) -> Stmt:
+        from tvm import tirx
+
+        lanes, vectors, whole = self.plan.lanes, len(acc) // self.plan.outputs, [tirx.Ramp(0, 1, self.plan.lanes)]
+        bind, loads = Binder(f"float32x{lanes}"), dict[int, Expr]()
+        for source, uses in sources.items():
+            served = [use for use in uses if use[1:] in filters]
+            if not served:
+                continue
+            starts = windows(source, *bounds, list(loads))
+            for start in starts:
+                if start not in loads:
+                    where = plane_index(self.spec, at[0], self.input, plane, tirx.Ramp(base + start, 1, lanes))
+                    loads[start] = bind(tirx.BufferLoad(self.x, where))
+            value = lanewise(source, starts, [loads[start] for start in starts], bind)
+            for vector, kh, kw in served:
+                for i, weight in enumerate(filters[kh, kw]):
+                    sums = acc[i * vectors + vector]
+                    product = value * tirx.Broadcast(weight, lanes)
+                    bind.store(sums, whole, tirx.BufferLoad(sums, whole) + product)
+        return sequence(bind.statements) if bind.statements else tirx.Evaluate(0)
+
+
+def _most_sums(target: CpuTarget) -> int:
+    """As many as leave registers for weights and inputs; with half as many more LLVM spills, at twice the time."""
+    return target.vector_registers // 2
+
+
+def _shapes(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
+    view, found = view_of(spec), []
+    if lanes_of(view, target, flat=False) >= FEWEST_LANES:
+        found.append("rows")
+    wide = view.columns.out > lanes_of(view, target, flat=True)
+    short = lanes_of(view, target, flat=False) < target.lanes
+    if short and not wide and lanes_of(view, target, flat=True) >= FEWEST_LANES:
+        found.append("planes")
+    return tuple(found)
+
+
+def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> PlanesPlan:
+    outputs = int(knobs["channels"])
+    return replace(plan_of(spec, target, knobs), channels=spec.out_channels // outputs, outputs=outputs)
+
+
+def _weight_shape(spec: ConvSpec, plan: PlanesPlan) -> tuple[int, ...]:
+    depth, rows, columns = (axis.taps for axis in plan.view.axes)
+    return (plan.channels, depth * (spec.in_channels // spec.groups), columns, rows, plan.outputs)
+
+
+def _flat_plane(plan: PlanesPlan, target: CpuTarget, planes: float) -> float:
+    """Cycles of a plane of a block of channels in vectors of several rows, from so many planes of inputs."""
+    high = plan.view.rows.size * plan.view.columns.size - plan.lanes
+    cycles = 0.0
+    for tile in plan.plane_tiles():
+        sources = plan.plane_sources(tile)
+        loads, permutes = reading(sources, high)
+        fmas = sum(map(len, sources.values()))
+        cycles += planes * _bound(plan, fmas, loads, permutes, len(tile)) + 2 * len(tile) * plan.outputs + TILE_CYCLES
+    return cycles
+
+
+def _plane_of_rows(plan: PlanesPlan, target: CpuTarget, planes: float) -> float:
+    """Cycles of a plane of a block of channels in pieces of rows, from so many planes of inputs."""
+    rows = plan.view.rows
+    fmas, loads, permutes, _ = row_loads(plan.view.columns, plan.lanes, plan.vectors)
+    read = len(plan.row_reads()) * rows.all_valid / rows.out / rows.taps  # of a tile, less at the borders
+    vectors = plan.rows * len(plan.offsets)
+    counts = (fmas * plan.rows * rows.all_valid / rows.out / plan.tiles, loads * read / plan.tiles)
+    step = _bound(plan, *counts, permutes * read / plan.tiles, vectors) + len(plan.row_reads()) * ROW_CYCLES
+    stores = 2 * vectors * plan.outputs
+    return ceil_div(rows.out, plan.rows) * plan.tiles * (planes * step + stores + TILE_CYCLES)
+
+
+def _bound(plan: PlanesPlan, fmas: float, loads: float, permutes: float, vectors: int) -> float:
+    """Cycles of a tile and an input plane: FMAs of one channel, loads that cross lines mostly, permutes, weights."""
+    rows, columns, sums = plan.view.rows.taps, plan.view.columns.taps, vectors * plan.outputs
+    crossing = 1 + min(1.0, 4 * plan.lanes / 64)
+    spare = max(0, plan.registers - sums - 3)
+    weights = float(rows * columns * plan.outputs)
+    if spare < rows * plan.outputs:  # those of a column do not stay in registers
+        weights += fmas * plan.outputs * (1 - spare / (rows * plan.outputs))
+    alone = fmas * plan.outputs * max(1.0, FEWEST_SUMS / sums) / FMAS_PER_CYCLE
+    return max(alone + 0.5 * permutes, (loads * crossing + weights) / LOADS_PER_CYCLE) + LOOP_CYCLES
+
+
+grouped_planes = GroupedPlanes()
