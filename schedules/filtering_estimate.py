@@ -18,7 +18,7 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
     write_cycles,
 )
-from convtune.schedules.filtering_plan import Plan
+from convtune.schedules.filtering_plan import LINE, Plan
 from convtune.schedules.tiling import ceil_div
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ MEMORY_BYTES_PER_CYCLE = 6.0  # of a core, where all read at once
 STORE_CYCLES = 1.0
 OPERATION_CYCLES = 0.5
 PLACE_CYCLES = 30.0  # where a tile is, and whether it lies inside
+HANDED_CYCLES = (
+    100.0  # of a line from core to core: several are under way at once; on two dies it takes four times that
+)
 UNIT_ROUNDOFF = 2.0**-24
 
 
@@ -52,10 +55,26 @@ def estimated_cycles(plan: Plan, target: CpuTarget) -> float:
     if plan.shared:
         first = Tasks(plan.tasks * tiles, made / tiles).on(target)
         second = Tasks(plan.tasks * plan.passes, overlapped(of_pass, written / plan.passes)).on(target)
-        return first + BARRIER_CYCLES + second
+        return first + BARRIER_CYCLES + HANDED_CYCLES * handed_lines(plan, target.threads) + second
     if plan.groups > 1:
         return Tasks(plan.tasks * plan.passes, overlapped(made + of_pass, written / plan.passes)).on(target)
     return Tasks(plan.tasks, overlapped(made + plan.passes * of_pass, written)).on(target)
+
+
+def handed_lines(plan: Plan, threads: int) -> float:
+    """Lines of V that a thread reads and another one made, of the thread that reads the most of them.
+
+    Threads have equal shares of the tiles that are made, and then of the tasks, which are passes of blocks.
+    """
+    most, tiles, tasks = 0, plan.tasks * plan.block, plan.tasks * plan.passes
+    for thread in range(threads):
+        first, end = thread * tasks // threads, (thread + 1) * tasks // threads
+        if first == end:
+            continue
+        read = range(first // plan.passes * plan.block, ceil_div(end, plan.passes) * plan.block)
+        made = range(thread * tiles // threads, (thread + 1) * tiles // threads)
+        most = max(most, len(read) - max(0, min(read.stop, made.stop) - max(read.start, made.start)))
+    return most * plan.points * plan.v_row / LINE
 
 
 def _input_cycles(plan: Plan, target: CpuTarget, v_bytes: int) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from convtune.schedules.estimate import Tasks
+from convtune.schedules.filtering_estimate import handed_lines
+from convtune.schedules.filtering_plan import plan_of
 
 from convtune import space, targets
 from convtune.spec import ConvSpec
@@ -27,3 +29,20 @@ def test_a_layer_of_less_than_a_microsecond_is_one_task_by_default() -> None:
     assert knobs["order"] != "parallel"
     larger = ConvSpec.parse("pointwise,ic=1280,oc=960,in=1x1,k=1x1,layout=NHWC")
     assert space.get("pointwise_gemm").default(larger, TARGET)["order"] == "parallel"
+
+
+@pytest.mark.parametrize(
+    ("text", "knobs", "handed"),
+    [
+        # 4 tiles of 36 points in a block: each of the two threads makes 2 and reads all 4
+        ("conv,ic=64,oc=128,in=8x8,k=3x3,p=1,layout=NHWC", {"tile_rows": 4, "oc_vectors": 2}, 2 * 36 * 64 / 16),
+        # two such blocks: each thread reads what it made
+        ("conv,n=2,ic=64,oc=128,in=8x8,k=3x3,p=1,layout=NHWC", {"tile_rows": 4, "oc_vectors": 2}, 0),
+        # three: of the one in the middle each makes a half and reads all
+        ("conv,n=3,ic=64,oc=128,in=8x8,k=3x3,p=1,layout=NHWC", {"tile_rows": 4, "oc_vectors": 2}, 2 * 36 * 64 / 16),
+    ],
+)
+def test_what_filtering_hands_from_thread_to_thread(text: str, knobs: dict[str, int], handed: float) -> None:
+    spec = ConvSpec.parse(text)
+    rest: dict[str, int | str] = {"h_tile": 4, "w_tile": 4, "row_blocks": 1, "pass_blocks": 1, "order": "channels"}
+    assert handed_lines(plan_of(spec, TARGET, {**rest, **knobs}), threads=2) == handed
