@@ -1,4 +1,4 @@
-"""Grouped convolution by minimal filtering along its rows, or by direct sums; lanes across groups that are small.
+"""Grouped convolution, channels last, by minimal filtering along rows or direct sums; lanes across small groups.
 
     parallel task = (n, unit, block of rows):
         for row that the block reads: V[point, row, tile, ic, group] = B^T x, zeros around        in the first caches
@@ -26,7 +26,6 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
-    BARRIER_CYCLES,
     FEWEST_SUMS,
     L2_BYTES_PER_CYCLE,
     TILE_CYCLES,
@@ -36,7 +35,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
 )
 from convtune.schedules.filtering_estimate import UNIT_ROUNDOFF
-from convtune.schedules.filtering_tensors import with_tensors
+from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.grouped_filtering_loops import Kernel
 from convtune.schedules.grouped_filtering_plan import Plan, axes_of, plan_of
 from convtune.schedules.tiling import LARGEST_BODY, ceil_div, even_blocks, spaced
@@ -52,18 +51,17 @@ if TYPE_CHECKING:
 
 TILES = (2, 3, 4, 5, 6, 7)
 MOST_ALPHA = 9
-COPIED_PER_CYCLE = 2.0  # elements that are transposed in squares, of a thread
 FETCHED_PER_CYCLE = 20.0  # bytes that come one after the other from the third cache
 
 
 class GroupedFiltering(Estimating[CpuTarget]):
     name = "grouped_filtering"
-    summary = (
-        "grouped: rows by F(m, r) or direct, lanes across small groups by repeated loads, taps of a column share inputs"
-    )
+    summary = "grouped, channels last: rows by F(m, r) or direct; lanes across small groups without permutes"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        if not isinstance(target, CpuTarget) or spec.variant != "grouped" or spec.rank > 2 or count(spec.kernel) == 1:
+        if not isinstance(target, CpuTarget) or spec.variant != "grouped" or not spec.channels_last:
+            return False
+        if spec.rank > 2 or count(spec.kernel) == 1:
             return False
         run, depth = spec.out_channels // spec.groups, spec.in_channels // spec.groups
         if run >= target.lanes:
@@ -119,9 +117,7 @@ class GroupedFiltering(Estimating[CpuTarget]):
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape)) / target.threads
         cycles = Tasks(plan.batch * plan.units * plan.blocks, overlapped(compute, streamed)).on(target)
         # transforms wait for x and y: the products, which could hide that, come before or after them
-        cycles += moved / (L2_BYTES_PER_CYCLE if moved <= target.l2_bytes else FETCHED_PER_CYCLE)
-        copied = 0 if spec.channels_last else count(spec.in_shape) + count(spec.out_shape)
-        return cycles + (copied / COPIED_PER_CYCLE / target.threads + 2 * BARRIER_CYCLES if copied else 0)
+        return cycles + moved / (L2_BYTES_PER_CYCLE if moved <= target.l2_bytes else FETCHED_PER_CYCLE)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         """PyTorch's (oc, ic, kh, kw) to (unit, point, pass, ic, kh and part, oc of a pass)."""
@@ -153,8 +149,7 @@ class GroupedFiltering(Estimating[CpuTarget]):
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = plan_of(spec, target, knobs)
-        made = lambda tensors: Kernel(spec, plan, tensors).kernel()  # noqa: E731
-        return written(spec, plan.u_shape, lambda buffers, y: with_tensors(spec, plan.lanes, buffers, y, made))
+        return written(spec, plan.u_shape, lambda buffers, y: Kernel(spec, plan, Tensors(spec, buffers, y)).kernel())
 
 
 def _tiles(spec: ConvSpec) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from convtune.spec import ConvSpec
 
 NARROW = ConvSpec.parse("grouped,n=2,ic=16,oc=16,in=5x11,k=3x3,p=1,g=8,bias,act=gelu,layout=NHWC")
 UNEVEN = ConvSpec.parse("grouped,ic=12,oc=16,in=7x23,k=3x3,p=4,g=4,act=relu,residual,layout=NHWC")
-STRIDED = ConvSpec.parse("grouped,ic=14,oc=16,in=9x13,k=2x3,s=2,p=1,g=2,layout=NCHW")
+STRIDED = ConvSpec.parse("grouped,ic=14,oc=16,in=9x13,k=2x3,s=2,p=1,g=2,layout=NHWC")
 LONG = ConvSpec.parse("grouped,n=3,ic=10,oc=16,in=37,k=5,s=3,p=2,g=2,bias,layout=NWC")
 
 
