@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.gpu_tiling import largest_divisor
+from convtune.schedules.gpu_tiling import Dims, ThreadTile, largest_divisor
 from convtune.schedules.gpu_work import Work
 from convtune.schedules.tiling import ceil_div
 
@@ -19,7 +19,6 @@ from convtune.targets.gpu import WARP
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
-Dims = tuple[int, ...]
 
 LARGEST_BODY = 640  # FMAs in an unrolled body: nvcc's time grows with it
 LONGEST_LINE = 64  # taps, which take as many registers
@@ -31,34 +30,18 @@ LARGEST_Z = 64  # threads of a block along z
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(ThreadTile):
     """How the output is cut, along h, w and the channels.
 
     threads: of a block. outputs: of a thread. taps: of kh and kw that are unrolled. adjacent: a thread's columns are
     neighbours. shared: inputs are staged in shared memory. run, depth: output and input channels of a group.
     """
 
-    threads: Dims
-    outputs: Dims
     taps: Dims
     adjacent: bool
     shared: bool
     run: int
     depth: int
-
-    @property
-    def size(self) -> int:
-        """Threads of a block."""
-        return count(self.threads)
-
-    @property
-    def sums(self) -> int:
-        return count(self.outputs)
-
-    @property
-    def block(self) -> Dims:
-        """Outputs of a block."""
-        return tuple(threads * outputs for threads, outputs in zip(self.threads, self.outputs))
 
     @property
     def inputs(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING
 
-from convtune.schedules.gpu_tiling import WIDE, largest_divisor
+from convtune.schedules.gpu_tiling import WIDE, Dims, ThreadTile, largest_divisor
 from convtune.schedules.gpu_work import Work
 from convtune.schedules.tiling import ceil_div, round_up
 from convtune.schedules.transposed_phases import Phases, phases_of
@@ -20,7 +20,6 @@ from convtune.targets.gpu import WARP
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
-Dims = tuple[int, ...]
 
 MOST_TAPS = 16  # whose weights lie in shared memory at a time
 MOST_THREADS = 512
@@ -33,31 +32,15 @@ OTHER_REGISTERS = 40  # of a thread: addresses, indices and what is on its way t
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(ThreadTile):
     """What a block and each of its threads compute of an image, along (rows, columns, phases of w, channels).
 
     Rows and columns are those of one phase; a thread's columns lie a block's threads apart, its channels and phases are
     neighbours. chunk: input channels in shared memory at a time. taps: of a phase along h and w in shared memory.
     """
 
-    threads: Dims
-    outputs: Dims
     chunk: int
     taps: Dims
-
-    @property
-    def size(self) -> int:
-        """Threads of a block."""
-        return count(self.threads)
-
-    @property
-    def sums(self) -> int:
-        return count(self.outputs)
-
-    @property
-    def block(self) -> Dims:
-        """Outputs of a block."""
-        return tuple(threads * outputs for threads, outputs in zip(self.threads, self.outputs))
 
     @property
     def unrolled(self) -> int:

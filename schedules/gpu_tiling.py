@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
 from convtune.schedules.tiling import ceil_div, round_up
 
+from convtune.spec import count
 from convtune.targets.gpu import STATIC_SHARED_BYTES, WARP, GpuTarget
 
+Dims = tuple[int, ...]
 Split = tuple[int, int, int]
 
 WIDE = 4  # float32 elements in the widest load and store of a thread
 MOST_THREADS = 256  # of a block that shares nothing
+
+
+@dataclass(frozen=True)
+class ThreadTile:
+    """Outputs of a block. threads: of a block along each axis. outputs: of a thread along each."""
+
+    threads: Dims
+    outputs: Dims
+
+    @property
+    def size(self) -> int:
+        """Threads of a block."""
+        return count(self.threads)
+
+    @property
+    def sums(self) -> int:
+        return count(self.outputs)
+
+    @property
+    def block(self) -> Dims:
+        """Outputs of a block."""
+        return tuple(threads * outputs for threads, outputs in zip(self.threads, self.outputs))
 
 
 def thread_each(sch: Any, target: GpuTarget, result: str, sums: str, elements: int) -> None:
