@@ -174,13 +174,15 @@ def _positions(spec: ConvSpec) -> int:
 
 
 def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
-    """Tile widths worth trying: what the registers hold, and less where that leaves less to compute twice."""
+    """Tile widths worth trying: what the registers hold, less where that leaves less to compute twice, and what the
+    prefetchers follow: 64 to 2 channels at 388x388 took 1.6 ms in tiles of 8 positions, and 2.7 in those of 30."""
     most = min(positions, (target.tile_registers - 1) // vectors - 1)
     least = max(1, min(most, most // 2))
     waste = {c: round_up(positions, c) for c in range(least, most + 1)}
     good = [c for c in waste if waste[c] <= MOST_WASTE * min(waste.values())]
     kept = {c for c in good if all(waste[c] < waste[d] for d in good if d > c)}
-    return tuple(sorted(kept | {c for c in good if c <= STREAMS}))
+    followed = {c for c in (*good, min(STREAMS, most)) if c <= STREAMS}
+    return tuple(sorted(kept | {c for c in followed if round_up(positions, c) <= MOST_WASTE * min(waste.values())}))
 
 
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> _Plan:
