@@ -3,8 +3,9 @@
 1. explicit   the caller named it
 2. log        the winner of this spec on this machine, the user's log before the shipped one
 3. log        the winner of this spec on another machine that is alike, the most alike first (`Target.distance`)
-4. transfer   the winner of the nearest spec, its knobs snapped to this spec's domain; not where that spec's own default
-              is nearly as fast: then this one's is likely to be, and it fits this spec
+4. transfer   a near spec's winner, its knobs snapped to this spec's domain, or another space's default: what is the
+              fastest by the estimates, corrected by how far they were off on near specs (`search.guess`); without
+              estimates, or times of several candidates of a spec, the winner of the nearest
 5. default    the space's own choice, from the target's facts; after one whose sums are not direct, one whose are
 
 2 and 3 look for measured times first, then for emulated costs of a CPU or estimated times of a GPU, and so does 4: they
@@ -22,14 +23,12 @@ from convtune import space
 from convtune.log import LogStack
 from convtune.ranks import MEASURED, digits
 from convtune.record import METASCHEDULE, Record, winner
-from convtune.search import fitted, nearest_winner
+from convtune.search import fitted, guess, nearest_winner
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
 
 if TYPE_CHECKING:
     from convtune.targets import Target
-
-WORTHWHILE = 1.1  # times as fast as its spec's default, for a winner's knobs to be lent to another spec
 
 
 @dataclass(frozen=True)
@@ -86,28 +85,28 @@ def _from_logs(spec: ConvSpec, target: Target, logs: LogStack, max_error: float,
 def _transferred(
     spec: ConvSpec, target: Target, logs: LogStack, max_error: float, origin: str, gone: list[str]
 ) -> Iterator[Choice]:
-    """The knobs of the nearest spec that has a winner of this origin."""
-    spaces = space.accepting(spec, target, max_error)
-    found = nearest_winner(spec, target, logs.records(), *spaces, max_error=max_error, origin=origin)
-    candidate = fitted(found, spec, target, *spaces) if found else None
-    if found and candidate:
-        own = found.spec == str(spec)  # of another machine
-        place = f"this spec on {found.target['model']}" if own else f"{found.spec}, the nearest spec in the log"
-        if _gain(found, target, max_error, logs) < WORTHWHILE:
-            gone.append(f"the default is nearly the fastest on {place}")
+    """What the records of near specs, of this origin, say is the fastest; nothing where that is the default."""
+    spaces, records = space.accepting(spec, target, max_error), logs.records()
+    guessed = guess(spec, target, records, spaces, max_error=max_error, origin=origin)
+    if guessed is None:
+        lender = nearest_winner(spec, target, records, *spaces, max_error=max_error, origin=origin)
+        candidate = fitted(lender, spec, target, *spaces) if lender else None
+        why = "the nearest spec in the log"
+    else:
+        lender, candidate = guessed.lender, guessed.candidate
+        why = "the fastest by estimates that near specs in the log correct"
+        if candidate == space.default_candidate(spec, target, max_error):
+            gone.append(f"the default is {why}")
             return
-        won = "won" if origin == MEASURED else f"won, as {origin},"
-        yield Choice(candidate, "transfer", "; ".join([f"the knobs that {won} on {place}", *gone]))
+    if candidate:
+        whose = _won(lender, spec, origin, why) if lender else f"the default of {candidate.space}, {why}"
+        yield Choice(candidate, "transfer", "; ".join([whose, *gone]))
 
 
-def _gain(found: Record, target: Target, max_error: float, logs: LogStack) -> float:
-    """How many times as fast as its spec's default a winner is; infinite where the two were not compared in turn."""
-    if found.fingerprint != target.fingerprint or not found.batch:
-        return math.inf
-    default = space.default_candidate(ConvSpec.parse(found.spec), target, max_error)
-    finals = [r for r in logs.records(found.spec, found.fingerprint) if r.batch == found.batch]
-    beside = [r.rank for r in finals if (r.candidate, r.origin, r.status) == (default, found.origin, "ok")]
-    return beside[0] / found.rank if beside else math.inf
+def _won(lender: Record, spec: ConvSpec, origin: str, why: str) -> str:
+    own = lender.spec == str(spec)  # of another machine
+    place = f"this spec on {lender.target['model']}" if own else f"{lender.spec}, {why}"
+    return f"the knobs that {'won' if origin == MEASURED else f'won, as {origin},'} on {place}"
 
 
 def _rank(record: Record, machine: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,8 @@ def extents(spec: ConvSpec) -> dict[str, int]:
     }
 
 
-def spec_numbers(spec: ConvSpec) -> dict[str, float]:
+@functools.lru_cache(maxsize=4096)  # a distance to each spec of a log is asked for again and again
+def spec_numbers(spec: ConvSpec) -> Mapping[str, float]:
     """A spec as numbers: log2 of the sizes, of the FLOPs and of the FLOPs a byte; stride, dilation and layout."""
     numbers = {name: math.log2(size) for name, size in extents(spec).items()}
     return numbers | {

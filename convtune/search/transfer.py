@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 from convtune.record import winner
@@ -74,10 +74,22 @@ def nearest_winner(
     Machines of the target's family count, the target's own before others. The spec's own records on the target do not:
     they need no transfer. Variants are not told apart: what shares a space shares the meaning of its knobs.
     """
-    names = {space.name for space in spaces}
+    for far, group in by_distance(spec, target, records, {space.name for space in spaces}, origin):
+        if far > FARTHEST:
+            return None
+        found = winner(group, max_error=max_error, origin=origin)
+        if found is not None:
+            return found
+    return None
+
+
+def by_distance(
+    spec: ConvSpec, target: Target, records: Iterable[Record], spaces: Container[str], origin: str
+) -> list[tuple[float, list[Record]]]:
+    """The records of each other spec or machine of the family, of these spaces and this origin, the nearest first."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        ours = record.candidate.space in names and record.target["family"] == target.family
+        ours = record.candidate.space in spaces and record.target["family"] == target.family
         if ours and record.origin == origin:
             groups.setdefault((record.spec, record.fingerprint), []).append(record)
     groups.pop((str(spec), target.fingerprint), None)
@@ -85,10 +97,4 @@ def nearest_winner(
     def far(place: tuple[str, str]) -> float:
         return distance(parse(place[0]), spec) + (0 if place[1] == target.fingerprint else OTHER_MACHINE)
 
-    for _, place in sorted((far(place), place) for place in groups):
-        if far(place) > FARTHEST:
-            return None
-        found = winner(groups[place], max_error=max_error, origin=origin)
-        if found is not None:
-            return found
-    return None
+    return [(away, groups[place]) for away, place in sorted((far(place), place) for place in groups)]
