@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 MOST_CHANNELS = 8  # of a tile
 ROW_CYCLES = 2.0  # the condition of an input row
-LOOP_CYCLES = 4.0  # another input channel
+LOOP_CYCLES = 2.0  # another input channel
 
 
 class GroupedPlanes(Estimating[CpuTarget]):
@@ -67,7 +67,7 @@ class GroupedPlanes(Estimating[CpuTarget]):
             "shape": _shapes(spec, target),
             "channels": channels,
             "rows": spaced(even_blocks(view.rows.out, most), 6),
-            "vectors": spaced(even_blocks(pieces, most), 4),
+            "vectors": spaced(even_blocks(pieces, most), 6),
             "parts": spaced({1, *(size for size in parts if size <= spec.out_channels // channels[-1])}, 4),
             "row_blocks": spaced({1, *(size for size in parts if size <= view.rows.out)}, 3),
         }

@@ -43,7 +43,7 @@ from convtune.schedules.row_tiling import (
     split_rows,
     tile_cycles,
 )
-from convtune.schedules.tiling import ceil_div, even_blocks, place_accumulators, round_up, spaced
+from convtune.schedules.tiling import WAY_BYTES, ceil_div, even_blocks, place_accumulators, round_up, spaced
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, output, read_padded
@@ -54,6 +54,8 @@ from convtune.targets import CpuTarget
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
+
+WAYS = 16  # of a second cache
 
 
 class RowLanes(Estimating[CpuTarget]):
@@ -125,6 +127,8 @@ class RowLanes(Estimating[CpuTarget]):
             cycles += rows * ROW_CYCLES + pad_bytes / L2_BYTES_PER_CYCLE * (1 if stride == 1 else 2.5)
             cycles += 2 * stream_cycles(target, pad_bytes, pad_bytes)
         cycles += pad_bytes / L3_BYTES_PER_CYCLE / 2
+        if knobs["pad_at"] == "none" and _evicted(spec):
+            cycles += (shared - 1) * pad_bytes / L3_BYTES_PER_CYCLE
         return Tasks(spec.batch * down * across * spec.groups // group_block * tile.blocks // shared, cycles).on(target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
@@ -163,6 +167,12 @@ def _rows_fit(spec: ConvSpec, target: CpuTarget) -> bool:
     """Whether whole vectors of the input are what the output needs, with no zeros around."""
     whole = spec.out_size[-1] % lanes_along(spec, target) == 0
     return whole and spec.stride[-1] == 1 and Geometry.of(spec).inside(spec)
+
+
+def _evicted(spec: ConvSpec) -> bool:
+    """Whether the rows of a group's channels displace each other in the caches, so that they are read again from memory
+    for each block of output channels: planes whose size is a power of two."""
+    return spec.in_channels // spec.groups > WAYS and 4 * count(spec.in_size) % (4 * WAY_BYTES) == 0
 
 
 def _tile(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> RowTile:

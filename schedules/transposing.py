@@ -23,7 +23,6 @@ from convtune.schedules.tiling import FEWEST_LANES, ceil_div
 
 Move = Callable[[Expr, Expr, Expr, Expr], Stmt]  # of (n, channel, position, value): the statement that stores it
 
-COPIED_PER_CYCLE = 2.0  # elements, of a thread
 SQUARES = 8  # of a part, where there are enough: half a KiB of each plane is read on end
 FEWEST_TASKS = 8
 
