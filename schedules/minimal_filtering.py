@@ -61,7 +61,7 @@ FEW_TILES = 64  # of the whole output
 MOST_TILES = 64  # of a block: the weights are read often enough then
 MOST_TASK_BYTES = 4  # times the second cache: V and M of a task
 ROW_BLOCKS = (1, 2, 4, 8)
-COPIED_PER_CYCLE = 2.0  # elements that are transposed in squares, of a thread
+COPIED_PER_CYCLE = 1.0  # elements that are transposed in squares, of a thread, and go to another thread
 
 
 class MinimalFiltering(Estimating[CpuTarget]):
