@@ -7,7 +7,8 @@ summed before the outputs are made:
     stride s     s parts of ceil(taps / s) taps (polyphase):  taps p + j s at inputs (o + j) s + p - before
     transposed   outputs u s + a - cut for phases a are so many filters of ceil(kernel / s) taps of the same inputs
 
-What lacks its last tap has nothing at the point at infinity: these products are left out.
+What lacks its last tap has nothing at the point at infinity: these products are left out. Where a row has fewer inputs
+than taps, all its outputs are one tile, and inputs and taps change places: F(m, inputs) (`Exchanged`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_points import Filtering, filtering
+from convtune.schedules.filtering_points import Exchanged, Filtering, exchanged, filtering
 from convtune.schedules.tiling import ceil_div
 
 from convtune.expression import Geometry, cube
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
 Dims = tuple[int, ...]
-MOST_ALPHA = 8
+MOST_ALPHA = 8  # with more than three taps a part
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,27 @@ class Axis:
     short: int = 0  # phases, the first ones, that lack the last tap
 
     @functools.cached_property
+    def exchanged(self) -> bool:
+        """Whether inputs and taps change places."""
+        if not 1 < self.m == self.out or not 0 < self.size < self.taps:
+            return False
+        return self.stride == self.dilation == self.phases == 1 and self.m + self.size - 1 <= self.most_alpha
+
+    @property
+    def most_alpha(self) -> int:
+        """Points that a tile may have."""
+        return max(MOST_ALPHA, self.m + 2)
+
+    @functools.cached_property
     def parts(self) -> int:
         """Whose sum is taken one by one in the matrix products."""
         if self.m == 1:
             return self.taps
+        if self.exchanged:
+            return 1
         if self.stride > 1:
             return min(self.stride, self.taps)
-        sizes = [r for r in range(2, self.taps + 1) if self.m + r - 1 <= MOST_ALPHA]
+        sizes = [r for r in range(2, self.taps + 1) if self.m + r - 1 <= self.most_alpha]
         choices = {ceil_div(self.taps, r): r for r in reversed(sizes)}
         return min(choices, key=lambda parts: (parts * (self.m + choices[parts] - 1), parts), default=1)
 
@@ -64,13 +79,20 @@ class Axis:
         return ceil_div(self.taps, self.parts)
 
     @functools.cached_property
-    def filter(self) -> Filtering | None:
+    def filter(self) -> Filtering | Exchanged | None:
+        if self.exchanged:
+            return exchanged(self.m, self.size, self.taps, self.before)
         return filtering(self.m, self.r) if self.m > 1 else None
 
     @functools.cached_property
+    def inputs(self) -> int:
+        """Of a tile."""
+        return self.size if self.exchanged else self.m + self.r - 1
+
+    @functools.cached_property
     def alpha(self) -> int:
-        """Points, and inputs of a tile."""
-        return self.m + self.r - 1
+        """Points of a tile."""
+        return self.m + self.size - 1 if self.exchanged else self.m + self.r - 1
 
     @functools.cached_property
     def units(self) -> int:
@@ -104,8 +126,8 @@ class Axis:
     @functools.cached_property
     def reach(self) -> tuple[int, int]:
         """The first and the last input position that tiles read, padding included."""
-        last = self.input(self.residues - 1, self.tiles - 1, self.parts - 1) + (self.alpha - 1) * self.pitch
-        return -self.before, last
+        last = self.input(self.residues - 1, self.tiles - 1, self.parts - 1) + (self.inputs - 1) * self.pitch
+        return self.input(0, 0, 0), last
 
     @functools.cached_property
     def products(self) -> int:
@@ -135,6 +157,8 @@ class Axis:
 
     def input(self, residue: Any, tile: Any, part: Any) -> Any:
         """The first input of a tile, negative where that is padding."""
+        if self.exchanged:
+            return 0
         apart = 1 if self.m > 1 and self.stride > 1 else self.dilation * self.r
         return self.unit(residue, tile) * self.stride + part * apart - self.before
 

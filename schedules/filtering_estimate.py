@@ -32,6 +32,7 @@ HANDED_CYCLES = (
     100.0  # of a line from core to core: several are under way at once; on two dies it takes four times that
 )
 UNIT_ROUNDOFF = 2.0**-24
+MOST_AMPLIFICATION = 50.0  # about that of F(6x6, 3x3): with twice as much hardly a layer passes `standard`
 
 
 def expected_error(plan: Plan) -> float:
@@ -40,8 +41,12 @@ def expected_error(plan: Plan) -> float:
     Errors of a direct sum grow with the square root of its length. What was measured is a half to all of this.
     """
     terms = plan.depth * plan.taps
-    amplification = prod(axis.filter.amplification for axis in plan.axes if axis.filter)
-    return UNIT_ROUNDOFF * amplification * (2.0 + 0.4 * math.sqrt(terms))
+    return UNIT_ROUNDOFF * amplification(plan) * (2.0 + 0.4 * math.sqrt(terms))
+
+
+def amplification(plan: Plan) -> float:
+    """How much larger than of direct sums the rounding errors are."""
+    return prod(axis.filter.amplification for axis in plan.axes if axis.filter)
 
 
 def estimated_cycles(plan: Plan, target: CpuTarget) -> float:
@@ -49,7 +54,7 @@ def estimated_cycles(plan: Plan, target: CpuTarget) -> float:
     v_bytes, m_bytes = 4 * prod(plan.v_shape), 4 * prod(plan.m_shape)
     tiles = plan.block
     made = tiles * _input_cycles(plan, target, v_bytes * plan.tasks if plan.shared else v_bytes)
-    stored = tiles * plan.per_pass * plan.vectors * _output_cycles(plan, target, m_bytes)
+    stored = tiles * plan.per_pass * plan.vectors * output_cycles(plan, target, m_bytes)
     of_pass = _product_cycles(plan, target, v_bytes + m_bytes) + stored
     written = write_cycles(target, plan.y_bytes, LONG_RUN_BYTES, plan.y_bytes) / plan.tasks
     if plan.shared:
@@ -91,7 +96,7 @@ def _input_cycles(plan: Plan, target: CpuTarget, v_bytes: int) -> float:
     return plan.taps * (PLACE_CYCLES + vectors * of_vector) + from_x / 2
 
 
-def _output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:
+def output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:
     """Of a tile and a vector of channels."""
     size, operations, stores = plan.points, 0.0, 0.0
     for axis in plan.axes:

@@ -97,7 +97,7 @@ class InputTransform:
             def body(lane: Expr) -> Stmt:
                 bind = Binder()
                 values = []
-                for i in range(axis.alpha):
+                for i in range(axis.inputs):
                     position = [*place[:first], place[first] + i * axis.pitch, *place[first + 1 :]]
                     conditions = _outside(axes, position) if checked else []
                     values.append(bind(_or_zero(conditions, widened(self.read(n, at[2] + lane, position)))))
@@ -105,12 +105,13 @@ class InputTransform:
 
             return loop(width, body, "VECTORIZED", "lane")
 
-        return nest([1 if i == first else a.alpha for i, a in enumerate(axes)], column)
+        return nest([1 if i == first else a.inputs for i, a in enumerate(axes)], column)
 
     def _later(self, number: int, source: Any, to: Any, at: tuple[Expr, Expr, Expr], width: int) -> Stmt:
         """The next filtered dimension, from one local buffer to another, or to V."""
         axes, current = self.plan.axes, self.filtered[number]
         shape = [axis.alpha for axis in axes]
+        around = [axis.alpha if i < current else axis.inputs for i, axis in enumerate(axes)]
 
         def column(index: Sequence[Expr]) -> Stmt:
             def body(lane: Expr) -> Stmt:
@@ -119,13 +120,13 @@ class InputTransform:
                 bind = Binder()
                 values = [
                     bind(tirx.BufferLoad(source, [flat([*index[:current], i, *index[current + 1 :]], shape), lane]))
-                    for i in range(shape[current])
+                    for i in range(axes[current].inputs)
                 ]
                 return self._store(bind, number, values, index, at, lane, to)
 
             return loop(width, body, "VECTORIZED", "lane")
 
-        return nest([1 if i == current else size for i, size in enumerate(shape)], column)
+        return nest([1 if i == current else size for i, size in enumerate(around)], column)
 
     def _store(
         self,
@@ -154,7 +155,7 @@ def _bounds(axis: Axis, first: Expr, side: int) -> list[Expr]:
     low, high = axis.reach
     if side == 0:
         return [first >= 0] if low < 0 else []
-    return [first + (axis.alpha - 1) * axis.pitch < axis.size] if high >= axis.size else []
+    return [first + (axis.inputs - 1) * axis.pitch < axis.size] if high >= axis.size else []
 
 
 def _outside(axes: Sequence[Axis], position: Sequence[Expr]) -> list[Expr]:

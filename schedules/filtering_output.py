@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_plan import Plan, exists, place_of
+from convtune.schedules.filtering_plan import Place, Plan, exists, place_of
 from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.statements import (
     Binder,
@@ -35,6 +35,10 @@ class OutputTransform:
 
     def tile(self, q: Expr, row: Expr, number: Expr) -> Stmt:
         """Of the q-th tile, a block's tile `row`: all channels of the pass with that number."""
+        return when(exists(self.plan, q), self.at(place_of(self.plan, q), row, number))
+
+    def at(self, place: Place, row: Expr, number: Expr) -> Stmt:
+        """Of the tile at a place."""
         plan = self.plan
 
         def vector(index: Sequence[Expr]) -> Stmt:
@@ -43,20 +47,23 @@ class OutputTransform:
             run, within = (linear // plan.blocks, linear % plan.blocks) if plan.runs > 1 else (0, linear)
             channel = (within * plan.vectors + cv) * plan.lanes
             source = (block * plan.vectors + cv) * plan.lanes
-            whole = self._channels(q, row, source, run, channel, plan.lanes)
+            whole = self._channels(place, row, source, run, channel, plan.lanes)
             tail = plan.run % plan.lanes
             if plan.blocks * plan.width == plan.run:
                 return whole
             if not tail:
                 return when([channel < plan.run], whole)
-            rest = self._channels(q, row, source, run, channel, tail)
+            if plan.overlaps:  # TVM 0.27 divides by zero where an index has a minimum in it
+                back = plan.lanes - tail
+                rest = self._channels(place, row, source - back, run, channel - back, plan.lanes)
+            else:
+                rest = self._channels(place, row, source, run, channel, tail)
             return when([channel + plan.lanes <= plan.run], whole, when([channel < plan.run], rest))
 
-        return when(exists(plan, q), nest([plan.per_pass, plan.vectors], vector))
+        return nest([plan.per_pass, plan.vectors], vector)
 
-    def _channels(self, q: Expr, row: Expr, source: Expr, run: Expr, channel: Expr, width: int) -> Stmt:
+    def _channels(self, place: Place, row: Expr, source: Expr, run: Expr, channel: Expr, width: int) -> Stmt:
         axes, phases = self.plan.axes, self.plan.phases
-        place = place_of(self.plan, q)
         base = [axis.unit(r, t) for axis, r, t in zip(axes, place.residues, place.tiles)]
         group, of_phase = (run // phases, run % phases) if phases > 1 else (run, 0)
         oc = group * self.plan.run + channel if self.plan.groups > 1 else channel

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 Dims = tuple[int, ...]
 LINE = 16  # float32 elements of a cache line
 ALIASED = 512  # elements
+TILES = (2, 3, 4, 5, 6, 7, 8)
 TILE_KNOBS = ("d_tile", "h_tile", "w_tile")
 
 
@@ -101,6 +104,14 @@ class Plan:
         return self.runs * self.blocks // self.per_pass
 
     @functools.cached_property
+    def overlaps(self) -> bool:
+        """Whether the vector that ends a run can start before the one before it ends, which is of the same pass."""
+        block, vector = divmod(self.run // self.lanes, self.vectors)
+        if vector > 0:
+            return True
+        return block > 0 and (block % self.per_pass > 0 if self.runs == 1 else self.per_pass % self.blocks == 0)
+
+    @functools.cached_property
     def v_channels(self) -> int:
         """Input channels that a task reads: with groups those of its pass, which has whole groups."""
         return self.channels if self.groups == 1 else self.per_pass // (self.blocks * self.phases) * self.depth
@@ -139,6 +150,38 @@ def _spread(elements: int) -> int:
     """The distance of points: an odd number of lines, so that a tile's points do not share the sets of a cache."""
     lines = ceil_div(elements, LINE)
     return (lines + (lines % 2 == 0)) * LINE
+
+
+def filters(axis: Axis) -> bool:
+    """Whether parts of the dimension's taps can be filtered."""
+    return axis.taps > axis.stride and (axis.stride == 1 or axis.dilation == 1)
+
+
+def tile_sizes(direct: Axis, unused: Sequence[int] = ()) -> list[int]:
+    """Tiles of a dimension, 1 for a direct one first: each needs fewer products than smaller ones do."""
+    values, least = [1], direct.products
+    for m in TILES if filters(direct) else ():
+        axis = dataclasses.replace(direct, m=m)
+        if axis.alpha <= axis.most_alpha and axis.products < least and m not in unused:
+            values, least = [*values, m], axis.products
+    return values
+
+
+def most_rows(target: CpuTarget, vectors: int) -> int:
+    return (target.vector_registers - 1) // vectors - 1
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def register_tiles(spec: ConvSpec, target: CpuTarget) -> tuple[tuple[int, int], ...]:
+    """Tiles x vectors of a register tile: as many as the registers hold, or three quarters, with few idle lanes."""
+    needed = ceil_div(spec.out_channels // spec.groups, target.lanes)
+    most = min(4, needed, target.vector_registers // 4)
+    idle = {v: ceil_div(needed, v) * v - needed for v in range(min(2, most), most + 1)}
+    found = []
+    for vectors in (v for v in idle if idle[v] * 8 <= needed or idle[v] == min(idle.values())):
+        rows = most_rows(target, vectors)
+        found += [(ceil_div(rows * 3, 4), vectors), (rows, vectors)]
+    return tuple(dict.fromkeys(found))
 
 
 def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:

@@ -65,12 +65,7 @@ class Filtering:
     @functools.cached_property
     def operations(self) -> tuple[int, int]:
         """Vector operations of the transforms of input and output, for one row of alpha values."""
-        counts = []
-        for transform, size in ((self.transform_input, self.alpha), (self.transform_output, self.alpha)):
-            counted = _Counted()
-            transform([_Counting(counted) for _ in range(size)], lambda value: value)
-            counts.append(counted.operations)
-        return counts[0], counts[1]
+        return _operations(self.transform_input, self.alpha), _operations(self.transform_output, self.alpha)
 
     def transform_input(self, values: Sequence[Any], bind: Callable[[Any], Any]) -> list[Any]:
         """B^T d for expressions d; `bind` names one that is used more than once.
@@ -96,6 +91,57 @@ class Filtering:
             columns[i] = [(a + b) / 2 for a, b in zip(plus, minus)]
             columns[i + 1] = [(a - b) / 2 for a, b in zip(plus, minus)]
         return [_dot(row, folded) for row in zip(*columns)]
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """All m outputs of a row of fewer inputs than taps: F(m, inputs), with taps and inputs in each other's place.
+
+    y_i = sum_l d_l g_(l + before - i), so the taps from last to first are what is transformed by B^T, the inputs from
+    last to first are transformed by G, and nothing is multiplied by the zeros around the inputs.
+    """
+
+    rule: Filtering
+    taps: int
+    before: int  # zeros in front of the inputs
+
+    @property
+    def m(self) -> int:
+        return self.rule.m
+
+    @property
+    def alpha(self) -> int:
+        return self.rule.alpha
+
+    @functools.cached_property
+    def g(self) -> Matrix:
+        """Of the taps, alpha x taps: of taps that no input meets, zeros."""
+        last = self.before + self.rule.r - 1
+        zero = Fraction(0)
+        return tuple(
+            tuple(row[last - j] if 0 <= last - j < self.alpha else zero for j in range(self.taps))
+            for row in self.rule.bt
+        )
+
+    @property
+    def amplification(self) -> float:
+        return self.rule.amplification
+
+    @functools.cached_property
+    def operations(self) -> tuple[int, int]:
+        return _operations(self.transform_input, self.rule.r), self.rule.operations[1]
+
+    def transform_input(self, values: Sequence[Any], bind: Callable[[Any], Any]) -> list[Any]:
+        return [_dot(row[::-1], values) for row in self.rule.g]
+
+    def transform_output(self, values: Sequence[Any], bind: Callable[[Any], Any]) -> list[Any]:
+        return self.rule.transform_output(values, bind)
+
+
+@functools.cache
+def exchanged(m: int, inputs: int, taps: int, before: int) -> Exchanged:
+    """Of a row of inputs and its padding. Raises ValueError where it needs more points than there are."""
+    return Exchanged(filtering(m, inputs), taps, before)
 
 
 @functools.cache
@@ -159,6 +205,12 @@ def _added(total: Any, c: Fraction, value: Any) -> Any:
     if abs(c) == 1:
         return total + value if c == 1 else total - value
     return total + value * float(c)
+
+
+def _operations(transform: Callable[..., list[Any]], size: int) -> int:
+    counted = _Counted()
+    transform([_Counting(counted) for _ in range(size)], lambda value: value)
+    return counted.operations
 
 
 class _Counted:

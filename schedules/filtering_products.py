@@ -51,7 +51,7 @@ def _register_tile(
 
     def reduced(parts: Sequence[Expr]) -> Stmt:
         part = flat(parts, [axis.parts for axis in plan.axes])
-        return when(_nonzero(plan, point, parts, run), loop(plan.depth, lambda ic: step(part, ic), name="ic"))
+        return when(nonzero(plan, point, parts, run), loop(plan.depth, lambda ic: step(part, ic), name="ic"))
 
     def step(part: Expr, ic: Expr) -> Stmt:
         def body(bind: Binder, lane: Expr) -> None:
@@ -74,7 +74,7 @@ def _register_tile(
     return sequence([vector(clear), nest([axis.parts for axis in plan.axes], reduced), vector(keep)])
 
 
-def _nonzero(plan: Plan, point: Expr, parts: Sequence[Expr], run: Expr) -> list[Expr]:
+def nonzero(plan: Plan, point: Expr, parts: Sequence[Expr], run: Expr) -> list[Expr]:
     """That U is not zero: what lacks its last tap has nothing at infinity, the last point. Only what can fail."""
     from tvm import tirx
 

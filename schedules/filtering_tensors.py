@@ -55,10 +55,10 @@ def with_tensors(spec: ConvSpec, lanes: int, buffers: Buffers, y: Any, body: Bod
     def with_copies(copies: list[Any]) -> Stmt:
         copy, sums = copies
         inner = body(Tensors(spec, [copy, weight, bias, residual], sums))
-        stored = _viewed(
+        stored = viewed(
             [y, *([residual] if residual is not None else [])], outof, lambda flat_ones: last(flat_ones, sums)
         )
-        return sequence([_viewed([x], into, lambda flat_ones: first(flat_ones[0], copy)), inner, stored])
+        return sequence([viewed([x], into, lambda flat_ones: first(flat_ones[0], copy)), inner, stored])
 
     def first(source: Any, copy: Any) -> Stmt:
         from tvm import tirx
@@ -91,7 +91,7 @@ def _allocated_all(shapes: Sequence[tuple[int, ...]], body: Callable[[list[Any]]
     )
 
 
-def _viewed(buffers: Sequence[Any], shape: Sequence[int], body: Callable[[list[Any]], Stmt]) -> Stmt:
+def viewed(buffers: Sequence[Any], shape: Sequence[int], body: Callable[[list[Any]], Stmt]) -> Stmt:
     """body(the buffers in another shape)."""
     from tvm import tirx
 

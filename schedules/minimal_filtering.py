@@ -24,7 +24,6 @@ stride^rank phases, each with its filters of the same inputs.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping
@@ -32,11 +31,19 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import BARRIER_CYCLES
-from convtune.schedules.filtering_axis import MOST_ALPHA, Axis, axes_of
-from convtune.schedules.filtering_estimate import estimated_cycles, expected_error
+from convtune.schedules.filtering_axis import axes_of
+from convtune.schedules.filtering_estimate import MOST_AMPLIFICATION, amplification, estimated_cycles, expected_error
 from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_output import OutputTransform
-from convtune.schedules.filtering_plan import TILE_KNOBS, Plan, plan_of
+from convtune.schedules.filtering_plan import (
+    TILE_KNOBS,
+    Plan,
+    filters,
+    most_rows,
+    plan_of,
+    register_tiles,
+    tile_sizes,
+)
 from convtune.schedules.filtering_products import products
 from convtune.schedules.filtering_tensors import Tensors, with_tensors
 from convtune.schedules.filtering_weights import packed
@@ -53,8 +60,9 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-TILES = (2, 3, 4, 5, 6)
-UNUSED = {1: (), 2: (5,), 3: (3, 5)}  # tiles, by rank: domains stay small
+UNUSED = {1: (), 2: (), 3: (3, 7, 8)}  # tiles, by how many dimensions can be filtered: domains stay small
+LARGEST_TILE = 6  # of those that can be used in all dimensions at once
+MOST_UNEVEN = 4  # the largest tile size over the least
 VARIANTS = ("conv", "dilated", "grouped", "transposed")
 MOST_POINTS = 256
 FEW_TILES = 64  # of the whole output
@@ -79,7 +87,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
         return any(max(values) > 1 for values in _tile_values(spec).values())
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
-        rows, vectors = zip(*_register_tiles(spec, target))
+        rows, vectors = zip(*register_tiles(spec, target))
         rows = (*rows, *_fitting_rows(spec, target))
         passes = {part for v in vectors for part in _passes(spec, target, v)}
         return {
@@ -94,18 +102,19 @@ class MinimalFiltering(Estimating[CpuTarget]):
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         rows, vectors = int(knobs["tile_rows"]), int(knobs["oc_vectors"])
         tiles = [m for name in TILE_KNOBS if (m := int(knobs.get(name, 1))) > 1]
-        if not tiles or max(tiles) > 2 * min(tiles):
+        if not tiles or max(tiles) > MOST_UNEVEN * min(tiles):
             return False
         block = rows * int(knobs["row_blocks"])
         if knobs["pass_blocks"] not in _passes(spec, target, vectors) or (block > MOST_TILES and block > rows):
             return False
         plan = plan_of(spec, target, knobs)
-        register_tiles = _register_tiles(spec, target)
-        if (rows, vectors) not in register_tiles and (
+        if (rows, vectors) not in register_tiles(spec, target) and (
             rows != _fitted(plan.tiles, target, vectors) or plan.tiles > FEW_TILES
         ):
             return False
         if plan.points > MOST_POINTS or plan.block - plan.rows >= plan.tiles:
+            return False
+        if max(tiles) > LARGEST_TILE and amplification(plan) > MOST_AMPLIFICATION:
             return False
         if expected_error(plan) > LOOSE[spec.dtype]:
             return False
@@ -193,10 +202,12 @@ def _by_channels(spec: ConvSpec, plan: Plan, tensors: Tensors, v: Any) -> Any:
 
 
 def _each_channel(plan: Plan, body: Any) -> Any:
-    """body(first channel, how many) for whole vectors of the input's channels, and for what is left."""
+    """body(first channel, how many) for whole vectors of the input's channels, the last of which may overlap."""
     whole, rest = divmod(plan.v_channels, plan.lanes)
-    parts = [loop(whole, lambda i: body(i * plan.lanes, plan.lanes), name="vector")] if whole else []
-    return sequence([*parts, body(whole * plan.lanes, rest)] if rest else parts)
+    if not whole:
+        return body(0, rest)
+    parts = [loop(whole, lambda i: body(i * plan.lanes, plan.lanes), name="vector")]
+    return sequence([*parts, body(plan.v_channels - plan.lanes, plan.lanes)] if rest else parts)
 
 
 def _pass(spec: ConvSpec, plan: Plan, tensors: Tensors, m: Any, v: Any, block: Any, number: Any) -> Any:
@@ -208,21 +219,14 @@ def _pass(spec: ConvSpec, plan: Plan, tensors: Tensors, m: Any, v: Any, block: A
 def _tile_values(spec: ConvSpec) -> Mapping[str, tuple[int, ...]]:
     """For each dimension the sizes of a tile, 1 for a direct one: each needs fewer products than smaller ones do."""
     found = {}
-    names = TILE_KNOBS[3 - spec.rank :]
-    for name, direct in zip(names, axes_of(spec, (1, 1, 1))[3 - spec.rank :]):
-        values, least = [1], direct.products
-        for m in TILES if _filters(direct) else ():
-            axis = dataclasses.replace(direct, m=m)
-            if axis.alpha <= MOST_ALPHA and axis.products < least and m not in UNUSED[spec.rank]:
-                values, least = [*values, m], axis.products
-        filtered_anyway = spec.rank == 3 and name != names[0] and len(values) > 1
+    names, axes = TILE_KNOBS[3 - spec.rank :], axes_of(spec, (1, 1, 1))[3 - spec.rank :]
+    filtered = sum(map(filters, axes))
+    unused = UNUSED[max(1, filtered)]
+    for name, direct in zip(names, axes):
+        values = tile_sizes(direct, unused)
+        filtered_anyway = filtered == 3 and name != names[0] and len(values) > 1
         found[name] = tuple(values[1:] if filtered_anyway else values)
     return found
-
-
-def _filters(axis: Axis) -> bool:
-    """Whether parts of the dimension's taps can be filtered."""
-    return axis.taps > axis.stride and (axis.stride == 1 or axis.dilation == 1)
 
 
 def _passes(spec: ConvSpec, target: CpuTarget, vectors: int) -> list[int]:
@@ -234,13 +238,9 @@ def _passes(spec: ConvSpec, target: CpuTarget, vectors: int) -> list[int]:
     return [least * part for part in range(1, parts + 1) if parts % part == 0]
 
 
-def _most_rows(target: CpuTarget, vectors: int) -> int:
-    return (target.vector_registers - 1) // vectors - 1
-
-
 def _fitted(tiles: int, target: CpuTarget, vectors: int) -> int:
     """The tiles of a register tile where there are few in all: so that none is computed for nothing."""
-    return ceil_div(tiles, ceil_div(tiles, _most_rows(target, vectors)))
+    return ceil_div(tiles, ceil_div(tiles, most_rows(target, vectors)))
 
 
 @functools.lru_cache(maxsize=1 << 10)
@@ -250,21 +250,8 @@ def _fitting_rows(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
     counts = set()
     for sizes in itertools.product(*values):
         counts.add(spec.batch * prod(axis.residues * axis.tiles for axis in axes_of(spec, sizes)))
-    vectors = {v for _, v in _register_tiles(spec, target)}
+    vectors = {v for _, v in register_tiles(spec, target)}
     return tuple({_fitted(n, target, v) for n in counts if n <= FEW_TILES for v in vectors})
-
-
-@functools.lru_cache(maxsize=1 << 10)
-def _register_tiles(spec: ConvSpec, target: CpuTarget) -> tuple[tuple[int, int], ...]:
-    """Tiles x vectors of a register tile: as many as the registers hold, or three quarters, with few idle lanes."""
-    needed = ceil_div(spec.out_channels // spec.groups, target.lanes)
-    most = min(4, needed, target.vector_registers // 4)
-    idle = {v: ceil_div(needed, v) * v - needed for v in range(min(2, most), most + 1)}
-    found = []
-    for vectors in (v for v in idle if idle[v] * 8 <= needed or idle[v] == min(idle.values())):
-        rows = _most_rows(target, vectors)
-        found += [(ceil_div(rows * 3, 4), vectors), (rows, vectors)]
-    return tuple(dict.fromkeys(found))
 
 
 @functools.lru_cache(maxsize=1 << 10)

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from convtune.schedules.filtering_points import MOST_POINTS, Filtering, filtering, from_points
+from convtune.schedules.filtering_points import MOST_POINTS, Filtering, exchanged, filtering, from_points
 
 SIZES = [(m, r) for m, r in itertools.product(range(2, 9), range(2, 8)) if m + r - 1 <= MOST_POINTS]
 
@@ -36,6 +36,22 @@ def test_coefficients_of_inputs_and_outputs_are_exact_in_float32(m: int, r: int)
     rule = filtering(m, r)
     for coefficient in itertools.chain(*rule.at, *rule.bt):
         assert Fraction(float(np.float32(float(coefficient)))) == coefficient
+
+
+@pytest.mark.parametrize(
+    ("m", "inputs", "taps", "before"),
+    [(2, 2, 3, 1), (3, 1, 3, 1), (4, 3, 5, 2), (2, 4, 7, 3), (6, 2, 3, 4), (1, 2, 5, 9)],
+)
+def test_inputs_and_taps_change_places(m: int, inputs: int, taps: int, before: int) -> None:
+    """As above: 1 where tap j of output i meets input l; there are m + inputs - 1 products."""
+    rule = exchanged(m, inputs, taps, before)
+    units = [[float(i == j) for j in range(inputs)] for i in range(inputs)]
+    columns = [rule.transform_input(unit, lambda value: value) for unit in units]
+    outputs = [rule.transform_output([float(i == k) for i in range(rule.alpha)], float) for k in range(rule.alpha)]
+    assert len(rule.g) == len(columns[0]) == m + inputs - 1
+    for i, j, position in itertools.product(range(m), range(taps), range(inputs)):
+        total = sum(outputs[k][i] * float(rule.g[k][j]) * columns[position][k] for k in range(rule.alpha))
+        assert total == pytest.approx(float(position + before == i + j), abs=1e-12), (i, j, position)
 
 
 def test_pairs_share_arithmetic() -> None:
