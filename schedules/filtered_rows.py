@@ -1,0 +1,323 @@
+"""Minimal filtering across rows: F(m, r) in all dimensions but the last, for few input channels, any rank but one.
+
+    parallel task = (image, tile of depths, tile of rows):
+        for element of a row (column, ic):                              lanes: elements side by side
+            v[point, part, element] = B^T x B                           of the tile's rows, zeros around
+        for oc_outer, column_outer:
+            for point:
+                acc[column_inner, oc_vector, lane] = 0                  in registers
+                for part, kw, ic:
+                    acc[...] += v[point, part, (column * stride + kw * dilation) * channels + ic]
+                                * U[oc_outer, point, part, kw, ic, oc_vector, lane]
+                m[point, column_inner, oc_vector, lane] = acc           in the first cache
+            for column_inner, oc_vector: y[...] = activation(transform of m + bias + residual)
+
+`minimal_filtering` makes vectors of input channels, of which the first layer of a network has one to four: most lanes
+of its transform would be idle. Here a row is transformed as it lies in memory, and the taps along it are summed in the
+products, which read each transformed element kw times. Parts are those of `filtering_axis`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.estimate import TILE_CYCLES, Tasks, overlapped, stream_cycles, tile_step_cycles, write_cycles
+from convtune.schedules.filtering_axis import Axis, axes_of
+from convtune.schedules.filtering_estimate import (
+    MOST_AMPLIFICATION,
+    OPERATION_CYCLES,
+    STORE_CYCLES,
+    amplification,
+    expected_error,
+    output_cycles,
+)
+from convtune.schedules.filtering_input import InputTransform
+from convtune.schedules.filtering_output import OutputTransform
+from convtune.schedules.filtering_plan import TILE_KNOBS, Place, Plan, plan_of, register_tiles, tile_sizes
+from convtune.schedules.filtering_products import nonzero
+from convtune.schedules.filtering_tensors import Tensors, viewed, with_tensors
+from convtune.schedules.filtering_weights import packed
+from convtune.schedules.statements import Binder, allocated, flat, loop, nest, sequence, unflat, when
+from convtune.schedules.tiling import ceil_div, round_up
+from convtune.schedules.written import written
+
+from convtune.accuracy import LOOSE
+from convtune.expression import cube, widened
+from convtune.space import Estimating, Knobs, KnobValue, PackStep, all_knobs
+from convtune.spec import count
+from convtune.targets import CpuTarget
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+MOST_POINTS = 64
+SUM_CYCLES = 3.0  # a vector of sums is cleared and stored, twice, which short sums do not hide
+COPIED_PER_CYCLE = 2.0  # elements that are transposed in squares, of a thread
+
+
+class FilteredRows(Estimating[CpuTarget]):
+    name = "filtered_rows"
+    summary = "minimal filtering across rows, which stay as they are: for few input channels"
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        if not isinstance(target, CpuTarget) or spec.variant not in ("conv", "dilated") or spec.rank == 1:
+            return False
+        return spec.in_channels < target.lanes and any(len(values) > 1 for values in _tile_values(spec).values())
+
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
+        rows, vectors = zip(*register_tiles(spec, target))
+        return {
+            **_tile_values(spec),
+            "columns": tuple(sorted(set(rows))),
+            "oc_vectors": tuple(sorted(set(vectors))),
+        }
+
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
+        if (int(knobs["columns"]), int(knobs["oc_vectors"])) not in register_tiles(spec, target):
+            return False
+        if all(int(knobs.get(name, 1)) == 1 for name in TILE_KNOBS[:2]):
+            return False
+        plan = _plan(spec, target, knobs)
+        if plan.points > MOST_POINTS or amplification(plan) > MOST_AMPLIFICATION:
+            return False
+        return expected_error(plan) <= LOOSE[spec.dtype]
+
+    def default_within(self, spec: ConvSpec, target: CpuTarget, max_error: float) -> Knobs | None:
+        close = (k for k in all_knobs(self, spec, target) if self.expected_error(spec, target, k) <= max_error)
+        return min(close, key=lambda knobs: self.estimate(spec, target, knobs), default=None)
+
+    def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        return expected_error(_plan(spec, target, knobs))
+
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely."""
+        plan = _plan(spec, target, knobs)
+        row, filters = _Row.of(spec, plan), [axis.filter for axis in plan.axes if axis.filter]
+        operations = sum(plan.points / f.alpha * f.operations[0] for f in filters)
+        vectors = ceil_div(row.inside * spec.in_channels, plan.lanes) + row.parts
+        made = row.parts * vectors * (plan.points * len(filters) * STORE_CYCLES + operations * OPERATION_CYCLES)
+        steps = plan.depth * plan.taps * plan.density
+        panel = plan.points * steps * plan.width * 4
+        product = plan.points * (steps * tile_step_cycles(target, plan.rows, plan.vectors) + TILE_CYCLES)
+        product = overlapped(product, stream_cycles(target, panel, panel))
+        m_bytes = 4 * prod(plan.m_shape)
+        stored = plan.rows * plan.vectors * (plan.points * SUM_CYCLES + output_cycles(plan, target, m_bytes))
+        tiles = plan.passes * ceil_div(row.columns, plan.rows)
+        tasks = plan.tiles // row.columns
+        run_bytes = 4 * min(plan.width, plan.run) * (plan.rows if plan.passes == 1 else 1)
+        written = write_cycles(target, plan.y_bytes, run_bytes, plan.y_bytes) / tasks
+        cycles = Tasks(tasks, overlapped(made + tiles * (product + stored), written)).on(target)
+        copied = 0 if spec.channels_last else count(spec.in_shape) + count(spec.out_shape)
+        return cycles + copied / COPIED_PER_CYCLE / target.threads
+
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        return (packed(spec, _plan(spec, target, knobs)),)
+
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
+        plan = _plan(spec, target, knobs)
+        row = _Row.of(spec, plan)
+
+        def made(tensors: Tensors) -> Any:
+            depth, height, width = cube(spec.in_size)
+            shape = (spec.batch, depth, height, width * spec.in_channels)
+            return viewed([tensors.source], shape, lambda views: _tasks(spec, plan, row, tensors, views[0]))
+
+        return written(spec, plan.u_shape, lambda buffers, y: with_tensors(spec, plan.lanes, buffers, y, made))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """Of the transformed inputs: a row of `length` elements for each point and part."""
+
+    axis: Axis
+    parts: int  # of the taps of the other dimensions
+    channels: int
+    columns: int  # of the output
+    inside: int  # columns of x that a row holds
+    first: int  # element of the first column of x
+    start: int  # element of the first column that an output reads
+    end: int  # element after the last one that an output reads
+    length: int
+
+    @classmethod
+    def of(cls, spec: ConvSpec, plan: Plan) -> _Row:
+        axis, channels = plan.axes[2], spec.in_channels
+        first = round_up(axis.before * channels, plan.lanes)
+
+        def after(columns: int) -> int:
+            """Columns of x up to the last one that so many outputs read."""
+            return (columns - 1) * axis.stride + (axis.taps - 1) * axis.dilation + 1 - axis.before
+
+        needed = after(axis.out)
+        inside = max(0, min(axis.size, needed))
+        most = max(after(round_up(axis.out, plan.rows)), inside)
+        return cls(
+            axis=axis,
+            parts=plan.axes[0].parts * plan.axes[1].parts,
+            channels=channels,
+            columns=axis.out,
+            inside=inside,
+            first=first,
+            start=first - axis.before * channels,
+            end=first + max(needed, 0) * channels,
+            length=round_up(first + max(most, 0) * channels, plan.lanes),
+        )
+
+
+def _tile_values(spec: ConvSpec) -> Mapping[str, tuple[int, ...]]:
+    axes = axes_of(spec, (1, 1, 1))
+    return {name: tuple(tile_sizes(axes[i])) for i, name in enumerate(TILE_KNOBS[:2]) if i >= 3 - spec.rank}
+
+
+def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
+    return plan_of(spec, target, {**knobs, "tile_rows": knobs["columns"], "row_blocks": 1, "pass_blocks": 1})
+
+
+def _tasks(spec: ConvSpec, plan: Plan, row: _Row, tensors: Tensors, x: Any) -> Any:
+    def task(index: Any) -> Any:
+        def with_v(v: Any) -> Any:
+            parts = [*_zeros(plan, row, v), *_rows(spec, plan, row, v, x, index)]
+            return sequence([*parts, _outputs(spec, plan, row, tensors, v, index)])
+
+        return allocated((plan.points, row.parts * row.length), "v", "global", with_v)
+
+    return loop(plan.tiles // row.columns, task, "PARALLEL", "task")
+
+
+def _zeros(plan: Plan, row: _Row, v: Any) -> list[Any]:
+    """What lies around x in a row, of all points and parts."""
+    from tvm import tirx
+
+    def zeros(begin: int, end: int) -> Any:
+        def of_row(index: Sequence[Any]) -> Any:
+            point, part = index
+            store = lambda lane: tirx.BufferStore(  # noqa: E731
+                v, tirx.const(0.0, "float32"), [point, part * row.length + begin + lane]
+            )
+            return loop(end - begin, store, "VECTORIZED" if end - begin <= plan.lanes else "SERIAL", "lane")
+
+        return nest([plan.points, row.parts], of_row)
+
+    last = row.first + row.inside * row.channels
+    return [zeros(begin, end) for begin, end in ((row.start, row.first), (last, row.end)) if end > begin]
+
+
+def _rows(spec: ConvSpec, plan: Plan, row: _Row, v: Any, x: Any, index: Any) -> list[Any]:
+    """The transform of the tile's rows: that of a column whose channels are all elements of a row."""
+    from tvm import tirx
+
+    elements = row.inside * row.channels
+    column = dataclasses.replace(row.axis, taps=1, stride=1, dilation=1, before=0, size=1, out=1)
+    flat_plan = dataclasses.replace(
+        plan, axes=(*plan.axes[:2], column), channels=row.length, depth=row.length, rows=1, block=1
+    )
+    transform = InputTransform(
+        spec,
+        flat_plan,
+        lambda n, element, position: tirx.BufferLoad(x, [n, *position[:2], element]),
+        lambda point, _row, element: (v, (point, row.first + element)),
+    )
+    whole, rest = divmod(elements, plan.lanes)
+    if not whole:
+        return [transform.tile(index, 0, 0, rest)] if rest else []
+    parts = [loop(whole, lambda i: transform.tile(index, 0, i * plan.lanes, plan.lanes), name="vector")]
+    return [*parts, transform.tile(index, 0, elements - plan.lanes, plan.lanes)] if rest else parts
+
+
+def _outputs(spec: ConvSpec, plan: Plan, row: _Row, tensors: Tensors, v: Any, index: Any) -> Any:
+    """All columns of the tile's rows."""
+    axes = plan.axes
+    extents = [*(axis.residues for axis in axes[:2]), *(axis.tiles for axis in axes[:2])]
+    n, *found = unflat(index, [plan.batch, *extents])
+
+    def stored(transform: OutputTransform, column: Any, i: Any, number: Any) -> Any:
+        place = Place(n, (*found[:2], 0), (*found[2:], column + i))
+        ragged = [column + i < row.columns] if row.columns % plan.rows else []
+        return when(ragged, transform.at(place, i, number))
+
+    def with_m(m: Any) -> Any:
+        transform = OutputTransform(spec, plan, tensors, m)
+
+        def tile(at: Sequence[Any]) -> Any:
+            number, outer = at
+            column = outer * plan.rows
+            product = loop(plan.points, lambda p: _product(plan, row, (v, tensors.weight, m), p, number, column))
+            return sequence([product, loop(plan.rows, lambda i: stored(transform, column, i, number))])
+
+        return nest([plan.passes, ceil_div(row.columns, plan.rows)], tile)
+
+    return allocated(plan.m_shape, "m", "global", with_m)
+
+
+def _product(plan: Plan, row: _Row, buffers: tuple[Any, Any, Any], point: Any, number: Any, column: Any) -> Any:
+    """A register tile: columns x vectors of channels, of a point."""
+    from tvm import tirx
+
+    v, u, m = buffers
+    places = [(r, cv) for r in range(plan.rows) for cv in range(plan.vectors)]
+
+    def with_sums(acc: Any) -> Any:
+        def clear(bind: Binder, lane: Any) -> None:
+            for r, cv in places:
+                bind.store(acc, [r, cv, lane], tirx.const(0.0, "float32"))
+
+        def keep(bind: Binder, lane: Any) -> None:
+            for r, cv in places:
+                at = [point, r * plan.m_row + cv * plan.lanes + lane]
+                bind.store(m, at, tirx.BufferLoad(acc, [r, cv, lane]))
+
+        summed = _sums(plan, row, (v, u, acc), point, number, column)
+        return sequence([_vector(plan.lanes, clear), summed, _vector(plan.lanes, keep)])
+
+    return allocated((plan.rows, plan.vectors, plan.lanes), "acc", "local", with_sums)
+
+
+def _sums(plan: Plan, row: _Row, buffers: tuple[Any, Any, Any], point: Any, number: Any, column: Any) -> Any:
+    """Over parts, taps along the row, and channels."""
+    from tvm import tirx
+
+    (v, u, acc), axis, channels = buffers, row.axis, row.channels
+    outer = [a.parts for a in plan.axes[:2]]
+    together = axis.taps * channels if axis.dilation == 1 else channels  # steps that read neighbouring elements
+
+    def step(part: Any, k: Any) -> Any:
+        kw, ic = k // channels, k % channels
+        panel = [number, point, 0, part * axis.taps + kw, ic]
+        shift = (column * axis.stride + kw * (axis.dilation - 1)) * channels + k
+        first = part * row.length + row.start + shift
+
+        def body(bind: Binder, lane: Any) -> None:
+            places = [[*panel, cv * plan.lanes + lane] for cv in range(plan.vectors)]
+            filters = [bind(widened(tirx.BufferLoad(u, place))) for place in places]
+            for r in range(plan.rows):
+                value = tirx.BufferLoad(v, [point, first + r * axis.stride * channels])
+                for cv in range(plan.vectors):
+                    total = tirx.BufferLoad(acc, [r, cv, lane])
+                    bind.store(acc, [r, cv, lane], total + value * filters[cv])
+
+        return _vector(plan.lanes, body)
+
+    def of_part(parts: Sequence[Any]) -> Any:
+        part, runs = flat(parts, outer), axis.taps * channels // together
+        run = lambda i: loop(together, lambda k: step(part, i * together + k), name="k")  # noqa: E731
+        return when(nonzero(plan, point, (*parts, 0), 0), loop(runs, run, name="kw"))
+
+    return nest(outer, of_part)
+
+
+def _vector(lanes: int, body: Callable[[Binder, Any], None]) -> Any:
+    """What `body` binds and stores of a lane, of all."""
+
+    def statements(lane: Any) -> Any:
+        bind = Binder()
+        body(bind, lane)
+        return sequence(bind.statements)
+
+    return loop(lanes, statements, "VECTORIZED", "lane")
+
+
+filtered_rows = FilteredRows()

@@ -1,0 +1,75 @@
+"""Filtering across rows: what it accepts, what a row holds, and kernels of odd sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conformance_cases import runnable_targets
+
+from convtune import accuracy, space, targets
+from convtune.measure.builder import Builder, BuildRequest
+from convtune.measure.check import Checker
+from convtune.paths import cache_dir
+from convtune.space import Candidate, KnobValue
+from convtune.spec import ConvSpec
+
+ROWS = space.get("filtered_rows")
+TARGET = targets.resolve("x86-64-v4", threads=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "filtered"),
+    [
+        ("conv,ic=3,oc=64,in=16x112x112,k=3x3x3,p=1,layout=NDHWC", {"d_tile", "h_tile"}),
+        ("conv,ic=3,oc=64,in=16x112x112,k=1x7x7,s=1x2x2,p=0x3x3,layout=NDHWC", {"h_tile"}),
+        ("conv,ic=3,oc=32,in=224x224,k=3x3,s=2,p=1", {"h_tile"}),
+        ("conv,ic=16,oc=32,in=224x224,k=3x3,p=1", None),  # whole vectors of channels
+        ("conv,ic=3,oc=32,in=224x224,k=1x3,p=0x1", None),  # nothing to filter but the row itself
+        ("conv,ic=3,oc=96,in=224x224,k=4x4,s=4", None),
+        ("conv,ic=1,oc=32,in=4096,k=7,p=3", None),
+        ("grouped,ic=8,oc=64,in=28x28,k=3x3,p=1,g=2", None),
+    ],
+)
+def test_what_it_filters(text: str, filtered: set[str] | None) -> None:
+    spec = ConvSpec.parse(text)
+    assert ROWS.takes(spec, TARGET) == (filtered is not None)
+    if filtered is not None:
+        knobs = ROWS.knobs(spec, TARGET)
+        assert {name for name in knobs if name.endswith("_tile") and max(map(int, knobs[name])) > 1} == filtered
+
+
+ODD: tuple[tuple[str, dict[str, KnobValue]], ...] = (
+    ("conv,n=2,ic=3,oc=19,in=13x11,k=3x5,p=1x6,bias,act=relu,layout=NHWC", {"h_tile": 4}),
+    # rows that no output reads as a whole, and rows of padding alone
+    ("conv,n=2,ic=1,oc=40,in=14x20,k=3x3,p=4:0x2:-5,layout=NHWC", {"h_tile": 3}),
+    ("conv,n=2,ic=3,oc=40,in=17x23,k=7x7,s=2,p=3,layout=NHWC", {"h_tile": 5}),
+    ("conv,n=2,ic=2,oc=33,in=16x23,k=5x4,s=2x3,p=6x1,layout=NHWC", {"h_tile": 2}),
+    ("dilated,n=2,ic=2,oc=17,in=19x23,k=3x3,p=3,d=2x3,layout=NHWC", {"h_tile": 2}),
+    ("conv,n=2,ic=3,oc=33,in=5x9x10,k=3x3x3,p=1,residual,layout=NDHWC", {"d_tile": 2, "h_tile": 5}),
+    ("conv,ic=3,oc=16,in=6x9x7,k=3x3x3,s=1x1x2,p=1,layout=NDHWC", {"d_tile": 1, "h_tile": 3}),
+    ("conv,ic=3,oc=21,in=7x5x1,k=3x3x3,p=1,act=silu,bias", {"d_tile": 4, "h_tile": 1}),
+    ("conv,n=3,ic=1,oc=20,in=12x9,k=5x2,p=7x0,act=gelu", {"h_tile": 2}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("turn", "case"), list(enumerate(ODD)), ids=[text for text, _ in ODD])
+def test_kernels_of_odd_sizes(tmp_path: Path, turn: int, case: tuple[str, dict[str, KnobValue]]) -> None:
+    text, wanted = case
+    target = runnable_targets()[turn % len(runnable_targets())]
+    spec = ConvSpec.parse(text)
+    candidates = (
+        knobs
+        for knobs in space.all_knobs(ROWS, spec, target)
+        if all(knobs[name] == value for name, value in wanted.items())
+    )
+    knobs = next(candidates)
+    library = Builder(target, cache_dir())(BuildRequest(spec, Candidate(ROWS.name, knobs), tmp_path))
+    checker = Checker(threads=2)
+    try:
+        outcome = checker.check(spec, library.path, library.pack, accuracy.limit(spec, "standard"))
+    finally:
+        checker.close()
+    assert outcome.status == "ok", f"{dict(knobs)}: {outcome.message}"
+    assert outcome.error is not None
+    assert outcome.error <= ROWS.expected_error(spec, target, knobs), "expected errors are rather above"
