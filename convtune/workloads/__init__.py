@@ -31,7 +31,8 @@ def parse(texts: Sequence[str], layout: str | None = None) -> list[Workload]:
 
     Args:
         texts: each a zoo name (`mobilenet_v2`, `mobilenet_v2/dw144_56` for all layers that begin so, `zoo` for those
-            of all networks), a canonical string, a oneDNN benchdnn problem string, or the path of a .onnx, .json or .csv file.
+            of all networks), a canonical string, a oneDNN benchdnn problem string, or the path of a .onnx, .json or
+            .csv file.
         layout: "channels_first" or "channels_last" for all of them; None for what each says, and where it says
             nothing channels last for the zoo and channels first for the others.
 
