@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-UNUSED = {1: (), 2: (), 3: (3, 7, 8)}  # tiles, by how many dimensions can be filtered: domains stay small
+UNUSED = {1: (), 2: (5, 8), 3: (3, 7, 8)}  # tiles, by how many dimensions can be filtered: domains stay small
 LARGEST_TILE = 6  # of those that can be used in all dimensions at once
-MOST_UNEVEN = 4  # the largest tile size over the least
+MOST_UNEVEN = 2.5  # the largest tile size over the least
 VARIANTS = ("conv", "dilated", "grouped", "transposed")
 MOST_POINTS = 256
 FEW_TILES = 64  # of the whole output

@@ -38,7 +38,10 @@ def allocated(shape: Sequence[int], name: str, scope: str, body: Callable[[Any],
     from tvm import tirx
 
     buffer = tirx.decl_buffer(tuple(shape), "float32", name=name, scope=scope)
-    return tirx.SeqStmt([tirx.AllocBuffer(buffer), body(buffer)])
+    # in a function that has blocks, TVM 0.27 shrinks a buffer to the indices that it understands, which variables bound
+    # to a minimum are not; but not one of which an address is taken
+    kept = [tirx.Evaluate(buffer.access_ptr("rw"))] if scope == "global" else []
+    return tirx.SeqStmt([tirx.AllocBuffer(buffer), *kept, body(buffer)])
 
 
 def when(conditions: Sequence[Expr], then: Stmt, otherwise: Stmt | None = None) -> Stmt:
