@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.depthwise_cost import STREAM_BYTES_PER_CYCLE
 from convtune.schedules.depthwise_plan import view_of
 from convtune.schedules.depthwise_planes_loops import Planes
-from convtune.schedules.depthwise_planes_plan import PlanesPlan, lanes_of, plan_of, reading, row_loads
+from convtune.schedules.depthwise_planes_plan import (
+    PlanesPlan,
+    lanes_of,
+    plan_of,
+    reading,
+    row_loads,
+    shapes_of,
+    suits,
+)
 from convtune.schedules.estimate import (
     FEWEST_SUMS,
     FMAS_PER_CYCLE,
@@ -34,7 +42,7 @@ from convtune.schedules.estimate import (
     Tasks,
     overlapped,
 )
-from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, even_blocks, spaced
+from convtune.schedules.tiling import ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
 
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
@@ -60,25 +68,15 @@ class DepthwisePlanes(Estimating[CpuTarget]):
             and spec.variant == "depthwise"
             and spec.in_channels == spec.out_channels
             and not spec.channels_last
-            and bool(self._shapes(spec, target))
+            and bool(shapes_of(spec, target))
         )
-
-    def _shapes(self, spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
-        view, found = view_of(spec), []
-        if lanes_of(view, target, flat=False) >= FEWEST_LANES:
-            found.append("rows")
-        wide = view.columns.out > lanes_of(view, target, flat=True)
-        short = lanes_of(view, target, flat=False) < target.lanes
-        if short and not wide and lanes_of(view, target, flat=True) >= FEWEST_LANES:
-            found.append("planes")
-        return tuple(found)
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         view, most = view_of(spec), target.vector_registers * 3 // 4
         pieces = ceil_div(view.columns.out, lanes_of(view, target, flat=False))
         parts = [target.threads << shift for shift in range(6)]
         return {
-            "shape": self._shapes(spec, target),
+            "shape": shapes_of(spec, target),
             "rows": spaced(even_blocks(view.rows.out, most), 8),
             "vectors": spaced(even_blocks(pieces, most), 4),
             "parts": spaced({1, *(count for count in parts if count <= spec.out_channels)}, 5),
@@ -86,18 +84,8 @@ class DepthwisePlanes(Estimating[CpuTarget]):
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
-        plan, domain = plan_of(spec, target, knobs), self.knobs(spec, target)
-        rows, most = plan.view.rows, target.vector_registers * 3 // 4
-        if plan.flat:
-            if plan.row_blocks > 1 or knobs["vectors"] != domain["vectors"][0] or plan.rows > plan.in_plane:
-                return False
-            return max(map(len, plan.plane_tiles())) <= most and plan.in_plane * _taps(plan) <= LARGEST_CODE
-        sums = plan.rows * len(plan.offsets)
-        if sums > most or plan.rows > rows.out // plan.row_blocks:
-            return False
-        if sums < min(6, ceil_div(plan.view.columns.out, plan.lanes) * rows.out):
-            return False
-        return plan.rows * rows.taps * row_loads(plan.view.columns, plan.lanes, plan.vectors)[3] <= LARGEST_CODE
+        least, *_ = self.knobs(spec, target)["vectors"]
+        return suits(plan_of(spec, target, knobs), int(least), target.vector_registers * 3 // 4)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -125,10 +113,6 @@ class DepthwisePlanes(Estimating[CpuTarget]):
             (spec.out_channels, count(spec.kernel)),
             lambda buffers, y: Planes(spec, plan, Held(spec, buffers), y).kernel(),
         )
-
-
-def _taps(plan: PlanesPlan) -> int:
-    return plan.view.rows.taps * plan.view.columns.taps
 
 
 def _flat_plane(plan: PlanesPlan, target: CpuTarget, depth: float) -> float:

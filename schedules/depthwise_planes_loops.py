@@ -50,9 +50,9 @@ class Planes:
             sources = plan.plane_sources(tile)
             firsts = [vector * plan.side_by_side * columns for vector in tile]
 
-            def taps(acc: Any, plane: Expr, filters: Any, sources: Any = sources) -> list[Stmt]:
+            def taps(acc: Any, source: Place, filters: Any, sources: Any = sources) -> list[Stmt]:
                 high = plan.view.rows.size * plan.view.columns.size - plan.lanes
-                return [self._products(acc, at, plane, 0, (0, high), sources, filters)]
+                return [self._products(acc, source, 0, (0, high), sources, filters)]
 
             stored = [plan.stored(vector) if vector == carried else plan.lanes for vector in tile]
             parts.append(self._tile(at, len(tile), taps, firsts, stored))
@@ -95,7 +95,7 @@ class Planes:
         bounds = (0, columns.size - plan.lanes - moved)
         last = rows.first(rows.out - plan.rows)
 
-        def taps(acc: Any, plane: Expr, filters: Any) -> list[Stmt]:
+        def taps(acc: Any, source: Place, filters: Any) -> list[Stmt]:
             found = []
             for offset, pairs in plan.row_reads().items():
                 row = rows.first(h) + offset
@@ -103,7 +103,7 @@ class Planes:
                     source: [(oh * pieces + vector, kh, kw) for vector, kw in served for oh, kh in pairs]
                     for source, served in sources.items()
                 }
-                code = self._products(acc, at, plane, row * columns.size + shift, bounds, uses, filters)
+                code = self._products(acc, source, row * columns.size + shift, bounds, uses, filters)
                 conditions = [row >= 0] * (offset < rows.before) + [row < rows.size] * (last + offset >= rows.size)
                 found.append(when(conditions, code))
             return found
@@ -112,10 +112,13 @@ class Planes:
         return self._tile(at, len(firsts), taps, firsts, [plan.lanes] * len(firsts))
 
     def _tile(self, at: Place, vectors: int, taps: Any, firsts: Sequence[Expr], stored: Sequence[int]) -> Stmt:
-        """taps(acc, plane of the input, filters) for all planes, and the outputs, whose vectors begin at `firsts`."""
+        """taps(acc, place of the input, filters) for all planes, and the outputs, whose vectors begin at `firsts`.
+
+        acc: the vectors of the first channel, then those of the next. filters: of each tap one of each channel.
+        """
         from tvm import tirx
 
-        _, c, d = at
+        n, c, d = at
         depth, lanes = self.plan.view.depth, self.plan.lanes
         kernel = [axis.taps for axis in self.plan.view.axes]
 
@@ -124,11 +127,11 @@ class Planes:
             for held in self.plan.held(vectors):
                 bind = Binder()
                 filters = {
-                    (kh, kw): bind(tirx.BufferLoad(self.weight, [c, (kd * kernel[1] + kh) * kernel[2] + kw]))
+                    (kh, kw): [bind(tirx.BufferLoad(self.weight, [c, (kd * kernel[1] + kh) * kernel[2] + kw]))]
                     for kh in range(kernel[1])
                     for kw in held
                 }
-                found += [*bind.statements, *taps(acc, depth.first(d) + kd * depth.dilation, filters)]
+                found += [*bind.statements, *taps(acc, (n, c, depth.first(d) + kd * depth.dilation), filters)]
             return sequence(found)
 
         def body(acc: Any) -> Stmt:
@@ -143,17 +146,16 @@ class Planes:
         self,
         acc: Any,
         at: Place,
-        plane: Expr,
         base: Expr,
         bounds: tuple[int, int],
         sources: Mapping[Source, Sequence[Any]],
-        filters: Mapping[Any, Expr],
+        filters: Mapping[Any, Sequence[Expr]],
     ) -> Stmt:
-        """acc += each source, whose positions count from `base` in the input plane, times those taps that it serves of
-        which there are filters."""
+        """acc += each source, whose positions count from `base` in the input plane at a place, times those taps that it
+        serves of which there are filters."""
         from tvm import tirx
 
-        lanes, (n, c, _) = self.plan.lanes, at
+        lanes, vectors, whole = self.plan.lanes, len(acc) // self.plan.outputs, [tirx.Ramp(0, 1, self.plan.lanes)]
         bind, loads = Binder(f"float32x{lanes}"), dict[int, Expr]()
         for source, uses in sources.items():
             served = [use for use in uses if use[1:] in filters]
@@ -162,12 +164,13 @@ class Planes:
             starts = windows(source, *bounds, list(loads))
             for start in starts:
                 if start not in loads:
-                    where = plane_index(self.spec, n, c, plane, tirx.Ramp(base + start, 1, lanes))
+                    where = plane_index(self.spec, *at, tirx.Ramp(base + start, 1, lanes))
                     loads[start] = bind(tirx.BufferLoad(self.x, where))
             value = lanewise(source, starts, [loads[start] for start in starts], bind)
             for vector, kh, kw in served:
-                place, factor = [tirx.Ramp(0, 1, lanes)], tirx.Broadcast(filters[kh, kw], lanes)
-                bind.store(acc[vector], place, tirx.BufferLoad(acc[vector], place) + value * factor)
+                for i, weight in enumerate(filters[kh, kw]):
+                    sums, product = acc[i * vectors + vector], value * tirx.Broadcast(weight, lanes)
+                    bind.store(sums, whole, tirx.BufferLoad(sums, whole) + product)
         return sequence(bind.statements) if bind.statements else tirx.Evaluate(0)
 
     def _store(self, acc: Any, at: Place, firsts: Sequence[Expr], stored: Sequence[int]) -> list[Stmt]:

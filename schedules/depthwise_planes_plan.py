@@ -1,4 +1,4 @@
-"""What the vectors of a channels-first depthwise tile hold: pieces of rows, or several short rows."""
+"""What the vectors of a channels-first depthwise or grouped tile hold: pieces of rows, or several short rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from convtune.schedules.depthwise_plan import Axis, View, view_of
-from convtune.schedules.tiling import ceil_div
+from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div
 
 if TYPE_CHECKING:
     from convtune.space import Knobs
@@ -229,3 +229,34 @@ def lanes_of(view: View, target: CpuTarget, flat: bool) -> int:
     if flat:
         most = min(rows.size * columns.size, rows.out * columns.out)
     return min(target.lanes, 1 << (most.bit_length() - 1))
+
+
+def shapes_of(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
+    """What vectors may hold: pieces of rows, or several short rows."""
+    view, found = view_of(spec), []
+    if lanes_of(view, target, flat=False) >= FEWEST_LANES:
+        found.append("rows")
+    wide = view.columns.out > lanes_of(view, target, flat=True)
+    short = lanes_of(view, target, flat=False) < target.lanes
+    if short and not wide and lanes_of(view, target, flat=True) >= FEWEST_LANES:
+        found.append("planes")
+    return tuple(found)
+
+
+def suits(plan: PlanesPlan, least_vectors: int, most_sums: int, most_outputs: int = 1) -> bool:
+    """Whether a plan's tile is neither too small nor too much code, and its sums fit.
+
+    least_vectors: of the domain, the only ones where vectors hold several rows. most_outputs: of the domain's plans.
+    """
+    rows, columns = plan.view.rows, plan.view.columns
+    if plan.flat:
+        if plan.row_blocks > 1 or plan.vectors != least_vectors or plan.rows > plan.in_plane:
+            return False
+        sums = max(map(len, plan.plane_tiles())) * plan.outputs
+        return sums <= most_sums and plan.in_plane * rows.taps * columns.taps * plan.outputs <= LARGEST_CODE
+    sums = plan.rows * len(plan.offsets) * plan.outputs
+    if sums > most_sums or plan.rows > rows.out // plan.row_blocks:
+        return False
+    if sums < min(6, ceil_div(columns.out, plan.lanes) * rows.out * most_outputs):
+        return False
+    return plan.rows * rows.taps * row_loads(columns, plan.lanes, plan.vectors)[3] * plan.outputs <= LARGEST_CODE

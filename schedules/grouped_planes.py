@@ -25,11 +25,19 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.depthwise_cost import STREAM_BYTES_PER_CYCLE
 from convtune.schedules.depthwise_loops import loop, valid_taps
 from convtune.schedules.depthwise_plan import view_of
-from convtune.schedules.depthwise_planes_loops import Place, Planes, lanewise, plane_index, vector_sums
-from convtune.schedules.depthwise_planes_plan import PlanesPlan, Source, lanes_of, plan_of, reading, row_loads, windows
+from convtune.schedules.depthwise_planes_loops import Place, Planes, vector_sums
+from convtune.schedules.depthwise_planes_plan import (
+    PlanesPlan,
+    lanes_of,
+    plan_of,
+    reading,
+    row_loads,
+    shapes_of,
+    suits,
+)
 from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, overlapped
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence
-from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, even_blocks, spaced
+from convtune.schedules.tiling import ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
 
 from convtune import variants
@@ -55,7 +63,7 @@ class GroupedPlanes(Estimating[CpuTarget]):
             isinstance(target, CpuTarget)
             and spec.variant in ("grouped", "shuffled_grouped")
             and not spec.channels_last
-            and bool(_shapes(spec, target))
+            and bool(shapes_of(spec, target))
         )
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
@@ -64,7 +72,7 @@ class GroupedPlanes(Estimating[CpuTarget]):
         parts = [target.threads << shift for shift in range(6)]
         channels = tuple(size for size in range(1, MOST_CHANNELS + 1) if run % size == 0)
         return {
-            "shape": _shapes(spec, target),
+            "shape": shapes_of(spec, target),
             "channels": channels,
             "rows": spaced(even_blocks(view.rows.out, most), 6),
             "vectors": spaced(even_blocks(pieces, most), 6),
@@ -74,21 +82,9 @@ class GroupedPlanes(Estimating[CpuTarget]):
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan, domain = _plan(spec, target, knobs), self.knobs(spec, target)
-        rows, most = plan.view.rows, _most_sums(target)
         if plan.parts > plan.channels:
             return False
-        if plan.flat:
-            if plan.row_blocks > 1 or knobs["vectors"] != domain["vectors"][0] or plan.rows > plan.in_plane:
-                return False
-            code = plan.in_plane * rows.taps * plan.view.columns.taps * plan.outputs
-            return max(map(len, plan.plane_tiles())) * plan.outputs <= most and code <= LARGEST_CODE
-        sums = plan.rows * len(plan.offsets) * plan.outputs
-        if sums > most or plan.rows > rows.out // plan.row_blocks:
-            return False
-        if sums < min(6, ceil_div(plan.view.columns.out, plan.lanes) * rows.out * int(domain["channels"][-1])):
-            return False
-        code = plan.rows * rows.taps * row_loads(plan.view.columns, plan.lanes, plan.vectors)[3] * plan.outputs
-        return code <= LARGEST_CODE
+        return suits(plan, int(domain["vectors"][0]), _most_sums(target), int(domain["channels"][-1]))
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -127,8 +123,6 @@ class GroupedPlanes(Estimating[CpuTarget]):
 class Channels(Planes):
     """The statements of a plan, whose `channels` are blocks of output channels."""
 
-    input: Expr  # the channel of x that is read
-
     def _tile(self, at: Place, vectors: int, taps: Any, firsts: Sequence[Expr], stored: Sequence[int]) -> Stmt:
         from tvm import tirx
 
@@ -138,7 +132,8 @@ class Channels(Planes):
         group, within = block // (run // plan.outputs), block % (run // plan.outputs) * plan.outputs
 
         def channel(acc: Any, kd: Expr, ic: Expr) -> Stmt:
-            found, self.input = [], group * inputs + ic
+            found: list[Stmt] = []
+            source = n, group * inputs + ic, depth.first(d) + kd * depth.dilation
             for held in plan.held(vectors):
                 bind = Binder()
                 filters = {
@@ -146,7 +141,7 @@ class Channels(Planes):
                     for kw in held
                     for kh in range(plan.view.rows.taps)
                 }
-                found += [*bind.statements, *taps(acc, depth.first(d) + kd * depth.dilation, filters)]
+                found += [*bind.statements, *taps(acc, source, filters)]
             return sequence(found)
 
         def body(acc: Any) -> Stmt:
@@ -165,52 +160,10 @@ class Channels(Planes):
 
         return vector_sums(vectors * plan.outputs, lanes, body)
 
-    def _products(
-        self,
-        acc: Any,
-        at: Place,
-        plane: Expr,
-        base: Expr,
-        bounds: tuple[int, int],
-        sources: Mapping[Source, Sequence[Any]],
-        filters: Mapping[Any, Any],
-    ) -> Stmt:
-        from tvm import tirx
-
-        lanes, vectors, whole = self.plan.lanes, len(acc) // self.plan.outputs, [tirx.Ramp(0, 1, self.plan.lanes)]
-        bind, loads = Binder(f"float32x{lanes}"), dict[int, Expr]()
-        for source, uses in sources.items():
-            served = [use for use in uses if use[1:] in filters]
-            if not served:
-                continue
-            starts = windows(source, *bounds, list(loads))
-            for start in starts:
-                if start not in loads:
-                    where = plane_index(self.spec, at[0], self.input, plane, tirx.Ramp(base + start, 1, lanes))
-                    loads[start] = bind(tirx.BufferLoad(self.x, where))
-            value = lanewise(source, starts, [loads[start] for start in starts], bind)
-            for vector, kh, kw in served:
-                for i, weight in enumerate(filters[kh, kw]):
-                    sums = acc[i * vectors + vector]
-                    product = value * tirx.Broadcast(weight, lanes)
-                    bind.store(sums, whole, tirx.BufferLoad(sums, whole) + product)
-        return sequence(bind.statements) if bind.statements else tirx.Evaluate(0)
-
 
 def _most_sums(target: CpuTarget) -> int:
     """As many as leave registers for weights and inputs; with half as many more LLVM spills, at twice the time."""
     return target.vector_registers // 2
-
-
-def _shapes(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
-    view, found = view_of(spec), []
-    if lanes_of(view, target, flat=False) >= FEWEST_LANES:
-        found.append("rows")
-    wide = view.columns.out > lanes_of(view, target, flat=True)
-    short = lanes_of(view, target, flat=False) < target.lanes
-    if short and not wide and lanes_of(view, target, flat=True) >= FEWEST_LANES:
-        found.append("planes")
-    return tuple(found)
 
 
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> PlanesPlan:
