@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.chain_plan import is_chain
 from convtune.schedules.estimate import BARRIER_CYCLES, L3_BYTES_PER_CYCLE, MEMORY_BYTES_PER_CYCLE
-from convtune.schedules.statements import sequence
+from convtune.schedules.statements import kept, sequence
 
 from convtune import space
 from convtune.accuracy import STANDARD
@@ -94,10 +94,7 @@ def _joined(spec: ConvSpec, modules: Sequence[Any]) -> Any:
     weights = [own[1] for own in arguments]
     biases = [own[2] for stage, own in zip(spec.stages, arguments) if stage.bias]
     last = arguments[-1][2 + spec.stages[-1].bias :]  # residual, if any, and y
-    # TVM 0.27 shrinks a buffer to the indices that it sees, which rows that are read as one go beyond, but not one of
-    # which an address is taken
-    kept = [tirx.Evaluate(buffer.access_ptr("rw")) for buffer in between]
-    body = sequence([*map(tirx.AllocBuffer, between), *kept, *bodies])
+    body = sequence([*map(tirx.AllocBuffer, between), *map(kept, between), *bodies])
     main = tirx.PrimFunc([arguments[0][0], *weights, *biases, *last], body, attrs=mains[0].attrs)
     return ir.IRModule({"main": main})
 

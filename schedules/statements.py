@@ -38,10 +38,19 @@ def allocated(shape: Sequence[int], name: str, scope: str, body: Callable[[Any],
     from tvm import tirx
 
     buffer = tirx.decl_buffer(tuple(shape), "float32", name=name, scope=scope)
-    # in a function that has blocks, TVM 0.27 shrinks a buffer to the indices that it understands, which variables bound
-    # to a minimum are not; but not one of which an address is taken
-    kept = [tirx.Evaluate(buffer.access_ptr("rw"))] if scope == "global" else []
-    return tirx.SeqStmt([tirx.AllocBuffer(buffer), *kept, body(buffer)])
+    whole = [kept(buffer)] if scope == "global" else []
+    return tirx.SeqStmt([tirx.AllocBuffer(buffer), *whole, body(buffer)])
+
+
+def kept(buffer: Any) -> Stmt:
+    """Has an allocated buffer keep its shape.
+
+    In a function that has blocks, TVM 0.27 shrinks a buffer to the indices that it understands. Variables bound to a
+    minimum are not, nor are rows that are read as one; but it leaves a buffer alone of which an address is taken.
+    """
+    from tvm import tirx
+
+    return tirx.Evaluate(buffer.access_ptr("rw"))
 
 
 def when(conditions: Sequence[Expr], then: Stmt, otherwise: Stmt | None = None) -> Stmt:
