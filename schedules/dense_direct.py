@@ -39,7 +39,7 @@ from convtune.schedules.estimate import (
     write_cycles,
 )
 from convtune.schedules.tiling import (
-    WAY_BYTES,
+    LINE_BYTES,
     Tile,
     ceil_div,
     even_blocks,
@@ -50,6 +50,7 @@ from convtune.schedules.tiling import (
     place_pad,
     place_store,
     place_sums,
+    planes_collide,
     round_up,
     spaced,
     split_output,
@@ -70,8 +71,6 @@ if TYPE_CHECKING:
 
 
 FEWEST_STEPS = 128  # of the reduction between two additions to sums in memory
-
-LINE_BYTES = 64  # of a cache line
 
 TAIL = 0.01  # of a task, at the end of a parallel loop, where a thread that was held up is waited for
 
@@ -135,7 +134,7 @@ class DenseDirect(Estimating[CpuTarget]):
         run_bytes = 4 * (tile.block if blocks > 1 else tile.columns * tile.run)
         written = min(tile.block, tile.run) * tile.columns * 4
         compute = overlapped(compute, write_cycles(target, written, run_bytes, 4 * count(spec.out_shape)) / parts)
-        if pad_at == "none" and not spec.channels_last and 4 * count(spec.in_size) % (4 * WAY_BYTES) == 0:
+        if pad_at == "none" and not spec.channels_last and planes_collide(spec):
             compute += steps * LINE_BYTES / L3_BYTES_PER_CYCLE  # the channels' lines displace each other in the caches
         per_tile = overlapped(compute, stream_cycles(target, part_bytes, resident))
         first = overlapped(compute, stream_cycles(target, part_bytes, part_bytes * parts * blocks))

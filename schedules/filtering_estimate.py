@@ -18,8 +18,8 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
     write_cycles,
 )
-from convtune.schedules.filtering_plan import LINE, Plan
-from convtune.schedules.tiling import ceil_div
+from convtune.schedules.filtering_plan import Plan
+from convtune.schedules.tiling import LINE, ceil_div
 
 if TYPE_CHECKING:
     from convtune.targets import CpuTarget

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_axis import Axis, axes_of
 from convtune.schedules.statements import unflat
-from convtune.schedules.tiling import ceil_div, round_up
+from convtune.schedules.tiling import ceil_div, round_up, spread
 
 if TYPE_CHECKING:
     from convtune.space import Knobs
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from convtune.targets import CpuTarget
 
 Dims = tuple[int, ...]
-LINE = 16  # float32 elements of a cache line
 ALIASED = 512  # elements
 TILES = (2, 3, 4, 5, 6, 7, 8)
 TILE_KNOBS = ("d_tile", "h_tile", "w_tile")
@@ -124,7 +123,7 @@ class Plan:
     @functools.cached_property
     def v_shape(self) -> Dims:
         """(point, tile of a block with its parts and channels)."""
-        return (self.points, _spread(self.block_rows * self.v_row))
+        return (self.points, spread(self.block_rows * self.v_row))
 
     @functools.cached_property
     def m_row(self) -> int:
@@ -133,7 +132,7 @@ class Plan:
     @functools.cached_property
     def m_shape(self) -> Dims:
         """(point, tile of a block with its output channels of a pass)."""
-        return (self.points, _spread(self.block_rows * self.m_row))
+        return (self.points, spread(self.block_rows * self.m_row))
 
     @functools.cached_property
     def u_shape(self) -> Dims:
@@ -144,12 +143,6 @@ class Plan:
 def _unaliased(elements: int, lanes: int) -> int:
     """The length of rows that are read side by side: 2 KiB apart, many would share a set of the first cache."""
     return elements + lanes * (elements % ALIASED == 0)
-
-
-def _spread(elements: int) -> int:
-    """The distance of points: an odd number of lines, so that a tile's points do not share the sets of a cache."""
-    lines = ceil_div(elements, LINE)
-    return (lines + (lines % 2 == 0)) * LINE
 
 
 def filters(axis: Axis) -> bool:

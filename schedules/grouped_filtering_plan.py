@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_points import Filtering, filtering
-from convtune.schedules.tiling import ceil_div
+from convtune.schedules.tiling import ceil_div, spread
 
 from convtune.expression import cube
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from convtune.space import Knobs
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget
-
-LINE = 16  # float32 elements of a cache line
 
 
 @dataclass(frozen=True)
@@ -166,12 +164,12 @@ class Plan:
     @property
     def v_point(self) -> int:
         """Elements from point to point of V: (point, row, value of it, channel)."""
-        return _spread(self.rows.reached(self.block) * self.v_row)
+        return spread(self.rows.reached(self.block) * self.v_row)
 
     @property
     def m_point(self) -> int:
         """Elements from point to point of M: (point, row of a register tile, tile, output channel of a unit)."""
-        return _spread(self.high * self.columns.tiles * self.outputs)
+        return spread(self.high * self.columns.tiles * self.outputs)
 
     @property
     def u_shape(self) -> tuple[int, ...]:
@@ -188,12 +186,6 @@ class Plan:
     def apart(self) -> list[int]:
         """The lane of the sums that each lane of y is."""
         return [oc * self.shared + s for s in range(self.shared) for oc in range(self.run)]
-
-
-def _spread(elements: int) -> int:
-    """The distance of points: an odd number of lines, so that a tile's points do not share the sets of a cache."""
-    lines = ceil_div(elements, LINE)
-    return (lines + (lines % 2 == 0)) * LINE
 
 
 def axes_of(spec: ConvSpec, m: int) -> tuple[Rows, Columns]:

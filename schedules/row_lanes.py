@@ -43,7 +43,7 @@ from convtune.schedules.row_tiling import (
     split_rows,
     tile_cycles,
 )
-from convtune.schedules.tiling import WAY_BYTES, ceil_div, even_blocks, place_accumulators, round_up, spaced
+from convtune.schedules.tiling import ceil_div, even_blocks, place_accumulators, planes_collide, round_up, spaced
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, output, read_padded
@@ -172,7 +172,7 @@ def _rows_fit(spec: ConvSpec, target: CpuTarget) -> bool:
 def _evicted(spec: ConvSpec) -> bool:
     """Whether the rows of a group's channels displace each other in the caches, so that they are read again from memory
     for each block of output channels: planes whose size is a power of two."""
-    return spec.in_channels // spec.groups > WAYS and 4 * count(spec.in_size) % (4 * WAY_BYTES) == 0
+    return spec.in_channels // spec.groups > WAYS and planes_collide(spec)
 
 
 def _tile(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> RowTile:

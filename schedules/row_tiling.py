@@ -14,7 +14,7 @@ from convtune.schedules.estimate import (
     overlapped,
     stream_cycles,
 )
-from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, unroll
+from convtune.schedules.tiling import LINE_BYTES, LONG_ACTIVATIONS, ceil_div, unroll
 
 from convtune import variants
 from convtune.expression import cube
@@ -32,7 +32,6 @@ SMALLEST_TILE = 6  # sums
 LOOP_CYCLES = 2.0
 ROW_CYCLES = 2.0  # to begin copying a row
 OVERLAPPING = 32  # steps of a reduction so short that the next tile's begins meanwhile
-LINE_BYTES = 64  # of a cache line
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune import variants
 from convtune.expression import cube, output
+from convtune.spec import count
 
 if TYPE_CHECKING:
     from convtune.space import PackStep
@@ -21,6 +22,8 @@ LARGEST_BODY = 320  # FMAs in an unrolled body: beyond it LLVM's time grows fast
 LARGEST_CODE = 900  # FMAs of all tiles that are written out: LLVM needs a second for some thousand
 FEWEST_LANES = 4  # of a vector that is worth permutes
 COPIED_COLUMNS = 64  # of a row of one dimension, in a task of its own
+LINE_BYTES = 64  # of a cache line
+LINE = LINE_BYTES // 4  # float32 elements of one
 WAY_BYTES = 4096  # so far apart, data falls into one set of a first cache, which holds 8 or 12 lines
 FEW_CHANNELS = 8  # that are read side by side where they lie apart
 LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")
@@ -33,6 +36,17 @@ def ceil_div(size: int, block: int) -> int:
 def round_up(size: int, multiple: int) -> int:
     """The least multiple that is at least `size`."""
     return ceil_div(size, multiple) * multiple
+
+
+def spread(elements: int) -> int:
+    """The distance of what a tile reads together: an odd number of lines, so that it does not share a cache's sets."""
+    lines = ceil_div(elements, LINE)
+    return (lines + (lines % 2 == 0)) * LINE
+
+
+def planes_collide(spec: ConvSpec) -> bool:
+    """Whether planes are so far apart that the rows of all channels displace each other in the first two caches."""
+    return 4 * count(spec.in_size) % (4 * WAY_BYTES) == 0
 
 
 @functools.lru_cache(maxsize=4096)  # asked for each candidate, of which a long row has blocks by the thousand

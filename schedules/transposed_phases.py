@@ -32,6 +32,7 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
 )
 from convtune.schedules.tiling import (
+    LINE_BYTES,
     Tile,
     ceil_div,
     even_blocks,
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
 Dims = tuple[int, ...]
 
 PAGE_BYTES = 4096
-LINE_BYTES = 64
 
 
 @dataclass(frozen=True)
