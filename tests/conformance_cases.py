@@ -131,6 +131,14 @@ def runnable(name: str) -> Target:
     return target if target.is_host else pytest.skip(f"kernels for {name} do not run here: {target.why_not_here()}")
 
 
+def corner(owner: Space, spec: ConvSpec, target: Target, wanted: Knobs) -> Knobs:
+    """The first candidate that has these knobs."""
+    for knobs in all_knobs(owner, spec, target):
+        if all(knobs[name] == value for name, value in wanted.items()):
+            return knobs
+    raise AssertionError(f"no candidate of {spec} has {dict(wanted)}")
+
+
 def corners(space: Space, spec: ConvSpec, target: Target, seed: int) -> list[Knobs]:
     """Candidates that hold each knob at its first and last value, the others as the seed has it; each once."""
     found: list[Knobs] = []

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conformance_cases import runnable
+from conformance_cases import corner, runnable
 from convtune.schedules.depthwise_planes import depthwise_planes
 from convtune.schedules.depthwise_planes_plan import ANY, ZERO, PlanesPlan, Source, plan_of, windows
 from convtune.schedules.depthwise_squares import depthwise_squares
 from synthetic_spaces import machine
 from test_conformance import check
 
-from convtune.space import Knobs, Space, all_knobs
+from convtune.space import Space, all_knobs
 from convtune.spec import ConvSpec
 
 SPECS = [
@@ -97,14 +97,6 @@ def test_loads_cover_a_source_and_stay_inside(source: Source, have: tuple[int, .
     assert all(any(start <= p < start + 4 for start in found) for p in source if p >= 0)
 
 
-def corner(owner: Space[Any], spec: ConvSpec, target: Any, **wanted: Any) -> Knobs:
-    """The first candidate with these values."""
-    for knobs in all_knobs(owner, spec, target):
-        if all(knobs[name] == value for name, value in wanted.items()):
-            return knobs
-    raise AssertionError(f"no candidate of {spec} has {wanted}")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "number", "wanted"),
@@ -124,4 +116,4 @@ def corner(owner: Space[Any], spec: ConvSpec, target: Any, **wanted: Any) -> Kno
 )
 def test_corners_are_right(owner: Space[Any], number: int, wanted: dict[str, Any]) -> None:
     target = runnable("x86-64-v3")
-    check(owner, SPECS[number], target, corner(owner, SPECS[number], target, **wanted))
+    check(owner, SPECS[number], target, corner(owner, SPECS[number], target, wanted))

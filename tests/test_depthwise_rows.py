@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conformance_cases import runnable, runnable_targets
+from conformance_cases import corner, runnable, runnable_targets
 from convtune.schedules.depthwise_plan import Plan, axes_of, place, plan_of, view_of
 from convtune.schedules.depthwise_rows import depthwise_rows
 from synthetic_spaces import machine
 from test_conformance import check
 
-from convtune.space import Knobs, all_knobs
+from convtune.space import all_knobs
 from convtune.spec import ConvSpec
 
 SPECS = [
@@ -90,14 +90,6 @@ def test_depth_that_no_tap_spans_is_images() -> None:
     assert [axis.size for axis in axes_of(SPECS[5])] == [3, 6, 7]
 
 
-def corner(spec: ConvSpec, target: Any, **wanted: Any) -> Knobs:
-    """The first candidate with these values."""
-    for knobs in all_knobs(depthwise_rows, spec, target):
-        if all(knobs[name] == value for name, value in wanted.items()):
-            return knobs
-    raise AssertionError(f"no candidate of {spec} has {wanted}")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "wanted"),
@@ -113,7 +105,7 @@ def corner(spec: ConvSpec, target: Any, **wanted: Any) -> Knobs:
 )
 def test_corners_are_right(number: int, wanted: dict[str, Any]) -> None:
     target = runnable("x86-64-v3")
-    check(depthwise_rows, SPECS[number], target, corner(SPECS[number], target, **wanted))
+    check(depthwise_rows, SPECS[number], target, corner(depthwise_rows, SPECS[number], target, wanted))
 
 
 @pytest.mark.slow
@@ -122,4 +114,4 @@ def test_blocks_of_the_depth_begin_where_the_last_ended() -> None:
     spec, target = SPECS[3], runnable_targets()[0]
     blocks = depthwise_rows.knobs(spec, target)["depth_blocks"][-1]
     assert blocks != 1
-    check(depthwise_rows, spec, target, corner(spec, target, depth_blocks=blocks))
+    check(depthwise_rows, spec, target, corner(depthwise_rows, spec, target, {"depth_blocks": blocks}))

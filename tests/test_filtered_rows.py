@@ -5,13 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conformance_cases import runnable_targets
+from filtering_kernels import Case, check_odd
 
-from convtune import accuracy, space, targets
-from convtune.measure.builder import Builder, BuildRequest
-from convtune.measure.check import Checker
-from convtune.paths import cache_dir
-from convtune.space import Candidate, KnobValue
+from convtune import space, targets
 from convtune.spec import ConvSpec
 
 ROWS = space.get("filtered_rows")
@@ -39,7 +35,7 @@ def test_what_it_filters(text: str, filtered: set[str] | None) -> None:
         assert {name for name in knobs if name.endswith("_tile") and max(map(int, knobs[name])) > 1} == filtered
 
 
-ODD: tuple[tuple[str, dict[str, KnobValue]], ...] = (
+ODD: tuple[Case, ...] = (
     ("conv,n=2,ic=3,oc=19,in=13x11,k=3x5,p=1x6,bias,act=relu,layout=NHWC", {"h_tile": 4}),
     # rows that no output reads as a whole, and rows of padding alone
     ("conv,n=2,ic=1,oc=40,in=14x20,k=3x3,p=4:0x2:-5,layout=NHWC", {"h_tile": 3}),
@@ -54,22 +50,5 @@ ODD: tuple[tuple[str, dict[str, KnobValue]], ...] = (
 
 
 @pytest.mark.parametrize(("turn", "case"), list(enumerate(ODD)), ids=[text for text, _ in ODD])
-def test_kernels_of_odd_sizes(tmp_path: Path, turn: int, case: tuple[str, dict[str, KnobValue]]) -> None:
-    text, wanted = case
-    target = runnable_targets()[turn % len(runnable_targets())]
-    spec = ConvSpec.parse(text)
-    candidates = (
-        knobs
-        for knobs in space.all_knobs(ROWS, spec, target)
-        if all(knobs[name] == value for name, value in wanted.items())
-    )
-    knobs = next(candidates)
-    library = Builder(target, cache_dir())(BuildRequest(spec, Candidate(ROWS.name, knobs), tmp_path))
-    checker = Checker(threads=2)
-    try:
-        outcome = checker.check(spec, library.path, library.pack, accuracy.limit(spec, "standard"))
-    finally:
-        checker.close()
-    assert outcome.status == "ok", f"{dict(knobs)}: {outcome.message}"
-    assert outcome.error is not None
-    assert outcome.error <= ROWS.expected_error(spec, target, knobs), "expected errors are rather above"
+def test_kernels_of_odd_sizes(tmp_path: Path, turn: int, case: Case) -> None:
+    check_odd(ROWS, tmp_path, turn, case)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance_cases import runnable
+from conformance_cases import corner, runnable
 from convtune.schedules.grouped_filtering import grouped_filtering
 from convtune.schedules.grouped_filtering_plan import Columns, Plan, axes_of, plan_of
 from synthetic_spaces import machine
@@ -92,8 +92,4 @@ def test_tiles_fit_in_their_tasks(spec: ConvSpec) -> None:
 )
 def test_corners_are_right(spec: ConvSpec, wanted: dict[str, Any]) -> None:
     target = runnable("x86-64-v3")
-    for knobs in all_knobs(grouped_filtering, spec, target):
-        if all(knobs[name] == value for name, value in wanted.items()):
-            check(grouped_filtering, spec, target, knobs)
-            return
-    raise AssertionError(f"no candidate of {spec} has {wanted}")
+    check(grouped_filtering, spec, target, corner(grouped_filtering, spec, target, wanted))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance_cases import runnable
+from conformance_cases import corner, runnable
 from convtune.schedules.grouped_planes import grouped_planes
 from synthetic_spaces import machine
 from test_conformance import check
@@ -54,8 +54,4 @@ def test_each_weight_is_packed_once(spec: ConvSpec) -> None:
 )
 def test_corners_are_right(number: int, wanted: dict[str, Any]) -> None:
     spec, target = SPECS[number], runnable("x86-64-v3")
-    for knobs in all_knobs(grouped_planes, spec, target):
-        if all(knobs[name] == value for name, value in wanted.items()):
-            check(grouped_planes, spec, target, knobs)
-            return
-    raise AssertionError(f"no candidate of {spec} has {wanted}")
+    check(grouped_planes, spec, target, corner(grouped_planes, spec, target, wanted))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance_cases import runnable
+from conformance_cases import corner, runnable
 from convtune.schedules.grouped_pointwise import Plan, grouped_pointwise
 from synthetic_spaces import machine
 from test_conformance import check
@@ -52,8 +52,4 @@ def test_blocks_fit_in_their_tasks(spec: ConvSpec) -> None:
 )
 def test_corners_are_right(spec: ConvSpec, wanted: dict[str, Any]) -> None:
     target = runnable("x86-64-v3")
-    for knobs in all_knobs(grouped_pointwise, spec, target):
-        if all(knobs[name] == value for name, value in wanted.items()):
-            check(grouped_pointwise, spec, target, knobs)
-            return
-    raise AssertionError(f"no candidate of {spec} has {wanted}")
+    check(grouped_pointwise, spec, target, corner(grouped_pointwise, spec, target, wanted))

@@ -7,15 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conformance_cases import runnable_targets
 from convtune.schedules.filtering_axis import axes_of
 from convtune.schedules.filtering_plan import plan_of
+from filtering_kernels import Case, check_odd
 
 from convtune import accuracy, space, targets, variants
-from convtune.measure.builder import Builder, BuildRequest
-from convtune.measure.check import Checker
-from convtune.paths import cache_dir
-from convtune.space import Candidate, KnobValue
 from convtune.spec import ConvSpec
 
 FILTERING = space.get("minimal_filtering")
@@ -103,7 +99,7 @@ def test_a_dimension_of_stride_3_is_direct_beside_a_filtered_one() -> None:
     assert plan.taps == 3 and plan.depth == 8
 
 
-ODD: tuple[tuple[str, dict[str, KnobValue]], ...] = (
+ODD: tuple[Case, ...] = (
     # blocks that span images, a last block that is not full
     ("conv,n=3,ic=5,oc=19,in=7x11,k=3x3,p=1,bias,layout=NHWC", {"h_tile": 2, "w_tile": 4, "order": "channels"}),
     # tiles and padding beyond the input on all sides
@@ -136,25 +132,8 @@ ODD: tuple[tuple[str, dict[str, KnobValue]], ...] = (
 
 
 @pytest.mark.parametrize(("turn", "case"), list(enumerate(ODD)), ids=[text for text, _ in ODD])
-def test_kernels_of_odd_sizes(tmp_path: Path, turn: int, case: tuple[str, dict[str, KnobValue]]) -> None:
-    text, wanted = case
-    target = runnable_targets()[turn % len(runnable_targets())]
-    spec = ConvSpec.parse(text)
-    candidates = (
-        knobs
-        for knobs in space.all_knobs(FILTERING, spec, target)
-        if all(knobs[name] == value for name, value in wanted.items())
-    )
-    knobs = next(candidates)
-    library = Builder(target, cache_dir())(BuildRequest(spec, Candidate(FILTERING.name, knobs), tmp_path))
-    checker = Checker(threads=2)
-    try:
-        outcome = checker.check(spec, library.path, library.pack, accuracy.limit(spec, "standard"))
-    finally:
-        checker.close()
-    assert outcome.status == "ok", f"{dict(knobs)}: {outcome.message}"
-    assert outcome.error is not None
-    assert outcome.error <= FILTERING.expected_error(spec, target, knobs), "expected errors are rather above"
+def test_kernels_of_odd_sizes(tmp_path: Path, turn: int, case: Case) -> None:
+    check_odd(FILTERING, tmp_path, turn, case)
 
 
 def test_larger_tiles_are_expected_to_lose_more() -> None:

@@ -1,0 +1,35 @@
+"""Kernels with fewer multiplications than their definition has: right, and no more wrong than was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from conformance_cases import corner, runnable_targets
+
+from convtune import accuracy
+from convtune.measure.builder import Builder, BuildRequest
+from convtune.measure.check import Checker
+from convtune.paths import cache_dir
+from convtune.space import Candidate, Estimating, KnobValue, Space
+from convtune.spec import ConvSpec
+
+Case = tuple[str, Mapping[str, KnobValue]]  # a spec, and knobs that its candidate has
+
+
+def check_odd(owner: Space, directory: Path, turn: int, case: Case) -> None:
+    """Builds the first candidate of the case and runs it. turn: of the targets that run here."""
+    text, wanted = case
+    assert isinstance(owner, Estimating)
+    target = runnable_targets()[turn % len(runnable_targets())]
+    spec = ConvSpec.parse(text)
+    knobs = corner(owner, spec, target, wanted)
+    library = Builder(target, cache_dir())(BuildRequest(spec, Candidate(owner.name, knobs), directory))
+    checker = Checker(threads=2)
+    try:
+        outcome = checker.check(spec, library.path, library.pack, accuracy.limit(spec, "standard"))
+    finally:
+        checker.close()
+    assert outcome.status == "ok", f"{dict(knobs)}: {outcome.message}"
+    assert outcome.error is not None
+    assert outcome.error <= owner.expected_error(spec, target, knobs), "expected errors are rather above"
