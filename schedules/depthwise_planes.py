@@ -28,7 +28,7 @@ from convtune.schedules.depthwise_planes_plan import (
     PlanesPlan,
     lanes_of,
     plan_of,
-    reading,
+    plane_loads,
     row_loads,
     shapes_of,
     suits,
@@ -117,14 +117,8 @@ class DepthwisePlanes(Estimating[CpuTarget]):
 
 def _flat_plane(plan: PlanesPlan, target: CpuTarget, depth: float) -> float:
     """Cycles of a plane of the output in vectors of several rows."""
-    high = plan.view.rows.size * plan.view.columns.size - plan.lanes
-    cycles = 0.0
-    for tile in plan.plane_tiles():
-        sources = plan.plane_sources(tile)
-        loads, permutes = reading(sources, high)
-        fmas = sum(map(len, sources.values()))
-        cycles += depth * _bound(plan, target, fmas, loads, permutes, len(tile)) + 2 * len(tile) + TILE_CYCLES
-    return cycles
+    tiles = plane_loads(plan)
+    return sum(depth * _bound(plan, target, *tile) + 2 * tile[-1] + TILE_CYCLES for tile in tiles)
 
 
 def _plane_of_rows(plan: PlanesPlan, target: CpuTarget, depth: float) -> float:

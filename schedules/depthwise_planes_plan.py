@@ -207,6 +207,16 @@ def reading(sources: Iterable[Source], high: int) -> tuple[int, int]:
     return loads, permutes
 
 
+def plane_loads(plan: PlanesPlan) -> list[tuple[int, int, int, int]]:
+    """For each tile of a plane, of an input and an output channel: multiply-adds, loads, permutes, vectors of sums."""
+    high = plan.view.rows.size * plan.view.columns.size - plan.lanes
+    found = []
+    for tile in plan.plane_tiles():
+        sources = plan.plane_sources(tile)
+        found.append((sum(map(len, sources.values())), *reading(sources, high), len(tile)))
+    return found
+
+
 def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> PlanesPlan:
     view = view_of(spec)
     return PlanesPlan(

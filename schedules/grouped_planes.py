@@ -30,7 +30,7 @@ from convtune.schedules.depthwise_planes_plan import (
     PlanesPlan,
     lanes_of,
     plan_of,
-    reading,
+    plane_loads,
     row_loads,
     shapes_of,
     suits,
@@ -91,7 +91,7 @@ class GroupedPlanes(Estimating[CpuTarget]):
         plan, depth = _plan(spec, target, knobs), spec.in_channels // spec.groups
         view = plan.view
         planes = depth * view.depth.all_valid / view.depth.out
-        plane = (_flat_plane if plan.flat else _plane_of_rows)(plan, target, planes)
+        plane = (_flat_plane if plan.flat else _plane_of_rows)(plan, planes)
         blocks = ceil_div(plan.channels, plan.parts)
         task = blocks * (view.depth.out * plane / plan.row_blocks + TILE_CYCLES)
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
@@ -176,19 +176,12 @@ def _weight_shape(spec: ConvSpec, plan: PlanesPlan) -> tuple[int, ...]:
     return (plan.channels, depth * (spec.in_channels // spec.groups), columns, rows, plan.outputs)
 
 
-def _flat_plane(plan: PlanesPlan, target: CpuTarget, planes: float) -> float:
+def _flat_plane(plan: PlanesPlan, planes: float) -> float:
     """Cycles of a plane of a block of channels in vectors of several rows, from so many planes of inputs."""
-    high = plan.view.rows.size * plan.view.columns.size - plan.lanes
-    cycles = 0.0
-    for tile in plan.plane_tiles():
-        sources = plan.plane_sources(tile)
-        loads, permutes = reading(sources, high)
-        fmas = sum(map(len, sources.values()))
-        cycles += planes * _bound(plan, fmas, loads, permutes, len(tile)) + 2 * len(tile) * plan.outputs + TILE_CYCLES
-    return cycles
+    return sum(planes * _bound(plan, *tile) + 2 * tile[-1] * plan.outputs + TILE_CYCLES for tile in plane_loads(plan))
 
 
-def _plane_of_rows(plan: PlanesPlan, target: CpuTarget, planes: float) -> float:
+def _plane_of_rows(plan: PlanesPlan, planes: float) -> float:
     """Cycles of a plane of a block of channels in pieces of rows, from so many planes of inputs."""
     rows = plan.view.rows
     fmas, loads, permutes, _ = row_loads(plan.view.columns, plan.lanes, plan.vectors)
