@@ -117,6 +117,12 @@ def listing(text: str) -> Listing:
     return Listing(_mix(instructions), _mix(busiest) if _multiply_adds(busiest) else None)
 
 
+def innermost_loops(text: str) -> list[tuple[range, Mix]]:
+    """The loops that have no other in them: of which instructions of an assembly, counted from 0, and their mix."""
+    instructions, labels = _parse(text)
+    return [(range(start, end), _mix(instructions[start:end])) for start, end in _innermost(instructions, labels)]
+
+
 def _parse(text: str) -> tuple[list[_Instruction], dict[str, int]]:
     """The instructions in order, and before which of them each label stands."""
     instructions, labels = list[_Instruction](), dict[str, int]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from convtune.assembly import KINDS, MULTIPLY_ADD, listing
+from convtune.assembly import KINDS, MULTIPLY_ADD, innermost_loops, listing
 
 X86 = """
 	.text
@@ -103,6 +103,12 @@ def test_x86() -> None:
     assert found.loop is not None
     assert found.loop.instructions == 7  # the inner one alone
     assert (found.loop.kinds[MULTIPLY_ADD], found.loop.stack_stores, found.loop.stack_loads) == (2, 0, 1)
+
+
+def test_the_loops_without_another_in_them_and_where_they_are() -> None:
+    ((where, mix),) = innermost_loops(X86)
+    assert (where, mix.kinds[MULTIPLY_ADD]) == (range(4, 11), 2)  # from the broadcast to its jump
+    assert innermost_loops("f:\n\tretq\n") == []
 
 
 def test_aarch64() -> None:
