@@ -1,0 +1,110 @@
+"""The sizes of a `rolling_rows` kernel: rows, columns and channels of a chain of a product and two 1-D filters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from convtune.schedules.tiling import LARGEST_BODY, ceil_div
+
+if TYPE_CHECKING:
+    from convtune.space import Knobs
+    from convtune.spec import ConvSpec
+    from convtune.targets import CpuTarget
+
+MOST_UNROLLED = 8  # columns of a filter in one turn
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One dimension, and the 1-D filter along it."""
+
+    size: int
+    out: int
+    taps: int
+    stride: int
+    dilation: int
+    before: int  # zeros before the first input
+
+    @property
+    def span(self) -> int:
+        """Inputs from the first tap of an output to its last."""
+        return (self.taps - 1) * self.dilation + 1
+
+    @property
+    def reach(self) -> int:
+        """Inputs that all outputs reach, the zeros before them included."""
+        return (self.out - 1) * self.stride + self.span
+
+    @property
+    def read(self) -> int:
+        """Inputs of these that are not zeros around."""
+        return max(0, min(self.size, self.reach - self.before))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the loops: tiles of `tile` columns x `vectors`, blocks of so many vectors, chunks of blocks, bands."""
+
+    batch: int
+    depth: int
+    channels: int
+    rows: Filter
+    columns: Filter
+    tile: int
+    vectors: int
+    lanes: int
+    chunks: int
+    bands: int
+
+    @property
+    def block(self) -> int:
+        """Channels of a block."""
+        return self.vectors * self.lanes
+
+    @property
+    def blocks(self) -> int:
+        return ceil_div(self.channels, self.block)
+
+    @property
+    def chunk_blocks(self) -> int:
+        return ceil_div(self.blocks, self.chunks)
+
+    @property
+    def last_widths(self) -> tuple[int, ...]:
+        """Lanes of each vector of the last block."""
+        left = self.channels - (self.blocks - 1) * self.block
+        return tuple(min(self.lanes, left - at) for at in range(0, left, self.lanes))
+
+    @property
+    def ring_bytes(self) -> int:
+        return self.chunk_blocks * self.block * self.rows.span * self.columns.size * 4
+
+    @property
+    def weight_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """(block, ic, channel in block); (tap, channel); (tap, channel)."""
+        channels = self.blocks * self.block
+        return (self.blocks, self.depth, self.block), (self.rows.taps, channels), (self.columns.taps, channels)
+
+    def unrolled(self, taps: int) -> int:
+        """Columns of a filter in one turn."""
+        return max(1, min(MOST_UNROLLED, LARGEST_BODY // taps))
+
+
+def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
+    names = ("columns", "oc_vectors", "chunks", "bands")
+    tile, vectors, chunks, bands = (int(knobs[name]) for name in names)
+    down, along = (_filter(spec.stages[1 + axis], axis) for axis in (0, 1))
+    sizes = (spec.batch, spec.in_channels, spec.out_channels)
+    return Plan(*sizes, down, along, tile, vectors, target.lanes, chunks, bands)
+
+
+def _filter(stage: ConvSpec, axis: int) -> Filter:
+    return Filter(
+        stage.in_size[axis],
+        stage.out_size[axis],
+        stage.kernel[axis],
+        stage.stride[axis],
+        stage.dilation[axis],
+        stage.padding[axis][0],
+    )

@@ -1,0 +1,149 @@
+"""A product across channels and two 1-D filters, channels last: rows of products roll through a ring in cache.
+
+    parallel task = (n, band of output rows, chunk of channels):
+        for each input row that the band reads:
+            for channel block of the chunk, tile of columns:
+                acc[column, oc_vector, lane] = 0                              in registers
+                for ic:
+                    acc[...] += x[row, column, ic] * weight0[block, ic, oc_vector, lane]
+                ring[vector, row % span, column, lane] = activation(acc + bias)
+            where that completes the inputs of an output row, for each vector of the chunk:
+                between[column, lane] = activation(sum over kh of ring[...] * weight1[kh] + bias)
+                y[row, column, vector] = activation(sum over kw of between[...] * weight2[kw] + bias + residual)
+
+The ring has as many rows as the filter down the columns spans, and stays in cache; between has one row of one vector.
+Only the rows at the borders of bands are computed twice, and none where the tasks are chunks of channels alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.estimate import (
+    TILE_CYCLES,
+    Tasks,
+    overlapped,
+    stream_cycles,
+    tile_step_cycles,
+    write_cycles,
+)
+from convtune.schedules.rolling_loops import HeldChain, Rows
+from convtune.schedules.rolling_plan import Plan, plan_of
+from convtune.schedules.tiling import ceil_div, round_up
+
+from convtune.expression import Arguments
+from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.spec import count
+from convtune.targets import CpuTarget
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+MOST_VECTORS = 4
+MOST_WASTE = 1.04  # times as many columns are computed as with the best width
+
+
+class RollingRows(Estimating[CpuTarget]):
+    name = "rolling_rows"
+    summary = "flattened, channels last: rows of products roll through a ring in cache, where the 1-D filters read them"
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        return isinstance(target, CpuTarget) and spec.variant == "flattened" and spec.rank == 2 and spec.channels_last
+
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
+        vectors = ceil_div(spec.out_channels, target.lanes)
+        most = range(1, min(MOST_VECTORS, vectors) + 1)
+        columns = {c for v in most for c in _columns(spec.in_size[1], target, v)}
+        parts = [1 << i for i in range(7)]
+        return {
+            "columns": tuple(sorted(columns)),
+            "oc_vectors": tuple(most),
+            "chunks": tuple(n for n in parts if n <= min(vectors, 16)),
+            "bands": tuple(n for n in parts if n <= min(spec.out_size[0], 8 * target.threads)),
+        }
+
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
+        plan = plan_of(spec, target, knobs)
+        return plan.tile in _columns(spec.in_size[1], target, plan.vectors) and plan.blocks % plan.chunks == 0
+
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely."""
+        plan = plan_of(spec, target, knobs)
+        rows, columns = plan.rows, plan.columns
+        made = ceil_div(rows.out, plan.bands)
+        filled = min(rows.size, (made - 1) * rows.stride + rows.span)
+        vectors = plan.chunk_blocks * plan.vectors
+        cycles = filled * plan.chunk_blocks * self._row_cycles(target, plan)
+        cycles += made * vectors * self._filter_cycles(target, plan)
+        rows_bytes = filled * columns.size * plan.depth * 4
+        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        cycles += 0.3 * stream_cycles(target, rows_bytes, moved // target.threads)
+        written = made * columns.out * plan.chunk_blocks * plan.block * 4
+        cycles += 0.3 * write_cycles(target, written, plan.chunk_blocks * plan.block * 4, 4 * count(spec.out_shape))
+        return Tasks(plan.batch * plan.bands * plan.chunks, cycles).on(target)
+
+    def _row_cycles(self, target: CpuTarget, plan: Plan) -> float:
+        """Of the products of a row and a block of channels."""
+        weights = plan.depth * plan.block * 4
+        compute = plan.depth * tile_step_cycles(target, plan.tile, plan.vectors)
+        compute += plan.tile * plan.vectors + TILE_CYCLES
+        resident = weights * plan.chunk_blocks + plan.ring_bytes
+        first = overlapped(compute, stream_cycles(target, weights, resident))
+        rest = overlapped(compute, stream_cycles(target, weights, weights))
+        return first + (ceil_div(plan.columns.size, plan.tile) - 1) * rest
+
+    def _filter_cycles(self, target: CpuTarget, plan: Plan) -> float:
+        """Of both filters of a row and a vector of channels."""
+        rows, columns = plan.rows, plan.columns
+        loads = rows.taps * columns.read * target.vector_bytes
+        down = overlapped(columns.read * max(1.0, rows.taps / 2), stream_cycles(target, loads, plan.ring_bytes))
+        return down + columns.out * max(1.0, columns.taps / 2)
+
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        """PyTorch's (oc, ic, 1, 1) to (block, ic, channel in block), and (oc, 1, taps) to (tap, oc)."""
+        plan = plan_of(spec, target, knobs)
+        blocks, depth, block = plan.weight_shapes[0]
+        missing = [0, blocks * block - spec.out_channels]
+        across: list[PackStep] = [
+            {"op": "reshape", "shape": [spec.out_channels, depth]},
+            {"op": "pad", "widths": [missing, [0, 0]]},
+            {"op": "reshape", "shape": [blocks, block, depth]},
+            {"op": "transpose", "axes": [0, 2, 1]},
+        ]
+        filters = [
+            (
+                {"op": "reshape", "shape": [spec.out_channels, taps]},
+                {"op": "pad", "widths": [missing, [0, 0]]},
+                {"op": "transpose", "axes": [1, 0]},
+            )
+            for taps in (plan.rows.taps, plan.columns.taps)
+        ]
+        return (tuple(across), *filters)
+
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
+        from tvm import ir, te
+
+        plan = plan_of(spec, target, knobs)
+        arguments = Arguments(spec, plan.weight_shapes)
+        tensors = [arguments.x, *arguments.weights, *arguments.biases, arguments.residual]
+
+        def statement(sources: Sequence[Any], results: Sequence[Any]) -> Any:
+            return Rows(plan, HeldChain(spec, arguments, sources), results[0]).kernel()
+
+        given = [tensor for tensor in tensors if tensor is not None]
+        y = te.extern([spec.out_shape], given, statement, name="y", dtype=[spec.dtype])
+        return ir.IRModule({"main": arguments.primfunc(y)})
+
+
+def _columns(width: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
+    """Tile widths worth trying: what the registers hold, less where that leaves less to compute twice."""
+    most = min(width, (target.tile_registers - 1) // vectors - 1)
+    least = max(1, min(most, most // 2))
+    waste = {c: round_up(width, c) for c in range(least, most + 1)}
+    good = [c for c in waste if waste[c] <= MOST_WASTE * min(waste.values())]
+    return tuple(c for c in good if all(waste[c] < waste[d] for d in good if d > c))
+
+
+rolling_rows = RollingRows()
