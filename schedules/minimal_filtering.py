@@ -142,11 +142,12 @@ class MinimalFiltering(Estimating[CpuTarget]):
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = plan_of(spec, target, knobs)
-        made = functools.partial(_statement, spec, plan)
+        made = functools.partial(filtered, spec, plan)
         return written(spec, plan.u_shape, lambda buffers, y: with_tensors(spec, plan.lanes, buffers, y, made))
 
 
-def _statement(spec: ConvSpec, plan: Plan, tensors: Tensors) -> Any:
+def filtered(spec: ConvSpec, plan: Plan, tensors: Tensors) -> Any:
+    """The statement of a whole convolution, from x to y of the tensors."""
     if plan.shared:
         return allocated((plan.tasks, *plan.v_shape), "v", "global", lambda v: _by_channels(spec, plan, tensors, v))
     if plan.groups == 1:
