@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.filtering_ahead import fetching_next
 from convtune.schedules.filtering_axis import Axis
 from convtune.schedules.filtering_plan import Plan, exists, place_of
 from convtune.schedules.statements import (
@@ -55,7 +56,9 @@ class InputTransform:
                 place.n, start, (row, part * self.plan.v_channels + channel, base + channel), width, sizes
             )
 
-        return when(exists(self.plan, q), nest([axis.parts for axis in axes], each_part))
+        made = nest([axis.parts for axis in axes], each_part)
+        first = lambda n, position: self.read(n, base + channel, position)  # noqa: E731
+        return when(exists(self.plan, q), fetching_next(self.plan, first, q, made))
 
     def _passes(self, n: Expr, start: list[Expr], at: tuple[Expr, Expr, Expr], width: int, sizes: list[int]) -> Stmt:
         """All passes of a tile, through as many local buffers as there are `sizes`, each once more than needed."""

@@ -13,6 +13,8 @@ from convtune.schedules.filtering_axis import Axis, axes_of
 from convtune.schedules.statements import unflat
 from convtune.schedules.tiling import ceil_div, round_up, spread
 
+from convtune.spec import count
+
 if TYPE_CHECKING:
     from convtune.space import Knobs
     from convtune.spec import ConvSpec
@@ -40,6 +42,7 @@ class Plan:
     block: int  # tiles of a task
     per_pass: int  # channel blocks of a pass
     shared: bool  # V is made for all tiles first, and tasks are passes
+    ahead: bool = False  # x lies far away: what a tile reads is fetched while the one before it is transformed
 
     @functools.cached_property
     def points(self) -> int:
@@ -193,6 +196,7 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         block=int(knobs["tile_rows"]) * int(knobs["row_blocks"]),
         per_pass=int(knobs["pass_blocks"]),
         shared=knobs.get("order") == "channels",
+        ahead=spec.channels_last and spec.in_channels >= target.lanes and 4 * count(spec.in_shape) > target.l2_bytes,
     )
 
 

@@ -122,6 +122,8 @@ ODD: tuple[Case, ...] = (
     ("conv,n=2,ic=17,oc=21,in=13x21,k=3x3,p=1,layout=NHWC", {"h_tile": 3, "w_tile": 7, "order": "tiles"}),
     ("conv,n=2,ic=17,oc=21,in=29x14,k=3x3,s=2,p=1,layout=NHWC", {"h_tile": 3, "w_tile": 7, "order": "channels"}),
     ("conv,n=3,ic=17,oc=21,in=47,k=3,p=1,layout=NWC", {"w_tile": 8, "order": "tiles"}),
+    # inputs that are fetched ahead
+    ("conv,ic=17,oc=19,in=131x137,k=3x3,s=2,p=1,bias,layout=NHWC", {"h_tile": 3, "w_tile": 3, "order": "tiles"}),
     # phases of different numbers of taps, outputs cut on both sides or added
     ("transposed,n=3,ic=5,oc=19,in=7x9,k=5x3,s=2,p=3x1,op=1x0,bias,layout=NHWC", {"h_tile": 2, "order": "channels"}),
     ("transposed,n=2,ic=20,oc=42,in=13x6,k=4x4,s=2x3,p=1,g=2,act=silu,residual", {"h_tile": 3}),
