@@ -28,6 +28,7 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
     write_cycles,
 )
+from convtune.schedules.pointwise_gemm import STREAMS
 from convtune.schedules.rolling_loops import HeldChain, Rows
 from convtune.schedules.rolling_plan import Plan, plan_of
 from convtune.schedules.tiling import ceil_div, round_up
@@ -79,7 +80,8 @@ class RollingRows(Estimating[CpuTarget]):
         cycles += made * vectors * self._filter_cycles(target, plan)
         rows_bytes = filled * columns.size * plan.depth * 4
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
-        cycles += 0.3 * stream_cycles(target, rows_bytes, moved // target.threads)
+        arriving = stream_cycles(target, rows_bytes, moved // target.threads)
+        cycles += arriving * (0.3 if plan.tile > STREAMS else 0.05)  # the rest hides behind the products
         written = made * columns.out * plan.chunk_blocks * plan.block * 4
         cycles += 0.3 * write_cycles(target, written, plan.chunk_blocks * plan.block * 4, 4 * count(spec.out_shape))
         return Tasks(plan.batch * plan.bands * plan.chunks, cycles).on(target)
