@@ -35,6 +35,7 @@ def test_vectors_have_each_channel_once_and_know_their_groups(vectors: int) -> N
     found = plan(35, 5, vectors)
     assert [vector for block in found.blocks for vector in block] == [0, 1, 2, 3, 4]
     assert [found.groups_of([vector]) for vector in range(5)] == [(0, 1), (1, 2), (2, 3), (3, 4), (4,)]
+    assert [found.mixed([vector]) for vector in range(5)] == [{0, 1}, {1, 2}, {2, 3}, {3, 4}, set()]
     assert found.weight_shape == (len(found.blocks), 3, vectors, 8)
 
 
