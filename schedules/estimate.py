@@ -22,6 +22,7 @@ L2_BYTES_PER_CYCLE = 32.0
 L3_BYTES_PER_CYCLE = 10.0
 MEMORY_BYTES_PER_CYCLE = 4.0  # of one core, while others read too
 WRITTEN_BYTES_PER_CYCLE = 4.0  # to memory, of one core: each line is read first
+RUN_CYCLES = 6.0  # a read or write of few lines side by side, a page from the next ones, which nothing fetches ahead
 LONG_RUN_BYTES = 256  # lines side by side that are fetched ahead; of shorter runs half as much is written
 TILE_CYCLES = 20.0  # loop and address arithmetic
 TASK_CYCLES = 300.0

@@ -1,21 +1,26 @@
 """Grouped convolution, channels last, by minimal filtering along rows or direct sums; lanes across small groups.
 
-    parallel task = (n, unit, block of rows):
-        for row that the block reads: V[point, row, tile, ic, group] = B^T x, zeros around        in the first caches
+    parallel task = (n, a few units, block of rows):
+        for row that the block reads, unit: V[unit, point, row, tile, ic, group] = B^T x          in the first caches
         for tile of rows:
-            for point, tile of columns:
+            for unit, point, tile of columns:
                 acc[row, tile, vector, lane] = 0                                                  in registers
                 for ic:
                     for each row of V and tile: s[lane] = V of the lane's group
                         for (row, kh) that meet there:
                             acc[row, tile, vector, lane] += s[lane] * U[unit, point, ic, kh, vector, lane]
-                M[point, row, tile, lane] = acc
+                M[unit, point, row, tile, lane] = acc
             y[...] = activation(A^T M + bias + residual)
 
 A unit is one group, or as many as fill a vector: then its lanes are the first channels of all these groups, then the
 second ones, and so on. V holds the same channel of all of them side by side, so that s is a load of 8 or 16 bytes that
 are repeated, and one permute of a vector of x, and of y, does for all products with it. With `w_tile` 1 V is x, and its
 columns meet all taps.
+
+A row of V has zeros where it lies outside of x; taps that meet such rows are left out where a register tile has all
+rows. With stride 2, what is filtered of three taps is the first and the last; products with the other are outputs
+themselves, and have entries of V and M after those of the points. A task has several units where the channels of one
+are few: then it reads and writes more of a line's neighbours, which lie on the same page and are fetched ahead.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.estimate import (
     FEWEST_SUMS,
     L2_BYTES_PER_CYCLE,
+    RUN_CYCLES,
     TILE_CYCLES,
     Tasks,
     overlapped,
@@ -35,11 +41,10 @@ from convtune.schedules.estimate import (
     stream_cycles,
 )
 from convtune.schedules.filtering_estimate import UNIT_ROUNDOFF
-from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.grouped_filtering_loops import Kernel
 from convtune.schedules.grouped_filtering_plan import Plan, axes_of, plan_of
 from convtune.schedules.tiling import LARGEST_BODY, ceil_div, even_blocks, spaced
-from convtune.schedules.written import written
+from convtune.schedules.written import Held, written
 
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
@@ -73,6 +78,7 @@ class GroupedFiltering(Estimating[CpuTarget]):
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         rows, columns = axes_of(spec, 1)
         vectors = max(1, spec.out_channels // spec.groups // target.lanes)
+        units = spec.groups // max(1, target.lanes // (spec.out_channels // spec.groups))
         parts = [1, target.threads, *even_blocks(rows.out, 16)]
         return {
             "w_tile": _tiles(spec),
@@ -80,6 +86,7 @@ class GroupedFiltering(Estimating[CpuTarget]):
             "tiles": tuple(size for size in (1, 2, 3, 4, 6, 8) if size <= columns.out),
             "vectors": tuple(size for size in (1, 2) if vectors % size == 0),
             "row_blocks": spaced((size for size in parts if size <= rows.out), 5),
+            "units": tuple(size for size in (1, 2, 4) if units % size == 0),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
@@ -93,7 +100,7 @@ class GroupedFiltering(Estimating[CpuTarget]):
             return False
         if sums * rows.taps * columns.parts > LARGEST_BODY:
             return False
-        return 4 * plan.columns.alpha * (plan.v_point + plan.m_point) <= target.l2_bytes / 2
+        return 4 * plan.span * plan.columns.places * (plan.v_point + plan.m_point) <= target.l2_bytes / 2
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = plan_of(spec, target, knobs)
@@ -106,41 +113,35 @@ class GroupedFiltering(Estimating[CpuTarget]):
         """Cycles of one call, coarsely."""
         plan = plan_of(spec, target, knobs)
         rows, row_tiles = plan.rows.reached(plan.block), ceil_div(plan.block, plan.high)
-        made = rows * plan.columns.length * ceil_div(plan.inputs, plan.lanes) * _input_cycles(plan)
+        made = rows * plan.columns.groups * ceil_div(plan.inputs, plan.lanes) * _input_cycles(plan)
         compute = made + row_tiles * (_product_cycles(plan) + _output_cycles(plan))
         u_bytes = 4 * prod(plan.u_shape[1:])
-        v_bytes, m_bytes = 4 * plan.columns.alpha * plan.v_point, 4 * plan.columns.alpha * plan.m_point
+        v_bytes, m_bytes = 4 * plan.columns.places * plan.v_point, 4 * plan.columns.places * plan.m_point
         streamed = u_bytes / plan.blocks / _weights_bandwidth(spec, plan, target)
-        streamed += (row_tiles - 1 / plan.blocks) * stream_cycles(target, u_bytes, u_bytes)
+        held = u_bytes * plan.span
+        streamed += (row_tiles - 1 / plan.blocks) * stream_cycles(target, u_bytes, held)
         # a line is read, then written, and evicts another; then it is read for the products
-        streamed += 4 * stream_cycles(target, v_bytes, v_bytes + m_bytes)
-        moved = 4 * (count(spec.in_shape) + count(spec.out_shape)) / target.threads
-        cycles = Tasks(plan.batch * plan.units * plan.blocks, overlapped(compute, streamed)).on(target)
-        # transforms wait for x and y: the products, which could hide that, come before or after them
-        return cycles + moved / (L2_BYTES_PER_CYCLE if moved <= target.l2_bytes else FETCHED_PER_CYCLE)
+        streamed += 4 * stream_cycles(target, v_bytes, plan.span * (v_bytes + m_bytes))
+        runs = rows * plan.columns.size + plan.block * plan.columns.out
+        task = plan.span * overlapped(compute, streamed) + runs * RUN_CYCLES
+        return Tasks(plan.batch * plan.spans * plan.blocks, task).on(target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
-        """PyTorch's (oc, ic, kh, kw) to (unit, point, pass, ic, kh and part, oc of a pass)."""
+        """PyTorch's (oc, ic, kh, kw) to (unit, filter, pass, ic, kh and part, oc of a pass)."""
         plan = plan_of(spec, target, knobs)
         columns = plan.columns
-        filtered = columns.filter is not None
-        steps: list[PackStep] = [
-            {"op": "reshape", "shape": [spec.out_channels * plan.depth * plan.rows.taps, columns.taps]},
-            {"op": "pad", "widths": [[0, 0], [0, columns.parts * columns.r - columns.taps]]},
-            # taps of a part are a stride apart
-            {"op": "reshape", "shape": [spec.out_channels * plan.depth * plan.rows.taps, columns.r, columns.parts]},
-        ]
-        if filtered:
-            assert columns.filter is not None
-            matrix = [list(map(float, row)) for row in columns.filter.g]
-            steps.append({"op": "matmul", "axis": 1, "matrix": matrix})
+        steps: list[PackStep] = []
+        if columns.filter is not None:
+            rows = spec.out_channels * plan.depth * plan.rows.taps
+            steps.append({"op": "reshape", "shape": [rows, columns.taps]})
+            steps.append({"op": "matmul", "axis": 1, "matrix": columns.weights})
         within = [plan.shared, plan.passes, plan.outputs // plan.shared // plan.passes]
         return (
             (
                 *steps,
                 {
                     "op": "reshape",
-                    "shape": [plan.units, *within, plan.depth, plan.rows.taps, columns.alpha, columns.parts],
+                    "shape": [plan.units, *within, plan.depth, plan.rows.taps, columns.filters, columns.side_by_side],
                 },
                 {"op": "transpose", "axes": [0, 6, 2, 4, 5, 7, 3, 1]},
                 {"op": "reshape", "shape": list(plan.u_shape)},
@@ -149,7 +150,7 @@ class GroupedFiltering(Estimating[CpuTarget]):
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = plan_of(spec, target, knobs)
-        return written(spec, plan.u_shape, lambda buffers, y: Kernel(spec, plan, Tensors(spec, buffers, y)).kernel())
+        return written(spec, plan.u_shape, lambda buffers, y: Kernel(spec, plan, Held(spec, buffers), y).kernel())
 
 
 def _tiles(spec: ConvSpec) -> tuple[int, ...]:
@@ -166,31 +167,34 @@ def _tiles(spec: ConvSpec) -> tuple[int, ...]:
 
 
 def _input_cycles(plan: Plan) -> float:
-    """Of a value of a row of V and a vector of channels: all its points."""
+    """Of a group of values of a row of V and a vector of channels: all their places."""
     columns = plan.columns
     operations = columns.filter.operations[0] if columns.filter else 0
-    return columns.alpha * (1.0 if plan.shared == 1 else 1.5) + operations / 2 + 2
+    made = (columns.group - len(columns.plain)) * (operations / 2 + 2)
+    values = sum(columns.inputs(part) for part in range(columns.group))
+    return values * (1.0 if plan.shared == 1 else 1.5) + made
 
 
 def _output_cycles(plan: Plan) -> float:
     """Of a row tile."""
     columns = plan.columns
     operations = columns.filter.operations[1] if columns.filter else 0
-    one = columns.alpha / 2 + operations / 2 + columns.m * (1.0 if plan.shared == 1 else 1.5) + 2
+    one = columns.places / 2 + operations / 2 + columns.m * (1.0 if plan.shared == 1 else 1.5) + 2
     return plan.high * columns.tiles * plan.outputs / plan.lanes * one
 
 
 def _product_cycles(plan: Plan) -> float:
     """Of a row tile."""
-    columns, taps = plan.columns, plan.rows.taps
+    columns = plan.columns
     sums = plan.high * plan.wide * plan.vectors
-    reached = len({t * columns.step + columns.offset(k) for t in range(plan.wide) for k in range(columns.parts)})
-    down = len({r * plan.rows.stride + k * plan.rows.dilation for r in range(plan.high) for k in range(taps)})
-    loads = reached * down + taps * columns.parts * plan.vectors
-    step = step_cycles(max(sums, FEWEST_SUMS) * taps * columns.parts, loads)
-    dense = columns.alpha - (columns.parts - columns.whole) / columns.parts
-    tile = dense * plan.depth * step + columns.alpha * (2 * sums + TILE_CYCLES)
-    return ceil_div(columns.tiles, plan.wide) * plan.passes * tile
+    met = [row for row in plan.rows.met(plan.high) if not plan.still or plan.rows.inside(row)]
+    cycles = 0.0
+    for places, parts in columns.products_of:
+        reached = len({t * columns.step + columns.offset(k) for t in range(plan.wide) for k in parts})
+        loads = reached * len(set(met)) + plan.rows.taps * len(parts) * plan.vectors
+        step = step_cycles(max(sums, FEWEST_SUMS) * len(met) * len(parts) // plan.high, loads)
+        cycles += len(places) * (plan.depth * step + 2 * sums + TILE_CYCLES)
+    return ceil_div(columns.tiles, plan.wide) * plan.passes * cycles
 
 
 def _weights_bandwidth(spec: ConvSpec, plan: Plan, target: CpuTarget) -> float:

@@ -7,65 +7,68 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import least, loop, named, part
 from convtune.schedules.depthwise_planes_loops import vector_sums
-from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.grouped_filtering_plan import Plan
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, when
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
+from convtune.schedules.written import Held
+
+from convtune.expression import epilogue
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
-At = tuple[Expr, Expr, Expr]  # image, unit, first row of a block
+At = tuple[Expr, Expr, Expr, Expr]  # image, first unit of a task, number of a unit in it, first row of a block
 
 
 class Kernel:
     """The statements of a plan: `kernel` is all of them."""
 
-    def __init__(self, spec: ConvSpec, plan: Plan, tensors: Tensors) -> None:
-        self.spec, self.plan, self.tensors = spec, plan, tensors
+    def __init__(self, spec: ConvSpec, plan: Plan, arguments: Held, y: Any) -> None:
+        self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
 
     def kernel(self) -> Stmt:
         plan = self.plan
 
         def task(number: Expr) -> Stmt:
-            image, rest = number // (plan.units * plan.blocks), number % (plan.units * plan.blocks)
+            image, rest = number // (plan.spans * plan.blocks), number % (plan.spans * plan.blocks)
             low, high = part(plan.rows.out, plan.blocks, rest % plan.blocks)
-            return named(low, "first", lambda first: self._task((image, rest // plan.blocks, first), high - low))
+            unit = rest // plan.blocks * plan.span
+            return named(low, "first", lambda first: self._task((image, unit, 0, first), high - low))
 
-        return loop(0, plan.batch * plan.units * plan.blocks, task, "PARALLEL", "task")
+        return loop(0, plan.batch * plan.spans * plan.blocks, task, "PARALLEL", "task")
 
     def _task(self, at: At, rows: Expr) -> Stmt:
         plan = self.plan
 
         def with_buffers(v: Any, m: Any) -> Stmt:
+            def products(row: Expr) -> Stmt:
+                return loop(0, plan.span, lambda u: self._products(_of_unit(at, u), v, m, row), name="unit")
+
             def tile(number: Expr) -> Stmt:
                 start = least(number * plan.high, rows - plan.high)
-                return named(
-                    start, "row", lambda row: sequence([self._products(at, v, m, row), self._rows(at, m, row)])
-                )
+                return named(start, "row", lambda row: sequence([products(row), self._rows(at, m, row)]))
 
             reached = (rows - 1) * plan.rows.stride + plan.rows.reached(1)
             made = loop(0, reached, lambda row: self._row(at, v, row), name="row")
             return sequence([made, loop(0, (rows + plan.high - 1) // plan.high, tile, name="row_tile")])
 
         # of one dimension: TVM 0.27 drops what lies unused between points that are another
-        sizes = [plan.columns.alpha * distance for distance in (plan.v_point, plan.m_point)]
+        sizes = [plan.span * plan.columns.places * distance for distance in (plan.v_point, plan.m_point)]
         with_v = lambda v: allocated(sizes[1:], "m", "global", lambda m: with_buffers(v, m))  # noqa: E731
         return allocated(sizes[:1], "v", "global", with_v)
 
     def _row(self, at: At, v: Any, row: Expr) -> Stmt:
         """A row of V, zeros where it lies outside of x."""
         rows, columns = self.plan.rows, self.plan.columns
-        position = at[2] * rows.stride + row - rows.before
+        position = at[3] * rows.stride + row - rows.before
         inner = columns.inner
-        groups = columns.length // columns.group
 
         def one(group: Expr) -> Stmt:
             return self._values(at, v, row, position, group)
 
         parts = [one(group) for group in range(inner.start)]
         parts += [loop(inner.start, inner.stop, one, name="tile")] if inner else []
-        parts += [one(group) for group in range(inner.stop, groups)]
+        parts += [one(group) for group in range(inner.stop, columns.groups)]
         last = (rows.out - 1) * rows.stride + rows.reached(1) - 1 - rows.before
         conditions = [position >= 0] * (rows.before > 0) + [position < rows.size] * (last >= rows.size)
         return when(conditions, sequence(parts), self._zeros(v, row) if conditions else None)
@@ -79,7 +82,7 @@ class Kernel:
             return tirx.BufferStore(v, tirx.const(0.0, "float32"), [point * plan.v_point + row * plan.v_row + i])
 
         of_point = lambda point: loop(0, plan.v_row, lambda i: zero(point, i))  # noqa: E731
-        return loop(0, plan.columns.alpha, of_point, name="point")
+        return loop(0, plan.span * plan.columns.places, of_point, name="place")
 
     def _values(self, at: At, v: Any, row: Expr, position: Expr, group: Expr) -> Stmt:
         """The values of a group, of all channels; a number where their columns may lie outside of x."""
@@ -87,60 +90,65 @@ class Kernel:
         width = min(plan.lanes, plan.inputs)
         whole, rest = divmod(plan.inputs, width)
 
-        def one(first: Expr, size: int) -> Stmt:
+        def one(at: At, first: Expr, size: int) -> Stmt:
             return self._channels(at, v, (row, position, group), first, size)
 
-        parts = [loop(0, whole, lambda i: one(i * width, width), name="vector")]
-        return sequence([*parts, one(whole * width, rest)] if rest else parts)
+        def of_unit(at: At) -> Stmt:
+            parts = [loop(0, whole, lambda i: one(at, i * width, width), name="vector")]
+            return sequence([*parts, one(at, whole * width, rest)] if rest else parts)
 
-    def _channels(self, at: At, v: Any, place: tuple[Expr, Expr, Expr], channel: Expr, width: int) -> Stmt:
+        return loop(0, plan.span, lambda u: of_unit(_of_unit(at, u)), name="unit")
+
+    def _channels(self, at: At, v: Any, where: tuple[Expr, Expr, Expr], channel: Expr, width: int) -> Stmt:
         from tvm import tirx
 
-        plan, columns, (row, position, group) = self.plan, self.plan.columns, place
+        plan, columns, (row, position, group) = self.plan, self.plan.columns, where
         bind = Binder(f"float32x{width}" if width > 1 else "float32")
-        first = at[1] * plan.inputs + channel
+        first = (at[1] + at[2]) * plan.inputs + channel
         zero = tirx.const(0.0, "float32")
         zero = tirx.Broadcast(zero, width) if width > 1 else zero
 
         def read(column: Expr) -> Expr:
             if isinstance(column, int) and not 0 <= column < columns.size:
                 return zero
-            value = bind(self.tensors.read(at[0], _side_by_side(first, width), (0, position, column)))
+            place = (0, position, column)[3 - self.spec.rank :]
+            value = bind(tirx.BufferLoad(self.arguments.source, [at[0], *place, _side_by_side(first, width)]))
             return value if plan.shared == 1 else bind(tirx.Shuffle([value], plan.together))
 
-        for j in range(columns.group):
-            start = columns.input(group, j)
-            values = [read(start + i * columns.stride) for i in range(columns.alpha)]
-            made = values if columns.filter is None else columns.filter.transform_input(values, bind)
-            for point, value in enumerate(made):
-                base = row * plan.v_row + (group * columns.group + j) * plan.inputs + channel
-                bind.store(v, [_side_by_side(point * plan.v_point + base, width)], value)
+        for number in range(columns.group):
+            start = columns.input(group, number)
+            made = [read(start + i * columns.stride) for i in range(columns.inputs(number))]
+            if columns.filter is not None and number not in columns.plain:
+                made = columns.filter.transform_input(made, bind)
+            first_place = columns.alpha if number in columns.plain else 0
+            for place, value in enumerate(made, first_place):
+                at_value = group * (columns.step if columns.m > 1 else 1) + columns.within(number)
+                base = row * plan.v_row + at_value * plan.inputs + channel
+                entry = at[2] * columns.places + place
+                bind.store(v, [_side_by_side(entry * plan.v_point + base, width)], value)
         return sequence(bind.statements)
 
     def _products(self, at: At, v: Any, m: Any, row: Expr) -> Stmt:
         """M of a row tile: for each point a matrix product."""
         plan, columns = self.plan, self.plan.columns
 
-        def of(points: tuple[int, int], parts: int) -> Stmt:
-            def tile(point: Expr, number: Expr, block: Expr) -> Stmt:
+        def of(places: range, parts: range) -> Stmt:
+            def tile(place: Expr, number: Expr, block: Expr) -> Stmt:
                 start = least(number * plan.wide, columns.tiles - plan.wide)
-                return named(start, "tile", lambda t: self._tile(at, (v, m), (row, t), (point, block), parts))
+                return named(start, "tile", lambda t: self._tile(at, (v, m), (row, t), (place, block), parts))
 
-            def point(p: Expr) -> Stmt:
+            def place(p: Expr) -> Stmt:
                 each = lambda i: loop(0, plan.passes, lambda b: tile(p, i, b), name="pass")  # noqa: E731
                 return loop(0, ceil_div(columns.tiles, plan.wide), each, name="tiles")
 
-            return loop(*points, point, name="point")
+            return loop(places.start, places.stop, place, name="place")
 
-        if columns.whole == columns.parts:
-            return of((0, columns.alpha), columns.parts)
-        last = columns.alpha - 1
-        return sequence([of((0, last), columns.parts), of((last, last + 1), columns.whole)])
+        return sequence([of(places, parts) for places, parts in columns.products_of])
 
     def _tile(
-        self, at: At, buffers: tuple[Any, Any], place: tuple[Expr, Expr], index: tuple[Expr, Expr], parts: int
+        self, at: At, buffers: tuple[Any, Any], place: tuple[Expr, Expr], index: tuple[Expr, Expr], parts: range
     ) -> Stmt:
-        """A register tile: M of `high` rows and `wide` tiles of columns at a point, of a pass of the channels."""
+        """A register tile: M of `high` rows and `wide` tiles of columns at a place, of a pass of the channels."""
         from tvm import tirx
 
         plan, (v, m), (_, tile), (point, block) = self.plan, buffers, place, index
@@ -155,11 +163,13 @@ class Kernel:
                 base = (r * plan.columns.tiles + tile + t) * plan.outputs + (block * plan.vectors + i) * plan.lanes
                 kept.append(
                     tirx.BufferStore(
-                        m, tirx.BufferLoad(each, [whole]), [tirx.Ramp(point * plan.m_point + base, 1, plan.lanes)]
+                        m,
+                        tirx.BufferLoad(each, [whole]),
+                        [tirx.Ramp((at[2] * plan.columns.places + point) * plan.m_point + base, 1, plan.lanes)],
                     )
                 )
             named_sums = dict(zip(sums, acc))
-            step = lambda ic: self._step(named_sums, at[1], v, place, index, parts, ic)  # noqa: E731
+            step = lambda ic: self._step(named_sums, at, v, place, index, parts, ic)  # noqa: E731
             return sequence([*clear, loop(0, plan.depth, step, name="ic"), *kept])
 
         return vector_sums(len(sums), plan.lanes, body)
@@ -167,11 +177,11 @@ class Kernel:
     def _step(
         self,
         acc: dict[tuple[int, int, int], Any],
-        unit: Expr,
+        at: At,
         v: Any,
         place: tuple[Expr, Expr],
         index: tuple[Expr, Expr],
-        parts: int,
+        parts: range,
         ic: Expr,
     ) -> Stmt:
         """All taps of an input channel: each value of V is spread over the lanes once for all sums that it is in."""
@@ -180,24 +190,26 @@ class Kernel:
         plan, (row, tile), (point, block) = self.plan, place, index
         rows, columns, lanes = plan.rows, plan.columns, plan.lanes
         bind, filters = Binder(f"float32x{lanes}"), dict[tuple[int, int, int], Expr]()
+        of = columns.alpha if columns.plain and parts == columns.plain else point
         whole = [tirx.Ramp(0, 1, lanes)]
         meets: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
         for t in range(plan.wide):
-            for k in range(parts):
+            for k in parts:
                 for r in range(plan.high):
                     for kh in range(rows.taps):
                         where = (t * columns.step + columns.offset(k), r * rows.stride + kh * rows.dilation)
-                        meets.setdefault(where, []).append((r, kh, t, k))
+                        if not plan.still or rows.inside(where[1]):
+                            meets.setdefault(where, []).append((r, kh, t, k))
         for (column, down), uses in meets.items():
             base = (row * rows.stride + down) * plan.v_row + (tile * columns.step + column) * plan.inputs
-            value = bind(self._spread(v, point, base + ic * plan.shared))
+            value = bind(self._spread(v, at[2] * columns.places + point, base + ic * plan.shared))
             for r, kh, t, k in uses:
                 for i in range(plan.vectors):
                     if (kh, k, i) not in filters:
                         channels = tirx.Ramp(i * lanes, 1, lanes)
-                        taps = kh * columns.parts + k
+                        taps = kh * columns.side_by_side + columns.within(k)
                         filters[kh, k, i] = bind(
-                            tirx.BufferLoad(self.tensors.weight, [unit, point, block, ic, taps, channels])
+                            tirx.BufferLoad(self.arguments.weight, [at[1] + at[2], of, block, ic, taps, channels])
                         )
                     total = tirx.BufferLoad(acc[r, t, i], whole)
                     bind.store(acc[r, t, i], whole, total + value * filters[kh, k, i])
@@ -221,8 +233,11 @@ class Kernel:
 
         def outputs(r: Expr) -> Stmt:
             def vector(tile: Expr, count: int) -> Stmt:
-                one = lambda i: self._outputs(at, m, (row, r), tile, i * plan.lanes, count)  # noqa: E731
-                return loop(0, plan.outputs // plan.lanes, one, name="vector")
+                def of_unit(at: At) -> Stmt:
+                    one = lambda i: self._outputs(at, m, (row, r), tile, i * plan.lanes, count)  # noqa: E731
+                    return loop(0, plan.outputs // plan.lanes, one, name="vector")
+
+                return loop(0, plan.span, lambda u: of_unit(_of_unit(at, u)), name="unit")
 
             parts = [loop(0, whole, lambda tile: vector(tile, columns.m), name="tile")] if whole else []
             return sequence([*parts, vector(whole, rest)] if rest else parts)
@@ -237,15 +252,19 @@ class Kernel:
         bind = Binder(f"float32x{lanes}")
         base = (rows[1] * columns.tiles + tile) * plan.outputs + channel
         values = [
-            bind(tirx.BufferLoad(m, [tirx.Ramp(point * plan.m_point + base, 1, lanes)]))
-            for point in range(columns.alpha)
+            bind(tirx.BufferLoad(m, [tirx.Ramp((at[2] * columns.places + point) * plan.m_point + base, 1, lanes)]))
+            for point in range(columns.places)
         ]
-        made = values if columns.filter is None else columns.filter.transform_output(values, bind)
+        made = values if columns.filter is None else columns.filter.transform_output(values[: columns.alpha], bind)
+        if columns.plain:
+            made = [value + plain for value, plain in zip(made, values[columns.alpha :])]
         made = [value if plan.shared == 1 else tirx.Shuffle([bind(value)], plan.apart) for value in made[:count]]
-        oh, oc = at[2] + rows[0] + rows[1], at[1] * plan.outputs + channel
+        oh, oc = at[3] + rows[0] + rows[1], (at[1] + at[2]) * plan.outputs + channel
 
         def output(sums: Callable[[Expr], Expr], i: Expr, lane: Expr) -> Stmt:
-            return self.tensors.store(at[0], oc + lane, (0, oh, tile * columns.m + i), sums(lane))
+            place = (0, oh, tile * columns.m + i)[3 - self.spec.rank :]
+            value = epilogue(self.arguments, sums(lane), at[0], oc + lane, place)
+            return tirx.BufferStore(self.y, value, [at[0], *place, oc + lane])
 
         if self.spec.activation in LONG_ACTIVATIONS:  # once in the code
             return allocated((count, lanes), "row", "local", lambda row: self._rolled(bind, row, made, output))
@@ -274,6 +293,11 @@ class Kernel:
             read = lambda at, each=each: tirx.BufferLoad(each, [at])  # noqa: E731
             stored.append(loop(0, lanes, lambda lane, i=i, read=read: output(read, i, lane), "VECTORIZED"))  # type: ignore[misc]
         return sequence([*bind.statements, *stored])
+
+
+def _of_unit(at: At, number: Expr) -> At:
+    """The place of a unit of a task."""
+    return at[0], at[1], number, at[3]
 
 
 def _side_by_side(first: Expr, count: int) -> Expr:

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Columns:
     """The columns in tiles of m outputs, each a sum over parts of the taps: those of each residue of the stride,
-    filtered; with m = 1 each tap is a part, and columns are read as they are."""
+    filtered; with m = 1 each tap is a part, and columns are read as they are.
+
+    Where filtered parts have two taps, those of one are not filtered: their products are the outputs' own, with the
+    same weights for all, and follow those of the points (`products_of`). So a row has no more products than with points
+    for all, and fewer weights.
+    """
 
     m: int
     taps: int
@@ -54,44 +59,101 @@ class Columns:
         return self.parts if self.m == 1 else self.taps - (self.r - 1) * self.parts
 
     @property
+    def plain(self) -> range:
+        """The parts that are not filtered, of one tap each."""
+        return range(self.whole, self.parts) if self.m > 1 and self.r == 2 else range(0)
+
+    @property
+    def places(self) -> int:
+        """Of which V and M have an entry: points, then outputs of a tile where there are plain parts."""
+        return self.alpha + (self.m if self.plain else 0)
+
+    @property
+    def filters(self) -> int:
+        """Of which U has an entry: points, then one for all outputs."""
+        return self.alpha + (1 if self.plain else 0)
+
+    @property
+    def products_of(self) -> list[tuple[range, range]]:
+        """Places and the parts whose products they have."""
+        if self.plain:
+            return [(range(self.alpha), range(self.whole)), (range(self.alpha, self.places), self.plain)]
+        if self.whole == self.parts:
+            return [(range(self.alpha), range(self.parts))]
+        last = self.alpha - 1
+        return [(range(last), range(self.parts)), (range(last, self.alpha), range(self.whole))]
+
+    @property
     def tiles(self) -> int:
         return ceil_div(self.out, self.m)
 
     @property
     def products(self) -> int:
         """Of a row of an input channel and an output channel."""
-        return self.tiles * (self.alpha * self.parts - (self.parts - self.whole))
+        return self.tiles * sum(len(places) * len(parts) for places, parts in self.products_of)
+
+    @property
+    def side_by_side(self) -> int:
+        """Parts that have values of their own in a row of V."""
+        return max(self.whole, len(self.plain)) if self.plain else self.parts
 
     @property
     def step(self) -> int:
         """How far apart in a row of V are the first values of neighbouring tiles."""
-        return self.parts if self.m > 1 else self.stride
+        return self.side_by_side if self.m > 1 else self.stride
+
+    def within(self, part: int) -> int:
+        """The number of a part among those of its places."""
+        return part - self.whole if part in self.plain else part
 
     def offset(self, part: int) -> int:
         """How far behind that its values of a part are."""
-        return part if self.m > 1 else part * self.dilation
+        return self.within(part) if self.m > 1 else part * self.dilation
 
     @property
     def length(self) -> int:
-        """Values of a row of V, of a point and channel."""
-        return (self.tiles - 1) * self.step + self.offset(self.parts - 1) + 1
+        """Values of a row of V, of a place and channel."""
+        reach = self.side_by_side - 1 if self.m > 1 else self.offset(self.parts - 1)
+        return (self.tiles - 1) * self.step + reach + 1
+
+    @property
+    def groups(self) -> int:
+        """How often values of a row of V are made side by side: for each tile those of its parts."""
+        return self.tiles if self.m > 1 else self.length
 
     @property
     def group(self) -> int:
-        """Values of a row of V that are made side by side: of a tile's parts."""
+        """Parts of which values are made side by side."""
         return self.parts if self.m > 1 else 1
 
-    def input(self, group: Any, value: int) -> Any:
-        """The first column of x that a value of a group is made of; the others are a stride apart each."""
-        return group * (self.m * self.stride if self.m > 1 else 1) + value - self.before
+    def input(self, group: Any, part: int) -> Any:
+        """The first column of x that a group's values of a part are made of; the others are a stride apart each."""
+        return group * (self.m * self.stride if self.m > 1 else 1) + part - self.before
+
+    def inputs(self, part: int) -> int:
+        """Columns that a group's values of a part are made of."""
+        return self.m if part in self.plain else self.alpha
 
     @functools.cached_property
     def inner(self) -> range:
         """Groups, one after the other, of which all is made of columns that lie in x."""
-        reach = self.group - 1 + (self.alpha - 1) * self.stride
-        groups = range(self.length // self.group)
-        found = [i for i in groups if self.input(i, 0) >= 0 and self.input(i, 0) + reach < self.size]
+        reach = max(part + (self.inputs(part) - 1) * self.stride for part in range(self.group))
+        found = [i for i in range(self.groups) if self.input(i, 0) >= 0 and self.input(i, 0) + reach < self.size]
         return range(found[0], found[-1] + 1) if found else range(0)
+
+    @functools.cached_property
+    def weights(self) -> list[list[float]]:
+        """What makes the filters of a row of them: (filter, part), from taps."""
+        assert self.filter is not None
+        rows = []
+        for place in range(self.filters):
+            parts = self.plain if place == self.alpha else range(self.whole if self.plain else self.parts)
+            for part in [*parts, *[-1] * (self.side_by_side - len(parts))]:
+                row = [0.0] * self.taps
+                for j, tap in enumerate(range(part, self.taps, self.parts) if part >= 0 else ()):
+                    row[tap] = 1.0 if place == self.alpha else float(self.filter.g[place][j])
+                rows.append(row)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -105,6 +167,14 @@ class Rows:
     size: int
     out: int
 
+    def inside(self, row: int) -> bool:
+        """Whether a row, counted from the first one that is read, lies in x."""
+        return 0 <= row - self.before < self.size
+
+    def met(self, rows: int) -> list[int]:
+        """For each tap of so many output rows its input row."""
+        return [row * self.stride + tap * self.dilation for row in range(rows) for tap in range(self.taps)]
+
     def reached(self, rows: int) -> int:
         """Input rows of so many output rows."""
         return (rows - 1) * self.stride + (self.taps - 1) * self.dilation + 1
@@ -113,7 +183,7 @@ class Rows:
 @dataclass(frozen=True)
 class Plan:
     """A unit is as many groups as fill a vector, or one. high x wide x vectors: a register tile, of rows, tiles of
-    columns and vectors of output channels. blocks: of the rows; a task is a block of a unit."""
+    columns and vectors of output channels. blocks: of the rows; span: units of a task, which is a block of them."""
 
     rows: Rows
     columns: Columns
@@ -126,6 +196,7 @@ class Plan:
     wide: int
     vectors: int
     blocks: int
+    span: int
 
     @property
     def shared(self) -> int:
@@ -135,6 +206,11 @@ class Plan:
     @property
     def units(self) -> int:
         return self.groups // self.shared
+
+    @property
+    def spans(self) -> int:
+        """Tasks side by side for all units."""
+        return self.units // self.span
 
     @property
     def inputs(self) -> int:
@@ -157,25 +233,30 @@ class Plan:
         return ceil_div(self.rows.out, self.blocks)
 
     @property
+    def still(self) -> bool:
+        """Whether a register tile has all rows: then it is known which taps lie on padding."""
+        return self.blocks == 1 and self.high == self.rows.out
+
+    @property
     def v_row(self) -> int:
         """Elements from row to row of V."""
         return self.columns.length * self.inputs
 
     @property
     def v_point(self) -> int:
-        """Elements from point to point of V: (point, row, value of it, channel)."""
+        """Elements from place to place of V: (place, row, value of it, channel)."""
         return spread(self.rows.reached(self.block) * self.v_row)
 
     @property
     def m_point(self) -> int:
-        """Elements from point to point of M: (point, row of a register tile, tile, output channel of a unit)."""
+        """Elements from place to place of M: (place, row of a register tile, tile, output channel of a unit)."""
         return spread(self.high * self.columns.tiles * self.outputs)
 
     @property
     def u_shape(self) -> tuple[int, ...]:
-        """(unit, point, pass, input channel of a group, row and part of the taps, output channel of a pass)"""
-        taps = self.rows.taps * self.columns.parts
-        return self.units, self.columns.alpha, self.passes, self.depth, taps, self.vectors * self.lanes
+        """(unit, filter, pass, input channel of a group, row and part of the taps, output channel of a pass)"""
+        taps = self.rows.taps * self.columns.side_by_side
+        return self.units, self.columns.filters, self.passes, self.depth, taps, self.vectors * self.lanes
 
     @property
     def together(self) -> list[int]:
@@ -211,4 +292,5 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         wide=int(knobs["tiles"]),
         vectors=int(knobs["vectors"]),
         blocks=int(knobs["row_blocks"]),
+        span=int(knobs["units"]),
     )

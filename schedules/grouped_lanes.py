@@ -29,6 +29,8 @@ from convtune.schedules.estimate import (
     L2_BYTES_PER_CYCLE,
     L3_BYTES_PER_CYCLE,
     LOADS_PER_CYCLE,
+    LONG_RUN_BYTES,
+    RUN_CYCLES,
     TILE_CYCLES,
     Tasks,
     overlapped,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 
 MOST_VECTORS = 6
 QUAD = 4  # lanes that a vector unit permutes among each other at half the cost: 128 bits
+FAR_BYTES = 1024  # a page has few such
 LARGEST_BODY = 768  # FMAs: of a body without loops, LLVM takes about a second
 
 
@@ -136,6 +139,9 @@ class GroupedLanes(Estimating[CpuTarget]):
         tasks = spec.batch * out[0] * ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
         if pad_at == "task":
             cycles += 2 * rows_bytes / L2_BYTES_PER_CYCLE + transpose_cycles(spec, rows_bytes // 4)
+        else:
+            reads = rows_bytes / 4 / spec.in_channels * (1 if order == "parallel" else blocks)
+            cycles += reads * _waiting(spec)
         total = Tasks(tasks * (blocks if order == "parallel" else 1), cycles).on(target)
         if pad_at == "root":
             total += count(spec.in_shape) * 8 / L3_BYTES_PER_CYCLE / target.threads + BARRIER_CYCLES
@@ -228,6 +234,12 @@ class GroupedLanes(Estimating[CpuTarget]):
 def _shares_vectors(spec: ConvSpec, target: CpuTarget) -> bool:
     """Whether a vector holds more than one group."""
     return spec.out_channels // spec.groups < target.lanes
+
+
+def _waiting(spec: ConvSpec) -> float:
+    """Cycles for a position's channels of a group: those of the next one are on another page, or nearly so."""
+    run, apart = (4 * channels for channels in (spec.in_channels // spec.groups, spec.in_channels))
+    return RUN_CYCLES / 2 if spec.channels_last and run < LONG_RUN_BYTES and apart >= FAR_BYTES else 0.0
 
 
 def _run(spec: ConvSpec, target: CpuTarget) -> int:

@@ -36,19 +36,42 @@ def test_tiles_and_parts_make_the_outputs(m: int, taps: int, stride: int) -> Non
     for tile in range(cut.tiles):
         sums = np.zeros(cut.m)
         for k in range(cut.parts):
-            value = tile * cut.step + cut.offset(k)
-            first = cut.input(value // cut.group, value % cut.group)
-            read = padded[first + 2 :: stride][: cut.alpha]
-            sums += [read[i : i + cut.r] @ kernel[:, k] for i in range(cut.m)]
+            group = tile if m > 1 else tile * cut.step + cut.offset(k)
+            first = cut.input(group, k if m > 1 else 0)
+            read = padded[first + 2 :: stride][: cut.inputs(k)]
+            taps_met = kernel[: len(read) - m + 1, k]
+            sums += [read[i : i + len(taps_met)] @ taps_met for i in range(cut.m)]
         wanted = [padded[o * stride : o * stride + taps] @ weight for o in range(tile * m, tile * m + m)]
         assert np.array_equal(sums, wanted)
+
+
+@pytest.mark.parametrize(("m", "taps", "stride"), [(7, 3, 1), (4, 3, 2), (3, 5, 3), (2, 4, 3), (2, 5, 2), (3, 6, 3)])
+def test_products_of_places_make_the_outputs(m: int, taps: int, stride: int) -> None:
+    """With the filters that are packed, each product once."""
+    cut = columns(m, taps, stride)
+    assert cut.filter is not None
+    rng = np.random.default_rng(taps)
+    x, weight = rng.standard_normal(64), rng.standard_normal(taps)
+    filters = (np.array(cut.weights) @ weight).reshape(cut.filters, cut.side_by_side)
+    sums, number = np.zeros(cut.places), 0
+    for places, parts in cut.products_of:
+        for place in places:
+            for k in parts:
+                read = x[cut.input(0, k) :: stride][: cut.inputs(k)]
+                plain = place >= cut.alpha
+                value = read[place - cut.alpha] if plain else np.array(cut.filter.bt, float)[place] @ read
+                sums[place] += value * filters[cut.alpha if plain else place, cut.within(k)]
+                number += 1
+    made = np.array(cut.filter.at, float) @ sums[: cut.alpha] + (sums[cut.alpha :] if cut.plain else 0)
+    assert np.allclose(made, [x[o * stride :][:taps] @ weight for o in range(m)])
+    assert number * cut.tiles == cut.products
 
 
 @pytest.mark.parametrize(("m", "taps", "stride", "before"), [(7, 3, 1, 1), (2, 3, 1, 5), (4, 3, 2, 1), (1, 3, 1, 0)])
 def test_inner_groups_read_x_alone(m: int, taps: int, stride: int, before: int) -> None:
     cut = columns(m, taps, stride, before)
-    for group in range(cut.length // cut.group):
-        read = [cut.input(group, j) + i * stride for j in range(cut.group) for i in range(cut.alpha)]
+    for group in range(cut.groups):
+        read = [cut.input(group, j) + i * stride for j in range(cut.group) for i in range(cut.inputs(j))]
         assert (group in cut.inner) == all(0 <= column < cut.size for column in read)
 
 
@@ -63,7 +86,7 @@ def test_products_are_counted(taps: int, stride: int, m: int, products: int) -> 
 @pytest.mark.parametrize(("groups", "depth", "run"), [(8, 2, 2), (4, 3, 4), (2, 7, 8)])
 def test_lanes_hold_the_same_channel_of_each_group(groups: int, depth: int, run: int) -> None:
     rows, cut = axes_of(NARROW, 1)
-    plan = Plan(rows, cut, 1, groups, depth, run, 16, 2, 2, 1, 1)
+    plan = Plan(rows, cut, 1, groups, depth, run, 16, 2, 2, 1, 1, 1)
     x = np.array([(group, ic) for group in range(plan.shared) for ic in range(depth)])
     assert [tuple(x[i]) for i in plan.together] == [(g, ic) for ic in range(depth) for g in range(plan.shared)]
     sums = np.array([(group, oc) for oc in range(run) for group in range(plan.shared)])
@@ -86,6 +109,7 @@ def test_tiles_fit_in_their_tasks(spec: ConvSpec) -> None:
         (NARROW, {"w_tile": 4, "rows": 2}),
         (UNEVEN, {"w_tile": 6, "rows": 3}),
         (STRIDED, {"w_tile": 4, "rows": 3}),
+        (STRIDED, {"w_tile": 2, "rows": 5, "row_blocks": 1, "units": 2}),
         (LONG, {"w_tile": 2}),
     ],
     ids=str,
