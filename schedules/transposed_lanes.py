@@ -16,6 +16,7 @@ above all those with few channels. The outputs that the padding takes away are c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
 Dims = tuple[int, ...]
 
 ELEMENT_CYCLES = 5  # of one that is stored by itself, whose place in the output takes divisions
+FEWEST_STORED = 4  # lanes
+MOST_UNROLLED = 24  # stores of parts of vectors, which LLVM then makes of registers
+COPY_CYCLES = 4.0  # of a vector that is stored in parts from a copy in memory
 
 
 class TransposedLanes(Estimating[CpuTarget]):
@@ -75,7 +79,7 @@ class TransposedLanes(Estimating[CpuTarget]):
         most = 4 if out[2] > 1 else 12  # one column needs many sums to hide the latency of an FMA
         return {
             "ow_tile": columns,
-            "oc_vectors": tuple(v for v in (1, 2, 3, 4, 6, 8, 12) if v <= min(most, vectors)),
+            "oc_vectors": tuple(v for v in (1, 2, 3, 4, 5, 6, 8, 12) if v <= min(most, vectors) or v == vectors <= 6),
             "oh_block": spaced(even_blocks(out[1], 32), 5),
             "ow_block": spaced(even_blocks(tiles, 64), 4) if spec.rank == 1 else (out[2],),
             "oc_order": ("parallel", "outer"),
@@ -93,15 +97,14 @@ class TransposedLanes(Estimating[CpuTarget]):
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
-        tile, geometry = self._tile(spec, target, knobs), fold_geometry(spec)
+        tile, geometry = self.tile(spec, target, knobs), fold_geometry(spec)
         out, parallel, pad_at = geometry.out, knobs["oc_order"] == "parallel", knobs["pad_at"]
         oh_block, tiles_wide = int(knobs["oh_block"]), ceil_div(out[2], tile.columns)
         ow_block = min(int(knobs["ow_block"]), tiles_wide)
         depth = spec.in_channels * count(geometry.kernel)
         step = tile_step_cycles(target, tile.columns, tile.vectors)
         compute = depth * step * far_rows(spec, target, tile.columns)
-        stored = 1 if _stores_vectors(spec, tile) else ELEMENT_CYCLES * tile.lanes
-        compute += (1 + stored) * tile.columns * tile.vectors + TILE_CYCLES
+        compute += tile.columns * tile.vectors * (1 + _store_cycles(spec, tile)) + TILE_CYCLES
         block_bytes = depth * tile.block * 4
         per_tile = overlapped(compute, stream_cycles(target, block_bytes, block_bytes))
         first_tile = overlapped(compute, stream_cycles(target, block_bytes, depth * tile.blocks * tile.block * 4))
@@ -119,7 +122,7 @@ class TransposedLanes(Estimating[CpuTarget]):
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         """(ic, oc, taps) to (block, j, ic, channel in block), zeros for taps and channels there are not."""
-        tile, rank, missing = self._tile(spec, target, knobs), spec.rank, 3 - spec.rank
+        tile, rank, missing = self.tile(spec, target, knobs), spec.rank, 3 - spec.rank
         strides, taps = _strides(spec)[missing:], fold_geometry(spec).kernel[missing:]
         ends = [[0, j * s - k] for j, s, k in zip(taps, strides, spec.kernel)]
         sizes = [size for pair in zip(taps, strides) for size in pair]
@@ -141,7 +144,7 @@ class TransposedLanes(Estimating[CpuTarget]):
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
-        tile = self._tile(spec, target, knobs)
+        tile = self.tile(spec, target, knobs)
         sch = Schedule(self._expression(spec, tile, knobs["pad_at"]))
         n, ud, uh, uw, channel = sch.get_loops(sch.get_sblock("y"))
         block, vector, lane = sch.split(channel, [tile.blocks, tile.vectors, tile.lanes])
@@ -156,8 +159,8 @@ class TransposedLanes(Estimating[CpuTarget]):
             staged = sch.get_sblock("tile")
             sch.compute_at(staged, uw, preserve_unit_loops=True)
             unroll(sch, sch.get_loops(staged)[-4:])
-            if _stores_vectors(spec, tile):
-                sch.vectorize(lane)
+            if stored_lanes(spec, tile) > 1:
+                sch.vectorize(sch.split(lane, [None, stored_lanes(spec, tile)])[1])
         else:
             unroll(sch, [column, vector, lane])
         place_accumulators(sch, uw, reductions=4, order=(0, 1, 2, 3), unrolled=0)
@@ -169,7 +172,8 @@ class TransposedLanes(Estimating[CpuTarget]):
     def _packed(self, spec: ConvSpec, tile: Tile) -> Dims:
         return (tile.blocks, *fold_geometry(spec).kernel, spec.in_channels, tile.block)
 
-    def _tile(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Tile:
+    def tile(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Tile:
+        """The register tile of a candidate."""
         columns, vectors = int(knobs["ow_tile"]), int(knobs["oc_vectors"])
         return Tile(1, columns, vectors, target.lanes, target.lanes, 1, _channels(spec))
 
@@ -280,18 +284,30 @@ def _lanes(tile: Tile, channel: Any) -> tuple[Any, Any]:
     return channel % tile.block // tile.lanes, channel % tile.lanes
 
 
-def _stores_vectors(spec: ConvSpec, tile: Tile) -> bool:
-    """Whether a vector is one of the output: it lies side by side there, and all of it or nothing is stored."""
+def stored_lanes(spec: ConvSpec, tile: Tile) -> int:
+    """Lanes of a vector that are stored at once: they lie side by side in the output, and all of them or none do."""
     if spec.out_channels % tile.lanes == 0:
-        return True
+        return tile.lanes
     *_, stride = _strides(spec)
-    cut = _before(spec)[2] % stride or spec.out_size[-1] % stride
-    return not cut and stride * spec.out_channels % tile.lanes == 0 and tile.run % tile.block == 0
+    if _before(spec)[2] % stride or spec.out_size[-1] % stride or tile.run % tile.block:
+        return 1
+    part = math.gcd(stride * spec.out_channels, tile.lanes)
+    return part if part >= FEWEST_STORED else 1
+
+
+def _store_cycles(spec: ConvSpec, tile: Tile) -> float:
+    """Of a vector of sums."""
+    part = stored_lanes(spec, tile)
+    if part == 1:
+        return ELEMENT_CYCLES * tile.lanes
+    parts = tile.lanes // part
+    unrolled = parts == 1 or parts * tile.columns * tile.vectors <= MOST_UNROLLED
+    return parts + (0 if unrolled else COPY_CYCLES)
 
 
 def _stages(spec: ConvSpec, tile: Tile) -> bool:
     """Whether the store goes through a copy of the tile in memory, as in `tiling.needs_staging`."""
-    return spec.activation in LONG_ACTIVATIONS or not _stores_vectors(spec, tile)
+    return spec.activation in LONG_ACTIVATIONS or stored_lanes(spec, tile) < tile.lanes
 
 
 transposed_lanes = TransposedLanes()
