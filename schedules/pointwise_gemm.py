@@ -56,10 +56,7 @@ class PointwiseGemm(Estimating[CpuTarget]):
     summary = "a matrix product over all positions; tiles cross the ends of rows"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        if not isinstance(target, CpuTarget) or not spec.channels_last or spec.groups != 1:
-            return False
-        moves = any(k != 1 for k in (*spec.kernel, *spec.stride)) or any(pads != (0, 0) for pads in spec.padding)
-        return spec.variant in ("conv", "pointwise") and not moves
+        return isinstance(target, CpuTarget) and is_product(spec)
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         positions, vectors = _positions(spec), ceil_div(spec.out_channels, target.lanes)
@@ -167,6 +164,12 @@ class _Plan:
     def weight_shape(self) -> tuple[int, int, int]:
         """(block, ic, channel in block)."""
         return self.blocks, self.depth, self.block
+
+
+def is_product(spec: ConvSpec) -> bool:
+    """Whether it is one matrix product, of all positions and the channels, as they lie in memory."""
+    moves = any(k != 1 for k in (*spec.kernel, *spec.stride)) or any(pads != (0, 0) for pads in spec.padding)
+    return spec.variant in ("conv", "pointwise") and spec.channels_last and spec.groups == 1 and not moves
 
 
 def _positions(spec: ConvSpec) -> int:

@@ -1,0 +1,272 @@
+"""Pointwise convolution, channels last: channels that whole vectors leave over share a vector with other positions'.
+
+    parallel task = part of the positions:
+        for block of vectors: (of channels; the last also has what is left over)
+            for tile of positions:
+                acc[position, vector, lane] = 0                                     in registers
+                rest[positions // share, lane] = 0                                  lanes: share x left-over channels
+                for ic:
+                    acc[...] += x[position, ic] * weight[ic, vector, lane]
+                    rest[...] += blend(x[share positions, ic]) * weight[ic, left over]
+                y[position, channel] = activation(... + bias + residual)
+
+24 channels are one vector of 16 and 8 lanes of another: by positions alone a quarter of the products is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.depthwise_loops import least, loop, named, part
+from convtune.schedules.depthwise_planes_loops import vector_sums
+from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, stream_cycles
+from convtune.schedules.pointwise_gemm import MOST_HALVINGS, MOST_VECTORS, is_product
+from convtune.schedules.statements import Binder, Expr, Stmt, sequence
+from convtune.schedules.tiling import FEWEST_LANES, ceil_div, spaced
+from convtune.schedules.written import Held, written
+
+from convtune.expression import epilogue
+from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.spec import count
+from convtune.targets import CpuTarget
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+MOST_WHOLE = 8  # vectors of channels; of more, what is left over is a small part
+
+
+class PointwiseShared(Estimating[CpuTarget]):
+    name = "pointwise_shared"
+    summary = "pointwise, channels last: channels that are no whole vector share one with other positions'"
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        if not isinstance(target, CpuTarget) or not is_product(spec):
+            return False
+        whole, rest = divmod(spec.out_channels, target.lanes)
+        return 0 < whole <= MOST_WHOLE and rest > 0 and _share(rest, target.lanes) > 1
+
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
+        positions = _positions(spec)
+        share = _share(spec.out_channels % target.lanes, target.lanes)
+        parts = {1, *(target.threads << i for i in range(MOST_HALVINGS + 1))}
+        return {
+            "columns": tuple(size for size in range(share, target.tile_registers, share) if size <= positions),
+            "vectors": tuple(range(1, min(MOST_VECTORS, spec.out_channels // target.lanes) + 1)),
+            "parts": spaced({size for size in parts if size <= positions}, 4),
+        }
+
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
+        plan = _plan(spec, target, knobs)
+        held, positions = max(map(plan.sums, plan.blocks)), _positions(spec)
+        fits = held + plan.vectors + 1 + plan.share <= target.tile_registers
+        return fits and (held >= FEWEST_SUMS or plan.columns == plan.share) and plan.columns <= positions // plan.parts
+
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely."""
+        plan, positions = _plan(spec, target, knobs), ceil_div(_positions(spec), int(knobs["parts"]))
+        tiles, cycles = ceil_div(positions, plan.columns), 0.0
+        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        rows = 4 * plan.columns * plan.depth
+        for block in plan.blocks:
+            last, sums = plan.ends(block), plan.sums(block)
+            blends = plan.columns - plan.columns // plan.share if last else 0
+            ports = max(sums, FEWEST_SUMS) + blends * (0.5 + plan.share / 8)  # those of four positions are a chain
+            step = max(ports / FMAS_PER_CYCLE, (plan.columns + len(block) + last) / LOADS_PER_CYCLE)
+            stores = (1 + spec.residual) * (sums + blends) + TILE_CYCLES
+            size = 4 * plan.depth * len(block) * plan.lanes
+            cycles += plan.depth * step + stores + stream_cycles(target, size, size)
+        cycles += 0.05 * stream_cycles(target, rows, moved // target.threads)  # the rest hides behind the products
+        return Tasks(plan.parts, tiles * cycles).on(target)
+
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        """PyTorch's (oc, ic, …) to (ic, vector, lane)."""
+        depth, vectors, lanes = _plan(spec, target, knobs).weight_shape
+        return (
+            (
+                {"op": "reshape", "shape": [spec.out_channels, depth]},
+                {"op": "pad", "widths": [[0, vectors * lanes - spec.out_channels], [0, 0]]},
+                {"op": "reshape", "shape": [vectors, lanes, depth]},
+                {"op": "transpose", "axes": [2, 0, 1]},
+            ),
+        )
+
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
+        plan = _plan(spec, target, knobs)
+        return written(spec, plan.weight_shape, lambda buffers, y: Tiles(spec, plan, Held(spec, buffers), y).kernel())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """columns x vectors: positions and whole vectors of a register tile. share: positions whose left-over channels are
+    one vector. parts: of the positions, a task each."""
+
+    channels: int
+    depth: int
+    lanes: int
+    share: int
+    columns: int
+    vectors: int
+    parts: int
+
+    @property
+    def whole(self) -> int:
+        """Whole vectors of channels."""
+        return self.channels // self.lanes
+
+    @property
+    def left(self) -> int:
+        """Channels beside them."""
+        return self.channels % self.lanes
+
+    @property
+    def width(self) -> int:
+        """Lanes of a position in a shared vector."""
+        return self.lanes // self.share
+
+    @property
+    def blocks(self) -> list[range]:
+        """The whole vectors that a register tile has at a time."""
+        starts = range(0, self.whole, self.vectors)
+        return [range(start, min(start + self.vectors, self.whole)) for start in starts]
+
+    def ends(self, block: range) -> bool:
+        """Whether a block has the left-over channels."""
+        return block.stop == self.whole
+
+    def sums(self, block: range) -> int:
+        """Vectors of sums of a tile."""
+        return self.columns * len(block) + (self.columns // self.share if self.ends(block) else 0)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int]:
+        return self.depth, self.whole + 1, self.lanes
+
+
+class Tiles:
+    """The statements of a plan: `kernel` is all of them."""
+
+    def __init__(self, spec: ConvSpec, plan: Plan, arguments: Held, y: Any) -> None:
+        self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
+
+    def kernel(self) -> Stmt:
+        plan, positions = self.plan, _positions(self.spec)
+
+        def task(number: Expr) -> Stmt:
+            low, high = part(positions, plan.parts, number)
+
+            def tiles(block: range) -> Stmt:
+                def tile(index: Expr) -> Stmt:
+                    first = least(low + index * plan.columns, high - plan.columns)
+                    return named(first, "first", lambda at: self._tile(at, block))
+
+                return loop(0, (high - low + plan.columns - 1) // plan.columns, tile, name="tile")
+
+            return sequence([tiles(block) for block in plan.blocks])
+
+        return loop(0, plan.parts, task, "PARALLEL", "task")
+
+    def _tile(self, first: Expr, block: range) -> Stmt:
+        """The outputs of a register tile."""
+        from tvm import tirx
+
+        plan, size, last = self.plan, len(block), self.plan.ends(block)
+        whole = tirx.Ramp(0, 1, plan.lanes)
+
+        def body(acc: list[Any]) -> Stmt:
+            zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
+            clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
+            products = loop(0, plan.depth, lambda ic: self._step(acc, first, block, ic), name="ic")
+            stores = [
+                self._store(acc[c * size + i], 0, first + c, vector * plan.lanes, plan.lanes)
+                for c in range(plan.columns)
+                for i, vector in enumerate(block)
+            ]
+            if last:
+                rest, start = acc[plan.columns * size :], plan.whole * plan.lanes
+                stores += [
+                    self._store(rest[c // plan.share], c % plan.share * plan.width, first + c, start, plan.left)
+                    for c in range(plan.columns)
+                ]
+            return sequence([*clear, products, *stores])
+
+        return vector_sums(plan.sums(block), plan.lanes, body)
+
+    def _step(self, acc: list[Any], first: Expr, block: range, ic: Expr) -> Stmt:
+        from tvm import tirx
+
+        plan, size, last = self.plan, len(block), self.plan.ends(block)
+        whole, bind = tirx.Ramp(0, 1, plan.lanes), Binder(f"float32x{plan.lanes}")
+
+        def add(total: Any, value: Expr, weight: Expr) -> None:
+            bind.store(total, [whole], tirx.BufferLoad(total, [whole]) + value * weight)
+
+        weights = [bind(tirx.BufferLoad(self.arguments.weight, [ic, vector, whole])) for vector in block]
+        if last:
+            narrow = tirx.BufferLoad(self.arguments.weight, [ic, plan.whole, tirx.Ramp(0, 1, plan.width)])
+            shared = bind(tirx.Shuffle([narrow] * plan.share, list(range(plan.lanes))))
+        for start in range(0, plan.columns, plan.share):
+            columns = range(start, min(start + plan.share, plan.columns))
+            values = [self._spread(first + c, ic, bind, last) for c in columns]
+            for c, value in zip(columns, values):
+                for i, weight in enumerate(weights):
+                    add(acc[c * size + i], value, weight)
+            if last:
+                add(acc[plan.columns * size + start // plan.share], self._blended(values, bind), shared)
+        return sequence(bind.statements)
+
+    def _spread(self, position: Expr, ic: Expr, bind: Binder, fenced: bool) -> Expr:
+        """An input in all lanes. fenced: to be blended, and LLVM is not to see a load there (`grouped_pointwise`)."""
+        from tvm import tirx
+
+        value = tirx.Broadcast(tirx.BufferLoad(self.arguments.source, self._index(position, ic)), self.plan.lanes)
+        return bind(tirx.call_llvm_pure_intrin(bind.dtype, "llvm.arithmetic.fence", value) if fenced else value)
+
+    def _blended(self, values: list[Expr], bind: Binder) -> Expr:
+        """Each position's input in its lanes of a shared vector."""
+        from tvm import tirx
+
+        plan, blended = self.plan, values[0]
+        for owner, value in enumerate(values[1:], 1):
+            order = [plan.lanes + lane if lane // plan.width == owner else lane for lane in range(plan.lanes)]
+            blended = bind(tirx.Shuffle([blended, value], order))
+        return blended
+
+    def _store(self, acc: Any, lane: int, position: Expr, channel: int, size: int) -> Stmt:
+        """The outputs of so many channels of a position, of the sums from that lane on."""
+        from tvm import tirx
+
+        def output(i: Expr) -> Stmt:
+            where = self._index(position, channel + i)
+            value = epilogue(self.arguments, tirx.BufferLoad(acc, [lane + i]), where[0], where[-1], where[1:-1])
+            return tirx.BufferStore(self.y, value, where)
+
+        return loop(0, size, output, "VECTORIZED", "lane")
+
+    def _index(self, position: Expr, channel: Expr) -> list[Expr]:
+        """All positions of all images are as one row, which they are in memory."""
+        return [*(0 for _ in range(self.spec.rank)), position, channel]
+
+
+def _positions(spec: ConvSpec) -> int:
+    return spec.batch * count(spec.out_size)
+
+
+def _share(rest: int, lanes: int) -> int:
+    """Of how many positions so many channels share a vector, each in lanes enough to be worth a permute."""
+    share = 1
+    while 2 * share * max(rest, FEWEST_LANES) <= lanes:
+        share *= 2
+    return share
+
+
+def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
+    columns, vectors, parts = (int(knobs[name]) for name in ("columns", "vectors", "parts"))
+    share = _share(spec.out_channels % target.lanes, target.lanes)
+    return Plan(spec.out_channels, spec.in_channels, target.lanes, share, columns, vectors, parts)
+
+
+pointwise_shared = PointwiseShared()
