@@ -91,9 +91,10 @@ def _input_cycles(plan: Plan, target: CpuTarget, v_bytes: int) -> float:
     to_v = (
         stream_cycles(target, plan.points * plan.lanes * 4, v_bytes) * 3
     )  # a line is read, then written, and evicts another
+    needed = prod(1 - (axis.parts - axis.whole) / (axis.parts * axis.alpha) for axis in plan.axes)
     of_vector = stores * STORE_CYCLES + operations * OPERATION_CYCLES + to_v
     from_x = stream_cycles(target, plan.x_bytes / plan.tiles, plan.x_bytes) * plan.v_channels / plan.channels
-    return plan.taps * (PLACE_CYCLES + vectors * of_vector) + from_x / 2
+    return plan.taps * (PLACE_CYCLES + vectors * needed * of_vector) + from_x / 2
 
 
 def output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:

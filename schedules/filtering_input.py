@@ -5,6 +5,7 @@ One dimension at a time through a small local buffer: that bounds the code.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -46,21 +47,44 @@ class InputTransform:
         sizes = [prod(axes[i].alpha for i in self.filtered)] * (len(self.filtered) > 1)
         sizes *= 1 + (len(self.filtered) > 2)
 
-        def each_part(parts: Sequence[Expr]) -> Stmt:
+        def each_part(parts: Sequence[Expr], lacking: Sequence[bool]) -> Stmt:
             start = [
                 axis.input(residue, tile, part)
                 for axis, residue, tile, part in zip(axes, place.residues, place.tiles, parts)
             ]
             part = flat(parts, [axis.parts for axis in axes])
-            return self._passes(
-                place.n, start, (row, part * self.plan.v_channels + channel, base + channel), width, sizes
-            )
+            at = (row, part * self.plan.v_channels + channel, base + channel)
+            return _PartTransform(self, lacking).passes(place.n, start, at, width, sizes)
 
-        made = nest([axis.parts for axis in axes], each_part)
+        made = sequence([_parts(runs, each_part) for runs in itertools.product(*map(_runs, axes))])
         first = lambda n, position: self.read(n, base + channel, position)  # noqa: E731
         return when(exists(self.plan, q), fetching_next(self.plan, first, q, made))
 
-    def _passes(self, n: Expr, start: list[Expr], at: tuple[Expr, Expr, Expr], width: int, sizes: list[int]) -> Stmt:
+
+def _runs(axis: Axis) -> list[tuple[range, bool]]:
+    """The parts that have all taps, and those that lack the last one."""
+    return [
+        (parts, lacks) for parts, lacks in ((range(axis.whole), False), (range(axis.whole, axis.parts), True)) if parts
+    ]
+
+
+def _parts(runs: Sequence[tuple[range, bool]], body: Callable[[Sequence[Expr], Sequence[bool]], Stmt]) -> Stmt:
+    """body(parts, what they lack) for the parts of these runs, one of each dimension."""
+    lacking = [lacks for _, lacks in runs]
+    return nest(
+        [len(parts) for parts, _ in runs], lambda at: body([p.start + i for (p, _), i in zip(runs, at)], lacking)
+    )
+
+
+class _PartTransform:
+    """Of a part of the taps. One that lacks its last tap has nothing at infinity: there its products are left out."""
+
+    def __init__(self, whole: InputTransform, lacking: Sequence[bool]) -> None:
+        self.plan, self.read, self.v, self.filtered = whole.plan, whole.read, whole.v, whole.filtered
+        self.inputs = [axis.inputs - less for axis, less in zip(self.plan.axes, lacking)]
+        self.points = [axis.alpha - less for axis, less in zip(self.plan.axes, lacking)]
+
+    def passes(self, n: Expr, start: list[Expr], at: tuple[Expr, Expr, Expr], width: int, sizes: list[int]) -> Stmt:
         """All passes of a tile, through as many local buffers as there are `sizes`, each once more than needed."""
         if not sizes:
             return self._first(n, start, at, width, None)
@@ -80,7 +104,8 @@ class InputTransform:
     def _first(self, n: Expr, start: list[Expr], at: tuple[Expr, Expr, Expr], width: int, to: Any) -> Stmt:
         """The first filtered dimension, read from x: without conditions where the whole tile lies inside."""
         conditions = [
-            [*_bounds(axis, first, 0), *_bounds(axis, first, 1)] for axis, first in zip(self.plan.axes, start)
+            [*_bounds(axis, first, 0, size), *_bounds(axis, first, 1, size)]
+            for axis, first, size in zip(self.plan.axes, start, self.inputs)
         ]
         inside = [c for of_axis in conditions for c in of_axis]
         fast = self._columns(n, start, at, width, to, checked=False)
@@ -100,7 +125,7 @@ class InputTransform:
             def body(lane: Expr) -> Stmt:
                 bind = Binder()
                 values = []
-                for i in range(axis.inputs):
+                for i in range(self.inputs[first]):
                     position = [*place[:first], place[first] + i * axis.pitch, *place[first + 1 :]]
                     conditions = _outside(axes, position) if checked else []
                     values.append(bind(_or_zero(conditions, widened(self.read(n, at[2] + lane, position)))))
@@ -108,13 +133,13 @@ class InputTransform:
 
             return loop(width, body, "VECTORIZED", "lane")
 
-        return nest([1 if i == first else a.inputs for i, a in enumerate(axes)], column)
+        return nest([1 if i == first else size for i, size in enumerate(self.inputs)], column)
 
     def _later(self, number: int, source: Any, to: Any, at: tuple[Expr, Expr, Expr], width: int) -> Stmt:
         """The next filtered dimension, from one local buffer to another, or to V."""
         axes, current = self.plan.axes, self.filtered[number]
         shape = [axis.alpha for axis in axes]
-        around = [axis.alpha if i < current else axis.inputs for i, axis in enumerate(axes)]
+        around = [*self.points[:current], *self.inputs[current:]]
 
         def column(index: Sequence[Expr]) -> Stmt:
             def body(lane: Expr) -> Stmt:
@@ -123,7 +148,7 @@ class InputTransform:
                 bind = Binder()
                 values = [
                     bind(tirx.BufferLoad(source, [flat([*index[:current], i, *index[current + 1 :]], shape), lane]))
-                    for i in range(axes[current].inputs)
+                    for i in range(self.inputs[current])
                 ]
                 return self._store(bind, number, values, index, at, lane, to)
 
@@ -144,7 +169,7 @@ class InputTransform:
         current, shape = self.filtered[number], [axis.alpha for axis in self.plan.axes]
         rule = self.plan.axes[current].filter
         assert rule is not None
-        for i, value in enumerate(rule.transform_input(values, bind)):
+        for i, value in enumerate(rule.transform_input(values, bind)[: self.points[current]]):
             point = flat([*index[:current], i, *index[current + 1 :]], shape)
             if to is None:
                 bind.store(*self.v(point, at[0], at[1] + lane), value)
@@ -153,12 +178,12 @@ class InputTransform:
         return sequence(bind.statements)
 
 
-def _bounds(axis: Axis, first: Expr, side: int) -> list[Expr]:
+def _bounds(axis: Axis, first: Expr, side: int, inputs: int) -> list[Expr]:
     """That all inputs of a tile lie inside, on one side; nothing where they always do."""
     low, high = axis.reach
     if side == 0:
         return [first >= 0] if low < 0 else []
-    return [first + (axis.inputs - 1) * axis.pitch < axis.size] if high >= axis.size else []
+    return [first + (inputs - 1) * axis.pitch < axis.size] if high >= axis.size else []
 
 
 def _outside(axes: Sequence[Axis], position: Sequence[Expr]) -> list[Expr]:

@@ -70,7 +70,8 @@ class Filtering:
     def transform_input(self, values: Sequence[Any], bind: Callable[[Any], Any]) -> list[Any]:
         """B^T d for expressions d; `bind` names one that is used more than once.
 
-        Rows of a pair p, -p are sum and difference of the same two parts.
+        Rows of a pair p, -p are sum and difference of the same two parts. Without the last value, which only the row of
+        infinity reads, all rows but that one are right.
         """
         result: list[Any] = [None] * self.alpha
         for i in self.pairs:
