@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import named, part
+from convtune.schedules.depthwise_loops import least, named, part
 from convtune.schedules.rolling_plan import Plan
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence, when
-from convtune.schedules.tiling import LONG_ACTIVATIONS
+from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 
 from convtune.expression import Arguments, epilogue
 
@@ -42,7 +42,7 @@ def _reader(buffer: Any) -> Callable[..., Expr]:
 class Rows:
     """The statements of a plan: `kernel` is all of them.
 
-    ring: (vector of the chunk, slot, column, lane). between: (column with the zeros around, lane), one vector of what
+    ring: (vector of the chunk, slot and column, lane). between: (column with the zeros around, lane), a vector of what
     lies between the two filters.
     """
 
@@ -72,7 +72,7 @@ class Rows:
             self.between = between
             return sequence([*self._zeros_around(), body()])
 
-        shape = (plan.chunk_blocks * plan.vectors, plan.rows.span, plan.columns.size, plan.lanes)
+        shape = (plan.chunk_blocks * plan.vectors, plan.slots * plan.columns.size, plan.lanes)
         return allocated(shape, "ring", "global", with_ring)
 
     def _zeros_around(self) -> list[Stmt]:
@@ -91,38 +91,65 @@ class Rows:
         return self._vector(self.plan.lanes, lambda bind, lane: bind.store(buffer, [*place, lane], zero))
 
     def _band(self, n: Expr, rows: tuple[Expr, Expr], chunk: Expr) -> Stmt:
-        """Input row by input row from the first that the band reads; each that completes an output row makes it."""
-        rule, (low, high) = self.plan.rows, rows
+        """Group by group of input rows, from the first that the band reads, and what output rows each completes."""
+        plan, (low, high) = self.plan, rows
+        rule = plan.rows
         steps = (high - low - 1) * rule.stride + rule.span
 
-        def step(t: Expr) -> Stmt:
-            def at(place: Expr) -> Stmt:
-                filled = self._filled(n, place, chunk)
-                if rule.stride > rule.span:  # rows that no output reads
-                    filled = when([t % rule.stride < rule.span], filled)
-                over = t - (rule.span - 1)
-                complete = [over >= 0, *([over % rule.stride == 0] if rule.stride > 1 else [])]
-                return sequence([filled, when(complete, self._filtered(n, low + over // rule.stride, chunk))])
+        def group(number: Expr) -> Stmt:
+            def completed(local: Expr) -> Stmt:
+                over = number * plan.group + local - (rule.span - 1)
+                conditions = [over >= 0, *([over % rule.stride == 0] if rule.stride > 1 else [])]
+                conditions += [over + rule.span <= steps] if plan.group > 1 else []
+                return when(conditions, self._filtered(n, low + over // rule.stride, over, chunk))
 
-            return named(low * rule.stride + t, "row", at)
+            def filled(first: Expr) -> Stmt:
+                last = low * rule.stride - rule.before + steps
+                return sequence([self._filled(n, number, first, last, chunk), loop(plan.group, completed)])
 
-        return loop(steps, step, name="step")
+            return named(low * rule.stride - rule.before + number * plan.group, "row", filled)
 
-    def _filled(self, n: Expr, place: Expr, chunk: Expr) -> Stmt:
-        """Row `place`, counted from the zeros above the first, in its slot."""
+        return loop((steps + plan.group - 1) // plan.group, group, name="group")
+
+    def _filled(self, n: Expr, number: Expr, first: Expr, last: Expr, chunk: Expr) -> Stmt:
+        """The group's rows from `first`, of those before `last`, in their slots: zeros outside of the input.
+
+        Where all are needed and inside they are made at once. Loops as long as those that are would do for all, but
+        TVM 0.27 takes a minute to look through their bounds.
+        """
+        plan = self.plan
+        slot = number * plan.group % plan.slots
+
+        def made(row: Expr, at: Expr, rows: int) -> Stmt:
+            width = plan.columns.size
+            where = (n, row * width, at * width, rows * width)
+            return self._blocks(chunk, lambda block, local, widths: self._products(where, block, local, widths))
+
+        def alone(local: Expr) -> Stmt:
+            row = first + local
+            whole = made(row, slot + local, 1)
+            inside = self._inside(row, row)
+            filled = when(inside, whole, self._zeros(slot + local)) if inside else whole
+            return when([row < last] if plan.group > 1 else [], filled)
+
+        one_by_one = loop(plan.group, alone)
+        if plan.group == 1:
+            return one_by_one
+        end = first + plan.group
+        return when([end <= last, *self._inside(first, end - 1)], made(first, slot, plan.group), one_by_one)
+
+    def _inside(self, low: Expr, high: Expr) -> list[Expr]:
+        """That rows are in the input, of which the first and the last are these; only what can fail."""
         rule = self.plan.rows
-        slot = place % rule.span
-        row = place - rule.before
-        made = self._blocks(chunk, lambda block, local, widths: self._products(n, row, slot, block, local, widths))
-        outside = [row >= 0] if rule.before else []
-        outside += [row < rule.size] if rule.reach > rule.before + rule.size else []
-        if not outside:
-            return made
-        vectors = self.plan.chunk_blocks * self.plan.vectors
-        zeros = loop(
-            vectors, lambda v: loop(self.plan.columns.size, lambda column: self._zero(self.ring, [v, slot, column]))
+        above = [low >= 0] if rule.before else []
+        return above + ([high < rule.size] if rule.reach > rule.before + rule.size else [])
+
+    def _zeros(self, slot: Expr) -> Stmt:
+        width = self.plan.columns.size
+        return loop(
+            self.plan.chunk_blocks * self.plan.vectors,
+            lambda v: loop(width, lambda column: self._zero(self.ring, [v, slot * width + column])),
         )
-        return when(outside, made, zeros)
 
     def _blocks(self, chunk: Expr, body: Callable[[Expr, Expr, Sequence[int]], Stmt]) -> Stmt:
         """body(block, its number in the chunk, lanes of its vectors) for the blocks of a chunk."""
@@ -138,42 +165,41 @@ class Rows:
 
         return loop(plan.chunk_blocks, one, name="block")
 
-    def _products(self, n: Expr, row: Expr, slot: Expr, block: Expr, local: Expr, widths: Sequence[int]) -> Stmt:
-        """A row of the first stage's result, for a block of channels."""
-        plan = self.plan
-        wide = plan.columns.size
+    def _products(self, at: tuple[Expr, Expr, Expr, int], block: Expr, local: Expr, widths: Sequence[int]) -> Stmt:
+        """The first stage's result for a block of channels, at `count` positions of x from `source` on.
+
+        at: (n, source, place in the ring, count).
+        """
+        plan, (n, source, place, count) = self.plan, at
+        shape = (plan.tile, len(widths), plan.lanes)
 
         def tile(number: Expr) -> Stmt:
-            shape = (plan.tile, len(widths), plan.lanes)
-            return self._start(
-                number,
-                plan.tile,
-                wide,
-                lambda at: allocated(
-                    shape, "acc", "local", lambda acc: self._tile(acc, (n, row, at), slot, block, local, widths)
-                ),
-            )
+            def of(first: Expr) -> Stmt:
+                where = (n, source + first, place + first)
+                return allocated(shape, "acc", "local", lambda acc: self._tile(acc, where, block, local, widths))
 
-        made = loop(-(-wide // plan.tile), tile, name="tile")
+            return self._start(number, plan.tile, count, of)
+
+        made = loop(ceil_div(count, plan.tile), tile, name="tile")
         if not self._is_long(0):
             return made
 
-        def activated(v: int) -> Stmt:
-            return loop(wide, lambda w: self._vector(widths[v], lambda bind, lane: keep(bind, v, w, lane)))
-
-        def keep(bind: Binder, v: int, w: Expr, lane: Expr) -> None:
+        def keep(v: int, position: Expr, bind: Binder, lane: Expr) -> None:
             from tvm import tirx
 
-            place = [local * plan.vectors + v, slot, w, lane]
-            value = tirx.BufferLoad(self.ring, place)
-            bind.store(self.ring, place, self._epilogue(0, value, (n, row, w), self._channel(block, v, lane)))
+            index = [local * plan.vectors + v, place + position, lane]
+            value = tirx.BufferLoad(self.ring, index)
+            bind.store(self.ring, index, self._epilogue(0, value, (n, 0, 0), self._channel(block, v, lane)))
+
+        def activated(v: int) -> Stmt:
+            return loop(count, lambda position: self._vector(widths[v], partial(keep, v, position)))
 
         return sequence([made, *map(activated, range(len(widths)))])
 
-    def _tile(self, acc: Any, at: Sequence[Expr], slot: Expr, block: Expr, local: Expr, widths: Sequence[int]) -> Stmt:
+    def _tile(self, acc: Any, at: Sequence[Expr], block: Expr, local: Expr, widths: Sequence[int]) -> Stmt:
         from tvm import tirx
 
-        plan, (n, row, first) = self.plan, at
+        plan, (n, source, place) = self.plan, at
         places = list(itertools.product(range(plan.tile), range(len(widths))))
         weight = self.arguments.weights[0]
 
@@ -184,48 +210,44 @@ class Rows:
         def products(ic: Expr, bind: Binder, lane: Expr) -> None:
             filters = [bind(tirx.BufferLoad(weight, [block, ic, v * plan.lanes + lane])) for v in range(len(widths))]
             for column, v in places:
-                value = tirx.BufferLoad(self.arguments.source, [n, row, first + column, ic])
+                value = tirx.BufferLoad(self.arguments.source, [n, 0, source + column, ic])  # rows read as one
                 total = tirx.BufferLoad(acc, [column, v, lane])
                 bind.store(acc, [column, v, lane], total + value * filters[v])
 
         def kept(column: int, v: int, bind: Binder, lane: Expr) -> None:
             value = tirx.BufferLoad(acc, [column, v, lane])
             if not self._is_long(0):
-                value = self._epilogue(0, value, (n, row, first + column), self._channel(block, v, lane))
-            bind.store(self.ring, [local * plan.vectors + v, slot, first + column, lane], value)
+                value = self._epilogue(0, value, (n, 0, 0), self._channel(block, v, lane))
+            bind.store(self.ring, [local * plan.vectors + v, place + column, lane], value)
 
-        steps = loop(
-            plan.depth, lambda ic: self._vector(plan.lanes, lambda bind, lane: products(ic, bind, lane)), name="ic"
-        )
+        steps = loop(plan.depth, lambda ic: self._vector(plan.lanes, partial(products, ic)), name="ic")
         stores = [self._vector(widths[v], partial(kept, column, v)) for column, v in places]
         return sequence([self._vector(plan.lanes, clear), steps, *stores])
 
-    def _filtered(self, n: Expr, oh: Expr, chunk: Expr) -> Stmt:
-        """A row of the output, from the rows in the ring."""
-        return named(
-            oh,
-            "oh",
-            lambda row: self._blocks(
-                chunk,
-                lambda block, local, widths: (
-                    sequence([self._filters(n, row, block, local, v, width) for v, width in enumerate(widths)])
-                    if len(set(widths)) > 1
-                    else loop(len(widths), lambda v: self._filters(n, row, block, local, v, widths[0]), name="vector")
-                ),
-            ),
-        )
+    def _filtered(self, n: Expr, oh: Expr, first: Expr, chunk: Expr) -> Stmt:
+        """A row of the output, from the rows in the ring; first: the row of the band that its first tap reads."""
 
-    def _filters(self, n: Expr, oh: Expr, block: Expr, local: Expr, v: Expr, width: int) -> Stmt:
+        def of_block(at: Sequence[Expr], block: Expr, local: Expr, widths: Sequence[int]) -> Stmt:
+            if len(set(widths)) > 1:
+                return sequence([self._filters(at, block, local, v, width) for v, width in enumerate(widths)])
+            return loop(len(widths), lambda v: self._filters(at, block, local, v, widths[0]), name="vector")
+
+        def of_row(row: Expr) -> Stmt:
+            return self._blocks(chunk, partial(of_block, (n, row, first)))
+
+        return named(oh, "oh", of_row)
+
+    def _filters(self, at: Sequence[Expr], block: Expr, local: Expr, v: Expr, width: int) -> Stmt:
         """A vector of channels of a row: filtered along the columns into `between`, and from there into y."""
         from tvm import tirx
 
-        plan = self.plan
+        plan, (n, oh, first) = self.plan, at
         rows, columns = plan.rows, plan.columns
 
         def down(bind: Binder, w: Expr, lane: Expr, filters: Sequence[Expr]) -> Callable[[], None]:
-            place = [local * plan.vectors + v, None, w, lane]
-            slots = [(oh * rows.stride + tap * rows.dilation) % rows.span for tap in range(rows.taps)]
-            inputs = [tirx.BufferLoad(self.ring, [place[0], slot, *place[2:]]) for slot in slots]
+            slots = [(first + tap * rows.dilation) % plan.slots for tap in range(rows.taps)]
+            places = [slot * columns.size + w for slot in slots]
+            inputs = [tirx.BufferLoad(self.ring, [local * plan.vectors + v, place, lane]) for place in places]
             value = bind(_dot(inputs, filters))
             value = self._epilogue(1, value, (n, oh, w), self._channel(block, v, lane))
             return lambda: bind.store(self.between, [columns.before + w, lane], value)
@@ -259,20 +281,14 @@ class Rows:
                 store()
 
         def turn(number: Expr) -> Stmt:
-            return self._start(
-                number, few, size, lambda at: self._vector(width, lambda bind, lane: body(at, bind, lane))
-            )
+            return self._start(number, few, size, lambda at: self._vector(width, partial(body, at)))
 
-        return loop(-(-size // few), turn, name="turn")
+        return loop(ceil_div(size, few), turn, name="turn")
 
     def _start(self, number: Expr, few: int, size: int, body: Callable[[Expr], Stmt]) -> Stmt:
-        """body(where a turn of so many begins): the last one so early that it ends with the row."""
-        from tvm import tirx
-
+        """body(where a turn of so many begins): the last one so early that it ends with the size."""
         start = number * few
-        if size % few == 0:
-            return body(start)
-        return named(min(start, size - few) if isinstance(start, int) else tirx.min(start, size - few), "at", body)
+        return body(start) if size % few == 0 else named(least(start, size - few), "at", body)
 
     def _channel(self, block: Expr, v: Expr, lane: Expr) -> Expr:
         return block * (self.plan.vectors * self.plan.lanes) + v * self.plan.lanes + lane

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from convtune.schedules.tiling import LARGEST_BODY, ceil_div
+from convtune.schedules.tiling import LARGEST_BODY, ceil_div, round_up
 
 if TYPE_CHECKING:
     from convtune.space import Knobs
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from convtune.targets import CpuTarget
 
 MOST_UNROLLED = 8  # columns of a filter in one turn
+MOST_ROWS = 8  # of products that are made at once
+LITTLE_WASTE = 1.02  # times as many products are computed as are needed
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ class Filter:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of the loops: tiles of `tile` columns x `vectors`, blocks of so many vectors, chunks of blocks, bands."""
+    """Sizes of the loops: tiles of `tile` columns x `vectors`, blocks of so many vectors, chunks of blocks, bands.
+
+    The products of `group` rows are made at once, since tiles may cross the ends of these.
+    """
 
     batch: int
     depth: int
@@ -56,6 +61,7 @@ class Plan:
     lanes: int
     chunks: int
     bands: int
+    group: int
 
     @property
     def block(self) -> int:
@@ -77,8 +83,13 @@ class Plan:
         return tuple(min(self.lanes, left - at) for at in range(0, left, self.lanes))
 
     @property
+    def slots(self) -> int:
+        """Rows of the ring: what an output reads, and a group; groups that begin at a multiple do not wrap around."""
+        return round_up(self.rows.span - 1 + self.group, self.group)
+
+    @property
     def ring_bytes(self) -> int:
-        return self.chunk_blocks * self.block * self.rows.span * self.columns.size * 4
+        return self.chunk_blocks * self.block * self.slots * self.columns.size * 4
 
     @property
     def weight_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -96,7 +107,15 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     tile, vectors, chunks, bands = (int(knobs[name]) for name in names)
     down, along = (_filter(spec.stages[1 + axis], axis) for axis in (0, 1))
     sizes = (spec.batch, spec.in_channels, spec.out_channels)
-    return Plan(*sizes, down, along, tile, vectors, target.lanes, chunks, bands)
+    group = 1 if down.stride > down.span else group_of(along.size, down.size, tile)[0]  # else some rows are not read
+    return Plan(*sizes, down, along, tile, vectors, target.lanes, chunks, bands, group)
+
+
+def group_of(width: int, rows: int, tile: int) -> tuple[int, float]:
+    """Rows whose products are made at once, so that tiles compute little twice, and how many times as many they are."""
+    waste = {count: round_up(count * width, tile) / (count * width) for count in range(1, min(MOST_ROWS, rows) + 1)}
+    enough = max(LITTLE_WASTE, min(waste.values()))
+    return next((count, times) for count, times in waste.items() if times <= enough)
 
 
 def _filter(stage: ConvSpec, axis: int) -> Filter:

@@ -1,17 +1,18 @@
 """A product across channels and two 1-D filters, channels last: rows of products roll through a ring in cache.
 
     parallel task = (n, band of output rows, chunk of channels):
-        for each input row that the band reads:
-            for channel block of the chunk, tile of columns:
+        for each group of input rows that the band reads:
+            for channel block of the chunk, tile of positions:                tiles cross the ends of a group's rows
                 acc[column, oc_vector, lane] = 0                              in registers
                 for ic:
                     acc[...] += x[row, column, ic] * weight0[block, ic, oc_vector, lane]
-                ring[vector, row % span, column, lane] = activation(acc + bias)
-            where that completes the inputs of an output row, for each vector of the chunk:
+                ring[vector, row % slots, column, lane] = activation(acc + bias)
+            for each output row whose inputs that completes, and each vector of the chunk:
                 between[column, lane] = activation(sum over kh of ring[...] * weight1[kh] + bias)
                 y[row, column, vector] = activation(sum over kw of between[...] * weight2[kw] + bias + residual)
 
-The ring has as many rows as the filter down the columns spans, and stays in cache; between has one row of one vector.
+The ring has about as many rows as the filter down the columns spans, and stays in cache; between has one row of one
+vector. A group is one row, or a few where tiles would compute much of a single row twice.
 Only the rows at the borders of bands are computed twice, and none where the tasks are chunks of channels alone.
 """
 
@@ -30,8 +31,8 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.pointwise_gemm import STREAMS
 from convtune.schedules.rolling_loops import HeldChain, Rows
-from convtune.schedules.rolling_plan import Plan, plan_of
-from convtune.schedules.tiling import ceil_div, round_up
+from convtune.schedules.rolling_plan import Plan, group_of, plan_of
+from convtune.schedules.tiling import ceil_div
 
 from convtune.expression import Arguments
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
@@ -56,7 +57,7 @@ class RollingRows(Estimating[CpuTarget]):
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         vectors = ceil_div(spec.out_channels, target.lanes)
         most = range(1, min(MOST_VECTORS, vectors) + 1)
-        columns = {c for v in most for c in _columns(spec.in_size[1], target, v)}
+        columns = {c for v in most for c in _columns(spec, target, v)}
         parts = [1 << i for i in range(7)]
         return {
             "columns": tuple(sorted(columns)),
@@ -67,7 +68,7 @@ class RollingRows(Estimating[CpuTarget]):
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan = plan_of(spec, target, knobs)
-        return plan.tile in _columns(spec.in_size[1], target, plan.vectors) and plan.blocks % plan.chunks == 0
+        return plan.tile in _columns(spec, target, plan.vectors) and plan.blocks % plan.chunks == 0
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -76,7 +77,7 @@ class RollingRows(Estimating[CpuTarget]):
         made = ceil_div(rows.out, plan.bands)
         filled = min(rows.size, (made - 1) * rows.stride + rows.span)
         vectors = plan.chunk_blocks * plan.vectors
-        cycles = filled * plan.chunk_blocks * self._row_cycles(target, plan)
+        cycles = filled / plan.group * plan.chunk_blocks * self._group_cycles(target, plan)
         cycles += made * vectors * self._filter_cycles(target, plan)
         rows_bytes = filled * columns.size * plan.depth * 4
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
@@ -86,15 +87,15 @@ class RollingRows(Estimating[CpuTarget]):
         cycles += 0.3 * write_cycles(target, written, plan.chunk_blocks * plan.block * 4, 4 * count(spec.out_shape))
         return Tasks(plan.batch * plan.bands * plan.chunks, cycles).on(target)
 
-    def _row_cycles(self, target: CpuTarget, plan: Plan) -> float:
-        """Of the products of a row and a block of channels."""
+    def _group_cycles(self, target: CpuTarget, plan: Plan) -> float:
+        """Of the products of a group of rows and a block of channels."""
         weights = plan.depth * plan.block * 4
         compute = plan.depth * tile_step_cycles(target, plan.tile, plan.vectors)
         compute += plan.tile * plan.vectors + TILE_CYCLES
         resident = weights * plan.chunk_blocks + plan.ring_bytes
         first = overlapped(compute, stream_cycles(target, weights, resident))
         rest = overlapped(compute, stream_cycles(target, weights, weights))
-        return first + (ceil_div(plan.columns.size, plan.tile) - 1) * rest
+        return first + (ceil_div(plan.group * plan.columns.size, plan.tile) - 1) * rest
 
     def _filter_cycles(self, target: CpuTarget, plan: Plan) -> float:
         """Of both filters of a row and a vector of channels."""
@@ -139,11 +140,12 @@ class RollingRows(Estimating[CpuTarget]):
         return ir.IRModule({"main": arguments.primfunc(y)})
 
 
-def _columns(width: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
+def _columns(spec: ConvSpec, target: CpuTarget, vectors: int) -> tuple[int, ...]:
     """Tile widths worth trying: what the registers hold, less where that leaves less to compute twice."""
+    rows, width = spec.in_size
     most = min(width, (target.tile_registers - 1) // vectors - 1)
     least = max(1, min(most, most // 2))
-    waste = {c: round_up(width, c) for c in range(least, most + 1)}
+    waste = {c: group_of(width, rows, c)[1] for c in range(least, most + 1)}
     good = [c for c in waste if waste[c] <= MOST_WASTE * min(waste.values())]
     return tuple(c for c in good if all(waste[c] < waste[d] for d in good if d > c))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conformance_cases import runnable
-from convtune.schedules.rolling_plan import plan_of
+from convtune.schedules.rolling_plan import group_of, plan_of
 from convtune.schedules.rolling_rows import rolling_rows
 from synthetic_spaces import machine
 from test_conformance import check
@@ -18,6 +18,8 @@ SPECS = [
     "flattened,n=2,ic=5,oc=19,in=7x9,k=2x3,s=3x1,p=4x1,sbias=1,sact=relu/none,bias,residual,layout=NHWC",
     # dilated, so that the ring has slots that an output does not read; activations that are long, at every stage
     "flattened,ic=7,oc=33,in=11x13,k=3x2,d=2x3,p=2x5,sbias=1,sact=gelu/silu,bias,act=tanh,layout=NHWC",
+    # groups of several rows, the last of a band not whole, and a band that begins within what another reads
+    "flattened,n=2,ic=6,oc=21,in=19x13,k=5x3,p=3x1,sbias=1,sact=relu,bias,layout=NHWC",
     # one column, one row, and zeros after the last input cut off
     "flattened,ic=3,oc=8,in=9x1,k=5x1,p=2x0,layout=NHWC",
     "flattened,ic=9,oc=16,in=1x17,k=1x4,s=1x2,p=0x3:-1,sact=sigmoid,layout=NHWC",
@@ -40,6 +42,22 @@ def test_chunks_have_whole_blocks_and_cover_all_channels() -> None:
         assert plan.chunks * plan.chunk_blocks == plan.blocks
         assert (plan.blocks - 1) * plan.block + sum(plan.last_widths) == spec.out_channels
         assert plan.tile * plan.vectors + plan.vectors < target.vector_registers
+
+
+def test_tiles_cross_the_ends_of_short_rows() -> None:
+    assert group_of(width=28, rows=28, tile=14) == (1, 1.0)
+    assert group_of(width=28, rows=28, tile=6) == (3, 1.0)
+    assert group_of(width=224, rows=224, tile=6)[0] == 1  # 1.8 % are computed twice
+    assert group_of(width=13, rows=2, tile=9) == (2, 27 / 26)
+
+
+def test_a_group_of_rows_never_wraps_around_the_ring() -> None:
+    spec, target = ConvSpec.parse("flattened,ic=8,oc=64,in=40x28,k=4x3,d=3x1,p=1,layout=NHWC"), machine()
+    plans = [plan_of(spec, target, knobs) for knobs in all_knobs(rolling_rows, spec, target)]
+    assert any(plan.group > 1 for plan in plans)
+    for plan in plans:
+        assert plan.slots % plan.group == 0
+        assert plan.slots >= plan.rows.span - 1 + plan.group  # what an output reads is there when its group is made
 
 
 @pytest.mark.parametrize("sizes", ["ic=64,oc=64,in=224x224", "ic=128,oc=128,in=112x112", "ic=256,oc=512,in=28x28"])
