@@ -51,6 +51,7 @@ from convtune.schedules.tiling import (
     place_store,
     place_sums,
     planes_collide,
+    reduction_blocks,
     round_up,
     spaced,
     split_output,
@@ -69,8 +70,6 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-
-FEWEST_STEPS = 128  # of the reduction between two additions to sums in memory
 
 TAIL = 0.01  # of a task, at the end of a parallel loop, where a thread that was held up is waited for
 
@@ -94,7 +93,7 @@ class DenseDirect(Estimating[CpuTarget]):
         run = spec.out_channels // spec.groups
         tiles = ceil_div(out[2], max(columns))
         inside = _inside(spec)
-        blocks = _reduction_blocks(spec, target)
+        blocks = reduction_blocks(spec, target)
         return {
             "ow_tile": columns,
             "oc_vectors": tuple(range(1, min(4, ceil_div(run, target.lanes)) + 1)),
@@ -263,21 +262,6 @@ def _parts(spec: ConvSpec, knobs: Knobs) -> int:
     """Of the reduction."""
     depth = spec.in_channels // spec.groups
     return depth // int(knobs.get("ic_block", depth))
-
-
-def _reduction_blocks(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
-    """Input channels whose weights one pass of a task reads: all, or as many as leave the second cache half empty.
-
-    None where the weights of every channel block do that anyway.
-    """
-    depth, taps = spec.in_channels // spec.groups, count(spec.kernel)
-    most = min(4, ceil_div(spec.out_channels // spec.groups, target.lanes))
-    blocks = {depth}
-    for vectors in range(most, 0, -2):
-        room = target.l2_bytes // 2 // (taps * vectors * target.vector_bytes)
-        fitting = [n for n in range(ceil_div(FEWEST_STEPS, taps), min(room, depth) + 1) if depth % n == 0]
-        blocks.update(fitting[-1:])
-    return tuple(sorted(blocks)) if len(blocks) > 1 else ()
 
 
 dense_direct = DenseDirect()

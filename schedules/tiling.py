@@ -26,6 +26,7 @@ LINE_BYTES = 64  # of a cache line
 LINE = LINE_BYTES // 4  # float32 elements of one
 WAY_BYTES = 4096  # so far apart, data falls into one set of a first cache, which holds 8 or 12 lines
 FEW_CHANNELS = 8  # that are read side by side where they lie apart
+FEWEST_STEPS = 128  # of the reduction between two additions to sums in memory
 LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")
 
 
@@ -324,6 +325,21 @@ def suits_registers(target: CpuTarget, columns: int, vectors: int, width: int) -
     registers = target.tile_registers
     least = min(registers // 3, min(width, (registers - 1) // vectors - 1) * vectors)
     return columns * vectors + vectors + 1 <= registers and columns * vectors >= least
+
+
+def reduction_blocks(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
+    """Input channels whose weights one pass of a task reads: all, or as many as leave the second cache half empty.
+
+    None where the weights of every channel block do that anyway.
+    """
+    depth, taps = spec.in_channels // spec.groups, count(spec.kernel)
+    most = min(4, ceil_div(spec.out_channels // spec.groups, target.lanes))
+    blocks = {depth}
+    for vectors in range(most, 0, -2):
+        room = target.l2_bytes // 2 // (taps * vectors * target.vector_bytes)
+        fitting = [n for n in range(ceil_div(FEWEST_STEPS, taps), min(room, depth) + 1) if depth % n == 0]
+        blocks.update(fitting[-1:])
+    return tuple(sorted(blocks)) if len(blocks) > 1 else ()
 
 
 def place_pad(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any) -> None:
