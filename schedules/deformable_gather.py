@@ -2,13 +2,11 @@
 
     pad: x with its channels last, in a parallel region of its own    where the layout has them first
     parallel task = (n, block of outputs [, oc_outer]):               oc_order: parallel
-        offsets[channel, output], masks[...]: the task's, outputs side by side
-        for offset group, kh, kw, output:                             vectors of outputs
-            index[q], weights[q] for its neighbours q, outside        `variants.deformable`
+        offsets[...], masks[...], index[...], weights[...], inside[...]: of the task's outputs and taps
         for row of the kernel, or once for all of them:               rows: one, all
             for tile, kh, kw, column, chunk, lane:                    vectors of channels
                 col[tile, kh, kw, chunk, column, lane]
-                    = mask * (outside ? 0 : sum over q of pad[index[q], chunk, lane] * weights[q])
+                    = mask * (inside ? sum over neighbours q of pad[index[q], chunk, lane] * weights[q] : 0)
             for [oc_outer,] tiles of outputs [, oc_outer]:            oc_order: outer, inner
                 for kh, kw, chunk, ic:                                acc in registers, from 0 or the row before
                     acc[column, oc_vector, lane] += col[tile, kh, kw, chunk, column, ic]
@@ -16,17 +14,17 @@
         y[...] = activation(acc + bias + residual)                    tile by tile
 
 The outputs of an image are one row, cut into tiles and blocks wherever its lines end. Of `col`, which is kh * kw times
-as large as x, there is only what a block needs, within L2, in the order in which its tiles read it.
+as large as x, there is only what a block needs, within L2, in the order in which its tiles read it. The tables and the
+gather are `deformable_sampling`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from math import gcd
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.deformable_sampling import chunk, fetches_ahead, fetching_ahead, gathered, place_gather
 from convtune.schedules.estimate import (
     BARRIER_CYCLES,
     LOADS_PER_CYCLE,
@@ -54,19 +52,18 @@ from convtune.schedules.tiling import (
     unroll,
 )
 
-from convtune import variants
-from convtune.expression import Arguments, Geometry, cube, epilogue, operands, or_zero, padded_input, widened
+from convtune.expression import Arguments, cube, epilogue
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
 from convtune.targets import CpuTarget
-from convtune.variants.deformable import CORNERS, Deformable, Sampling, interpolated
+from convtune.variants.deformable import CORNERS
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # tiles of a task, of which a domain has some
-TABLE_CYCLES = 90.0  # of a vector of sampled points
+TABLE_CYCLES = 30.0  # of a vector of sampled points
 MOVE_CYCLES = 3.0  # of a sampled point's offsets and mask, which come from memory
 STEP_CYCLES = 0.5  # of a step of the reduction that the FMAs do not hide
 
@@ -129,16 +126,16 @@ class DeformableGather(Estimating[CpuTarget]):
         task = sch.fuse(*loops[: 3 if order == "parallel" else 2])
         sch.parallel(task)
         place_store(sch, spec, tile, loops[-1], store)
-        gathered = task
+        around = task
         if knobs["rows"] == "all":
             place_accumulators(sch, loops[-1], reductions=4, order=(0, 1, 2, 3), unrolled=0)
         else:
-            gathered = _place_sums(sch, task, order == "inner")
-        _place_gather(sch, spec, target, task, gathered)
+            around = _place_sums(sch, task, order == "inner")
+        place_gather(sch, spec, target, task, around)
         if not spec.channels_last:
             place_pad(sch, spec, target, None)
         _merge(sch, spec, tile)
-        return sch.mod
+        return fetching_ahead(sch.mod, spec, tile) if fetches_ahead(spec, target) else sch.mod
 
     def _most_columns(self, spec: ConvSpec, target: CpuTarget) -> int:
         return min(target.vector_registers - 2, _outputs_in_l2(spec, target, "all"))
@@ -168,6 +165,8 @@ class DeformableGather(Estimating[CpuTarget]):
         groups = ceil_div(channels * spec.offset_groups, spec.in_channels)
         neighbours = len(CORNERS) * target.vector_bytes  # which lie anywhere around
         read = stream_cycles(target, neighbours, count(spec.in_shape[1:]) * 4)
+        if fetches_ahead(spec, target):
+            read /= 2
         loads = groups * vectors * (max(len(CORNERS) / LOADS_PER_CYCLE, read) + 1)
         return taps * (loads + spec.offset_groups * (TABLE_CYCLES / target.lanes + MOVE_CYCLES))
 
@@ -189,115 +188,20 @@ def _outputs_in_l2(spec: ConvSpec, target: CpuTarget, rows: str) -> int:
 def _expression(spec: ConvSpec, tile: Tile, block: int) -> Any:
     from tvm import te
 
-    depth, chunk = spec.in_channels // spec.groups, _chunk(spec, tile.width)
+    depth, wide = spec.in_channels // spec.groups, chunk(spec, tile.width)
     tiles = ceil_div(count(spec.out_size), tile.columns)
     arguments = Arguments(spec, [packed_blocks(spec, tile)])
-    col, weight = _gathered(arguments, tile, round_up(tiles, block)), arguments.weights[0]
+    col, weight = gathered(arguments, tile, round_up(tiles, block)), arguments.weights[0]
     kernel = [te.reduce_axis((0, extent), name) for name, extent in zip(("kh", "kw"), spec.kernel)]
-    part, ic = te.reduce_axis((0, depth // chunk), "part"), te.reduce_axis((0, chunk), "ic")
+    part, ic = te.reduce_axis((0, depth // wide), "part"), te.reduce_axis((0, wide), "ic")
 
     def summand(n: Any, at: Any, g: Any, co: Any, _row: Any, column: Any, cv: Any, lane: Any) -> Any:
-        sampled = col(n, at, *kernel, g * (depth // chunk) + part, column, ic)
+        sampled = col(n, at, *kernel, g * (depth // wide) + part, column, ic)
         return te.sum(
-            sampled * weight(g, co, 0, *kernel, part * chunk + ic, cv * tile.lanes + lane), axis=[*kernel, part, ic]
+            sampled * weight(g, co, 0, *kernel, part * wide + ic, cv * tile.lanes + lane), axis=[*kernel, part, ic]
         )
 
     return arguments.primfunc(_output(arguments, tile, tiled_sums(spec, tile, (spec.batch, tiles), summand)))
-
-
-def _run(spec: ConvSpec) -> int:
-    """Channels side by side that are of one group and of one offset group."""
-    assert spec.offset_groups is not None
-    return gcd(spec.in_channels // spec.groups, spec.in_channels // spec.offset_groups)
-
-
-def _chunk(spec: ConvSpec, lanes: int) -> int:
-    """Channels of a run that `col` has side by side: a vector, or where the run has no such part all of it."""
-    widest = max(size for size in range(1, lanes + 1) if _run(spec) % size == 0)
-    return widest if widest > lanes // 4 else _run(spec)
-
-
-def _gathered(arguments: Arguments, tile: Tile, tiles: int) -> Any:
-    """The stage `col`: (n, tile, kh, kw, chunk, column, channel), and those that it reads, for that many tiles."""
-    from tvm import te
-
-    spec, variant = arguments.spec, _variant(arguments.spec)
-    x = operands(Geometry.of(spec), _rows(arguments), None).x
-    outputs, width, chunk = tiles * tile.columns, spec.in_size[1], _chunk(spec, tile.width)
-    staged = {name: _staged(arguments, name, outputs + tile.width) for name in arguments.inputs}
-    index, weights, outside = _tables(arguments, staged["offset"], outputs + tile.width)
-
-    def sample(n: Any, at: Any, kh: Any, kw: Any, part: Any, column: Any, lane: Any) -> Any:
-        ic, output = part * chunk + lane, at * tile.columns + column
-        group = variant.offset_group(spec, ic)
-        of = [[table(n, group, kh, kw, q, output) for q in range(len(CORNERS))] for table in (index, weights)]
-        places = [(at // width, at % width) for at in of[0]]
-        beyond = outside(n, group, kh, kw, 0, output) != 0
-        value = interpolated(lambda q: x(n, ic, *places[q]), of[1], beyond)
-        if not spec.modulated:
-            return value
-        return staged["mask"](n, variant.tap_channel(spec, group, (kh, kw)), output) * value
-
-    shape = (spec.batch, tiles, *spec.kernel, spec.in_channels // chunk, tile.columns, chunk)
-    return te.compute(shape, sample, name="col")
-
-
-def _rows(arguments: Arguments) -> Callable[..., Any]:
-    """How to read x so that channels are side by side."""
-    if arguments.spec.channels_last:
-        return arguments.read_x
-    pad = padded_input(arguments, Geometry.of(arguments.spec))
-    return lambda n, ic, position: pad(n, *position, ic)
-
-
-def _staged(arguments: Arguments, name: str, outputs: int) -> Any:
-    """The stage `offsets` or `masks`: (n, channel, output) of that input, with zeros after the last output."""
-    from tvm import te
-
-    spec, channels = arguments.spec, _variant(arguments.spec).inputs(arguments.spec)[name]
-
-    def at(n: Any, c: Any, output: Any) -> Any:
-        exists = [] if outputs <= count(spec.out_size) else [output < count(spec.out_size)]
-        return or_zero(exists, widened(arguments.read_input(name, n, c, cube(_position(spec, output), 0))))
-
-    return te.compute((spec.batch, channels, outputs), at, name=f"{name}s")
-
-
-def _tables(arguments: Arguments, offsets: Any, outputs: int) -> list[Any]:
-    """The stages `index`, of neighbours in an image, `weights` and `outside`: each (n, group, kh, kw, q, output)."""
-    from tvm import te, tirx
-
-    spec, variant, width = arguments.spec, _variant(arguments.spec), arguments.spec.in_size[1]
-    given = operands(Geometry.of(spec), arguments.read_x, None, arguments)
-    assert spec.offset_groups is not None
-
-    def table(name: str, entries: int, entry: Callable[[Sampling], Sequence[Any]]) -> Any:
-        def at(n: Any, group: Any, kh: Any, kw: Any, q: Any, output: Any) -> Any:
-            here = dataclasses.replace(given, offset=lambda n, channel, *_: offsets(n, channel, output))
-            sampling = variant.sampling(spec, here, n, group, _position(spec, output), (kh, kw))
-            *values, value = entry(sampling)
-            for i, other in enumerate(values):
-                value = tirx.Select(q == i, other, value)
-            return value
-
-        return te.compute((spec.batch, spec.offset_groups, *spec.kernel, entries, outputs), at, name=name)
-
-    return [
-        table("index", len(CORNERS), lambda sampling: [y * width + x for y, x in sampling.corners]),
-        table("weights", len(CORNERS), lambda sampling: sampling.weights),
-        table("outside", 1, lambda sampling: [tirx.Cast("int32", sampling.outside)]),
-    ]
-
-
-def _variant(spec: ConvSpec) -> Deformable:
-    variant = variants.primitive(spec)
-    assert isinstance(variant, Deformable)
-    return variant
-
-
-def _position(spec: ConvSpec, output: Any) -> tuple[Any, Any]:
-    """Where an output is; one beyond the last is below the image."""
-    return output // spec.out_size[1], output % spec.out_size[1]
 
 
 def _output(arguments: Arguments, tile: Tile, sums: Any) -> Any:
@@ -339,31 +243,6 @@ def _place_sums(sch: Any, task: Any, tiles_outer: bool) -> Any:
     unroll(sch, sch.get_loops(sch.decompose_reduction(acc, kh))[-4:])
     sch.set_scope(acc, 0, "global")
     return kh
-
-
-def _place_gather(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any, at: Any) -> None:
-    """Computes `col` at a loop within a task, and what it reads in the task."""
-    col, chunk = sch.get_sblock("col"), _chunk(spec, target.lanes)
-    sch.compute_at(col, at, preserve_unit_loops=True)
-    kh, kw, part, column, lane = sch.get_loops(col)[-5:]
-    group, part = sch.split(part, [None, gcd(_run(spec) // chunk, int(sch.get(part).extent))])  # of one offset group
-    sch.reorder(group, column, kh, kw, part, lane)  # what the taps of an output sample lies close together
-    if chunk <= target.lanes:  # else LLVM finds vectors for what there is
-        sch.vectorize(lane)
-    for name in ("index", "weights", "outside"):
-        table = sch.get_sblock(name)
-        sch.compute_at(table, task, preserve_unit_loops=True)
-        q, output = sch.get_loops(table)[-2:]
-        output, lane = sch.split(output, [None, target.lanes], disable_predication=True)  # there is room for them
-        sch.reorder(output, q, lane)
-        sch.unroll(q)
-        sch.vectorize(lane)
-    for name in variants.primitive(spec).inputs(spec):
-        stage = sch.get_sblock(f"{name}s")
-        sch.compute_at(stage, task, preserve_unit_loops=True)
-        if spec.channels_last:
-            channel, output = sch.get_loops(stage)[-2:]
-            sch.reorder(output, channel)
 
 
 def _merge(sch: Any, spec: ConvSpec, tile: Tile) -> None:
