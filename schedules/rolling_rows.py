@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 MOST_VECTORS = 4
-# Sums that only just cover the latency of a multiply-add wait whenever one is late: on AVX2 kernels with tiles of 4 columns
-# x 2 vectors ran at 79 % of the FMA peak, with 6 x 2 at 85 to 92 %.
+# Sums that only just cover the latency of a multiply-add wait whenever one is late: with AVX2, kernels of tiles of 4
+# columns x 2 vectors ran at 79 % of the FMA peak, of 6 x 2 at 85 to 92 %.
 WAITING = 1.0
 MOST_WASTE = 1.04  # times as many columns are computed as with the best width
 
