@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.depthwise_loops import least, loop, named, part
 from convtune.schedules.depthwise_planes_loops import lanewise, vector_sums
 from convtune.schedules.depthwise_planes_plan import windows
-from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, stream_cycles
+from convtune.schedules.estimate import (
+    FEWEST_SUMS,
+    FMAS_PER_CYCLE,
+    LOADS_PER_CYCLE,
+    TILE_CYCLES,
+    Tasks,
+    overlapped,
+    stream_cycles,
+)
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced
 from convtune.schedules.written import Held, written
@@ -36,6 +44,9 @@ from convtune.targets import CpuTarget
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
+
+BLEND_FMAS = 0.5  # of two inputs: some ports blend that do not multiply
+STORE_CYCLES = 6.0  # of a vector of outputs: its sums are stored, read again, permuted or not, and stored
 
 
 class GroupedPointwise(Estimating[CpuTarget]):
@@ -55,12 +66,12 @@ class GroupedPointwise(Estimating[CpuTarget]):
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         positions, vectors = _positions(spec), ceil_div(spec.out_channels, _lanes(spec, target))
-        parts = [target.threads << shift for shift in range(6)]
+        parts = [size for shift in range(6) if (size := target.threads << shift) <= positions]
         return {
             "columns": tuple(size for size in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14) if size <= positions),
             "vectors": tuple(size for size in (1, 2, 3, 4, 5, 6) if size <= vectors),
             "tiles": tuple(size for size in (1, 2, 4, 8, 16) if size <= positions),
-            "parts": spaced({1, *(size for size in parts if size <= positions)}, 4),
+            "parts": tuple(sorted({*parts[:1], *spaced({1, *parts}, 4)})),  # of few positions a part a thread
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
@@ -85,10 +96,10 @@ class GroupedPointwise(Estimating[CpuTarget]):
             sums = plan.columns * len(block)
             permutes = plan.columns * sum(len(plan.groups_of([vector])) - 1 for vector in block)
             loads = plan.columns * len(groups) + len(block)
-            step = max((max(sums, FEWEST_SUMS) + permutes) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
+            step = max((max(sums, FEWEST_SUMS) + BLEND_FMAS * permutes) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
             size = 4 * plan.depth * len(block) * plan.lanes
-            cycles += tiles * (plan.depth * step + 2 * sums + TILE_CYCLES + stream_cycles(target, size, size))
-        stores = positions * len(plan.all) * (6 if plan.shuffled else 2)
+            cycles += tiles * overlapped(plan.depth * step + 2 * sums + TILE_CYCLES, stream_cycles(target, size, size))
+        stores = positions * len(plan.all) * STORE_CYCLES
         return Tasks(plan.parts, cycles + stores).on(target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
