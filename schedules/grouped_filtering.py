@@ -1,4 +1,4 @@
-"""Grouped convolution, channels last, by minimal filtering along rows or direct sums; lanes across small groups.
+"""Grouped convolution by minimal filtering along rows or direct sums; lanes across small groups.
 
     parallel task = (n, a few units, block of rows):
         for row that the block reads, unit: V[unit, point, row, tile, ic, group] = B^T x          in the first caches
@@ -20,7 +20,8 @@ columns meet all taps.
 A row of V has zeros where it lies outside of x; taps that meet such rows are left out where a register tile has all
 rows. With stride 2, what is filtered of three taps is the first and the last; products with the other are outputs
 themselves, and have entries of V and M after those of the points. A task has several units where the channels of one
-are few: then it reads and writes more of a line's neighbours, which lie on the same page and are fetched ahead.
+are few: then it reads and writes more of what lies on a page, and lines side by side are fetched ahead. This is how
+channels last are; for channels first see `grouped_filtering_planes`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from convtune.schedules.estimate import (
 from convtune.schedules.filtering_estimate import UNIT_ROUNDOFF
 from convtune.schedules.grouped_filtering_loops import Kernel
 from convtune.schedules.grouped_filtering_plan import Plan, axes_of, plan_of
+from convtune.schedules.grouped_filtering_planes import PlanesKernel
 from convtune.schedules.tiling import LARGEST_BODY, ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
 
@@ -56,15 +58,19 @@ if TYPE_CHECKING:
 
 TILES = (2, 3, 4, 5, 6, 7)
 MOST_ALPHA = 9
+MOST_ROWS = 512  # of x that a plane's code reads, in vectors
+TWO_PLANES_CYCLES = 3.5  # of a vector from planes of several groups, loads and permutes
 FETCHED_PER_CYCLE = 20.0  # bytes that come one after the other from the third cache
 
 
 class GroupedFiltering(Estimating[CpuTarget]):
     name = "grouped_filtering"
-    summary = "grouped, channels last: rows by F(m, r) or direct; lanes across small groups without permutes"
+    summary = "grouped: rows by F(m, r) or direct, columns channels first; lanes across small groups without permutes"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        if not isinstance(target, CpuTarget) or spec.variant != "grouped" or not spec.channels_last:
+        if not isinstance(target, CpuTarget) or spec.variant != "grouped":
+            return False
+        if not spec.channels_last and (spec.rank < 2 or min(map(count, (spec.in_size, spec.out_size))) < target.lanes):
             return False
         if spec.rank > 2 or count(spec.kernel) == 1:
             return False
@@ -85,8 +91,8 @@ class GroupedFiltering(Estimating[CpuTarget]):
             "rows": tuple(size for size in (1, 2, 3, 4, 5, 6, 7, 8) if size <= rows.out),
             "tiles": tuple(size for size in (1, 2, 3, 4, 6, 8) if size <= columns.out),
             "vectors": tuple(size for size in (1, 2) if vectors % size == 0),
-            "row_blocks": spaced((size for size in parts if size <= rows.out), 5),
-            "units": tuple(size for size in (1, 2, 4) if units % size == 0),
+            "row_blocks": spaced((size for size in parts if size <= rows.out), 5) if spec.channels_last else (1,),
+            "units": tuple(size for size in (1, 2, 4) if units % size == 0) if spec.channels_last else (1,),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
@@ -100,7 +106,10 @@ class GroupedFiltering(Estimating[CpuTarget]):
             return False
         if sums * rows.taps * columns.parts > LARGEST_BODY:
             return False
-        return 4 * plan.span * plan.columns.places * (plan.v_point + plan.m_point) <= target.l2_bytes / 2
+        if plan.planes and plan.unrolled > MOST_ROWS:
+            return False
+        kept = plan.outputs * rows.out * columns.out if plan.planes else 0
+        return 4 * (plan.span * columns.places * (plan.v_point + plan.m_point) + kept) <= target.l2_bytes / 2
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = plan_of(spec, target, knobs)
@@ -113,7 +122,8 @@ class GroupedFiltering(Estimating[CpuTarget]):
         """Cycles of one call, coarsely."""
         plan = plan_of(spec, target, knobs)
         rows, row_tiles = plan.rows.reached(plan.block), ceil_div(plan.block, plan.high)
-        made = rows * plan.columns.groups * ceil_div(plan.inputs, plan.lanes) * _input_cycles(plan)
+        vectors = plan.v_value // plan.lanes if plan.planes else rows * ceil_div(plan.inputs, plan.lanes)
+        made = vectors * plan.columns.groups * _input_cycles(plan) + (_squares_cycles(plan) if plan.planes else 0.0)
         compute = made + row_tiles * (_product_cycles(plan) + _output_cycles(plan))
         u_bytes = 4 * prod(plan.u_shape[1:])
         v_bytes, m_bytes = 4 * plan.columns.places * plan.v_point, 4 * plan.columns.places * plan.m_point
@@ -122,7 +132,7 @@ class GroupedFiltering(Estimating[CpuTarget]):
         streamed += (row_tiles - 1 / plan.blocks) * stream_cycles(target, u_bytes, held)
         # a line is read, then written, and evicts another; then it is read for the products
         streamed += 4 * stream_cycles(target, v_bytes, plan.span * (v_bytes + m_bytes))
-        runs = rows * plan.columns.size + plan.block * plan.columns.out
+        runs = 0 if plan.planes else rows * plan.columns.size + plan.block * plan.columns.out
         task = plan.span * overlapped(compute, streamed) + runs * RUN_CYCLES
         return Tasks(plan.batch * plan.spans * plan.blocks, task).on(target)
 
@@ -130,7 +140,7 @@ class GroupedFiltering(Estimating[CpuTarget]):
         """PyTorch's (oc, ic, kh, kw) to (unit, filter, pass, ic, kh and part, oc of a pass)."""
         plan = plan_of(spec, target, knobs)
         columns = plan.columns
-        steps: list[PackStep] = []
+        steps: list[PackStep] = [] if spec.channels_last else [{"op": "transpose", "axes": [0, 1, 3, 2]}]
         if columns.filter is not None:
             rows = spec.out_channels * plan.depth * plan.rows.taps
             steps.append({"op": "reshape", "shape": [rows, columns.taps]})
@@ -150,7 +160,8 @@ class GroupedFiltering(Estimating[CpuTarget]):
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = plan_of(spec, target, knobs)
-        return written(spec, plan.u_shape, lambda buffers, y: Kernel(spec, plan, Held(spec, buffers), y).kernel())
+        kernel = PlanesKernel if plan.planes else Kernel
+        return written(spec, plan.u_shape, lambda buffers, y: kernel(spec, plan, Held(spec, buffers), y).kernel())
 
 
 def _tiles(spec: ConvSpec) -> tuple[int, ...]:
@@ -172,14 +183,22 @@ def _input_cycles(plan: Plan) -> float:
     operations = columns.filter.operations[0] if columns.filter else 0
     made = (columns.group - len(columns.plain)) * (operations / 2 + 2)
     values = sum(columns.inputs(part) for part in range(columns.group))
-    return values * (1.0 if plan.shared == 1 else 1.5) + made
+    if plan.shared == 1:
+        return values + made
+    return values * (TWO_PLANES_CYCLES if plan.planes else 1.5) + made
+
+
+def _squares_cycles(plan: Plan) -> float:
+    """Of the outputs of a unit that are transposed: loads, stores and permutes."""
+    squares = ceil_div(plan.rows.out * plan.columns.out, plan.lanes) * plan.outputs // plan.lanes
+    return squares * plan.lanes * (plan.lanes.bit_length() + 1.0)
 
 
 def _output_cycles(plan: Plan) -> float:
     """Of a row tile."""
     columns = plan.columns
     operations = columns.filter.operations[1] if columns.filter else 0
-    one = columns.places / 2 + operations / 2 + columns.m * (1.0 if plan.shared == 1 else 1.5) + 2
+    one = columns.places / 2 + operations / 2 + columns.m * (1.0 if plan.shared == 1 or plan.planes else 1.5) + 2
     return plan.high * columns.tiles * plan.outputs / plan.lanes * one
 
 

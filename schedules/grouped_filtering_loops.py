@@ -49,13 +49,18 @@ class Kernel:
                 return named(start, "row", lambda row: sequence([products(row), self._rows(at, m, row)]))
 
             reached = (rows - 1) * plan.rows.stride + plan.rows.reached(1)
-            made = loop(0, reached, lambda row: self._row(at, v, row), name="row")
-            return sequence([made, loop(0, (rows + plan.high - 1) // plan.high, tile, name="row_tile")])
+            return sequence(
+                [self._made(at, v, reached), loop(0, (rows + plan.high - 1) // plan.high, tile, name="row_tile")]
+            )
 
         # of one dimension: TVM 0.27 drops what lies unused between points that are another
         sizes = [plan.span * plan.columns.places * distance for distance in (plan.v_point, plan.m_point)]
         with_v = lambda v: allocated(sizes[1:], "m", "global", lambda m: with_buffers(v, m))  # noqa: E731
         return allocated(sizes[:1], "v", "global", with_v)
+
+    def _made(self, at: At, v: Any, reached: Expr) -> Stmt:
+        """So many rows of V."""
+        return loop(0, reached, lambda row: self._row(at, v, row), name="row")
 
     def _row(self, at: At, v: Any, row: Expr) -> Stmt:
         """A row of V, zeros where it lies outside of x."""
@@ -201,8 +206,8 @@ class Kernel:
                         if not plan.still or rows.inside(where[1]):
                             meets.setdefault(where, []).append((r, kh, t, k))
         for (column, down), uses in meets.items():
-            base = (row * rows.stride + down) * plan.v_row + (tile * columns.step + column) * plan.inputs
-            value = bind(self._spread(v, at[2] * columns.places + point, base + ic * plan.shared))
+            entry = self._entry(row * rows.stride + down, tile * columns.step + column, ic)
+            value = bind(self._spread(v, at[2] * columns.places + point, entry))
             for r, kh, t, k in uses:
                 for i in range(plan.vectors):
                     if (kh, k, i) not in filters:
@@ -214,6 +219,10 @@ class Kernel:
                     total = tirx.BufferLoad(acc[r, t, i], whole)
                     bind.store(acc[r, t, i], whole, total + value * filters[kh, k, i])
         return sequence(bind.statements)
+
+    def _entry(self, row: Expr, value: Expr, ic: Expr) -> Expr:
+        """Where in V, from a place's first entry on, is an input channel of a value of a row."""
+        return row * self.plan.v_row + value * self.plan.inputs + ic * self.plan.shared
 
     def _spread(self, v: Any, point: Expr, first: Expr) -> Expr:
         """An input channel of each group, repeated: a load of 4, 8 or 16 bytes that are broadcast."""
@@ -258,13 +267,21 @@ class Kernel:
         made = values if columns.filter is None else columns.filter.transform_output(values[: columns.alpha], bind)
         if columns.plain:
             made = [value + plain for value, plain in zip(made, values[columns.alpha :])]
-        made = [value if plan.shared == 1 else tirx.Shuffle([bind(value)], plan.apart) for value in made[:count]]
-        oh, oc = at[3] + rows[0] + rows[1], (at[1] + at[2]) * plan.outputs + channel
+        return self._kept(at, bind, made[:count], (rows[0] + rows[1], tile * columns.m), channel)
+
+    def _kept(self, at: At, bind: Binder, made: list[Expr], place: tuple[Expr, Expr], channel: Expr) -> Stmt:
+        """Outputs side by side, from a place of a task's rows on, of a vector of channels, in y."""
+        from tvm import tirx
+
+        plan, lanes, count = self.plan, self.plan.lanes, len(made)
+        if plan.shared > 1:
+            made = [tirx.Shuffle([bind(value)], plan.apart) for value in made]
+        oh, oc = at[3] + place[0], (at[1] + at[2]) * plan.outputs + channel
 
         def output(sums: Callable[[Expr], Expr], i: Expr, lane: Expr) -> Stmt:
-            place = (0, oh, tile * columns.m + i)[3 - self.spec.rank :]
-            value = epilogue(self.arguments, sums(lane), at[0], oc + lane, place)
-            return tirx.BufferStore(self.y, value, [at[0], *place, oc + lane])
+            where = (0, oh, place[1] + i)[3 - self.spec.rank :]
+            value = epilogue(self.arguments, sums(lane), at[0], oc + lane, where)
+            return tirx.BufferStore(self.y, value, [at[0], *where, oc + lane])
 
         if self.spec.activation in LONG_ACTIVATIONS:  # once in the code
             return allocated((count, lanes), "row", "local", lambda row: self._rolled(bind, row, made, output))

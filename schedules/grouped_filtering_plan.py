@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_points import Filtering, filtering
-from convtune.schedules.tiling import ceil_div, spread
+from convtune.schedules.tiling import ceil_div, round_up, spread
 
 from convtune.expression import cube
 
@@ -183,7 +183,8 @@ class Rows:
 @dataclass(frozen=True)
 class Plan:
     """A unit is as many groups as fill a vector, or one. high x wide x vectors: a register tile, of rows, tiles of
-    columns and vectors of output channels. blocks: of the rows; span: units of a task, which is a block of them."""
+    columns and vectors of output channels. blocks: of the rows; span: units of a task, which is a block of them.
+    planes: channels first, where rows are columns of x and the other way round."""
 
     rows: Rows
     columns: Columns
@@ -197,6 +198,7 @@ class Plan:
     vectors: int
     blocks: int
     span: int
+    planes: bool = False
 
     @property
     def shared(self) -> int:
@@ -244,8 +246,42 @@ class Plan:
 
     @property
     def v_point(self) -> int:
-        """Elements from place to place of V: (place, row, value of it, channel)."""
-        return spread(self.rows.reached(self.block) * self.v_row)
+        """Elements from place to place of V: (row, value of it, channel), of a plane (value, channel, row, group)."""
+        return spread(self.columns.length * self.v_value if self.planes else self.rows.reached(self.block) * self.v_row)
+
+    @property
+    def skipped(self) -> int:
+        """Rows of padding before x that a plane's V lacks."""
+        return self.rows.before if self.still else 0
+
+    @property
+    def pitch(self) -> int:
+        """Rows of V of a channel of a plane, so many that vectors are whole or hold whole channels."""
+        rows = min(self.rows.size, self.rows.reached(self.rows.out) - self.rows.before)
+        need = self.shared * (rows if self.still else self.rows.reached(self.rows.out))
+        return (round_up(need, self.lanes) if need > self.lanes else 1 << (need - 1).bit_length()) // self.shared
+
+    @property
+    def unrolled(self) -> int:
+        """Vectors of rows that the values of a plane's channels are made of, all in the code."""
+        columns = self.columns
+        values = sum(columns.inputs(part) for part in range(columns.group))
+        return self.vectors_of_channel * columns.groups * values
+
+    @property
+    def vectors_of_channel(self) -> int:
+        """Of a plane's values of a channel of each group."""
+        return max(1, self.pitch * self.shared // self.lanes)
+
+    @property
+    def channels_together(self) -> int:
+        """Of a plane's vector."""
+        return max(1, self.lanes // (self.pitch * self.shared))
+
+    @property
+    def v_value(self) -> int:
+        """Elements from value to value of V of a plane."""
+        return round_up(max(self.depth, self.channels_together) * self.pitch * self.shared, self.lanes)
 
     @property
     def m_point(self) -> int:
@@ -270,10 +306,12 @@ class Plan:
 
 
 def axes_of(spec: ConvSpec, m: int) -> tuple[Rows, Columns]:
-    """The dimensions of a layer of one or two, its columns in tiles of m."""
+    """The dimensions of a layer of one or two, its columns in tiles of m; channels first its rows are the columns."""
     pads = cube([before for before, _ in spec.padding], 0)
     fields = zip(*map(cube, (spec.kernel, spec.stride, spec.dilation)), pads, cube(spec.in_size), cube(spec.out_size))
     _, rows, columns = fields
+    if not spec.channels_last:
+        rows, columns = columns, rows
     return Rows(*rows), Columns(m, *columns)
 
 
@@ -293,4 +331,5 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         vectors=int(knobs["vectors"]),
         blocks=int(knobs["row_blocks"]),
         span=int(knobs["units"]),
+        planes=not spec.channels_last,
     )

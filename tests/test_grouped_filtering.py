@@ -18,6 +18,9 @@ from convtune.spec import ConvSpec
 NARROW = ConvSpec.parse("grouped,n=2,ic=16,oc=16,in=5x11,k=3x3,p=1,g=8,bias,act=gelu,layout=NHWC")
 UNEVEN = ConvSpec.parse("grouped,ic=12,oc=16,in=7x23,k=3x3,p=4,g=4,act=relu,residual,layout=NHWC")
 STRIDED = ConvSpec.parse("grouped,ic=14,oc=16,in=9x13,k=2x3,s=2,p=1,g=2,layout=NHWC")
+PLANES = ConvSpec.parse("grouped,n=2,ic=12,oc=16,in=7x23,k=3x2,s=1x2,p=4,g=4,act=gelu,residual,bias,layout=NCHW")
+SMALL = ConvSpec.parse("grouped,n=2,ic=14,oc=16,in=7x7,k=5x3,p=2x1,g=2,act=relu,layout=NCHW")
+STRIDED_PLANES = ConvSpec.parse("grouped,ic=18,oc=48,in=13x9,k=3,s=2,p=1,g=6,residual,layout=NCHW")
 LONG = ConvSpec.parse("grouped,n=3,ic=10,oc=16,in=37,k=5,s=3,p=2,g=2,bias,layout=NWC")
 
 
@@ -93,7 +96,7 @@ def test_lanes_hold_the_same_channel_of_each_group(groups: int, depth: int, run:
     assert [tuple(sums[i]) for i in plan.apart] == [(g, oc) for g in range(plan.shared) for oc in range(run)]
 
 
-@pytest.mark.parametrize("spec", [NARROW, UNEVEN, STRIDED, LONG], ids=str)
+@pytest.mark.parametrize("spec", [NARROW, UNEVEN, STRIDED, LONG, PLANES, STRIDED_PLANES], ids=str)
 def test_tiles_fit_in_their_tasks(spec: ConvSpec) -> None:
     target = machine()
     for knobs in all_knobs(grouped_filtering, spec, target):
@@ -111,6 +114,10 @@ def test_tiles_fit_in_their_tasks(spec: ConvSpec) -> None:
         (STRIDED, {"w_tile": 4, "rows": 3}),
         (STRIDED, {"w_tile": 2, "rows": 5, "row_blocks": 1, "units": 2}),
         (LONG, {"w_tile": 2}),
+        (PLANES, {"w_tile": 3, "rows": 5}),
+        (SMALL, {"w_tile": 3, "rows": 7}),
+        (SMALL, {"w_tile": 1, "rows": 3}),
+        (STRIDED_PLANES, {"w_tile": 7, "rows": 5}),
     ],
     ids=str,
 )
