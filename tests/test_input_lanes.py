@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance_cases import corner, runnable
+from conformance_cases import corner, runnable, runnable_targets
 from convtune.schedules.input_lanes import Plan, _plan, input_lanes
 from synthetic_spaces import machine
 from test_conformance import check
 
 from convtune.space import all_knobs
 from convtune.spec import ConvSpec
+from convtune.targets import CpuTarget
 
 HEAD = ConvSpec.parse("pointwise,n=2,ic=24,oc=3,in=7x11,k=1x1,bias,act=gelu,residual,layout=NHWC")
 BORDERED = ConvSpec.parse("conv,n=2,ic=8,oc=5,in=6x13,k=3x5,s=2x1,p=4x3,bias,act=relu,layout=NHWC")
@@ -74,3 +75,9 @@ def test_only_outputs_that_leave_lanes_of_a_vector_empty(channels: int, taken: b
 def test_corners_are_right(spec: ConvSpec, wanted: dict[str, Any]) -> None:
     target = runnable("x86-64-v3")
     check(input_lanes, spec, target, corner(input_lanes, spec, target, wanted))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", runnable_targets(), ids=lambda target: target.name)
+def test_the_default_of_each_vector_width_is_right(target: CpuTarget) -> None:
+    check(input_lanes, HEAD, target, input_lanes.default(HEAD, target))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conformance_cases import corner, runnable
+from conformance_cases import corner, runnable, runnable_targets
 from convtune.schedules.pointwise_shared import Plan, _share, pointwise_shared
 from synthetic_spaces import machine
 from test_conformance import check
 
 from convtune.space import all_knobs
 from convtune.spec import ConvSpec, count
+from convtune.targets import CpuTarget
 
 HALF = ConvSpec.parse("pointwise,n=2,ic=7,oc=12,in=5x7,k=1x1,bias,act=gelu,residual,layout=NHWC")
 LESS = ConvSpec.parse("pointwise,ic=13,oc=19,in=31,k=1,bias,layout=NWC")
@@ -59,3 +60,12 @@ def test_tiles_fit_in_their_tasks_and_share_whole_vectors(spec: ConvSpec) -> Non
 def test_corners_are_right(spec: ConvSpec, wanted: dict[str, Any]) -> None:
     target = runnable("x86-64-v3")
     check(pointwise_shared, spec, target, corner(pointwise_shared, spec, target, wanted))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", runnable_targets(), ids=lambda target: target.name)
+def test_the_default_of_each_vector_width_is_right(target: CpuTarget) -> None:
+    """Of 3 channels beside whole vectors: of 4 positions in 16 lanes, of 2 in 8; 4 lanes are too few to share."""
+    assert pointwise_shared.takes(LESS, target) is (target.lanes > 4)
+    if target.lanes > 4:
+        check(pointwise_shared, LESS, target, pointwise_shared.default(LESS, target))
