@@ -35,6 +35,7 @@ from convtune.schedules.filtering_estimate import (
     output_cycles,
 )
 from convtune.schedules.filtering_input import InputTransform
+from convtune.schedules.filtering_near import stored_columns
 from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_plan import TILE_KNOBS, Place, Plan, plan_of, register_tiles, tile_sizes
 from convtune.schedules.filtering_products import nonzero
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 64
 SUM_CYCLES = 3.0  # a vector of sums is cleared and stored, twice, which short sums do not hide
+CHUNK_COLUMNS = 64  # of a row, that are stored to planes together
 COPIED_PER_CYCLE = 2.0  # elements that are transposed in squares, of a thread
 
 
@@ -126,7 +128,11 @@ class FilteredRows(Estimating[CpuTarget]):
             shape = (spec.batch, depth, height, width * spec.in_channels)
             return viewed([tensors.source], shape, lambda views: _tasks(spec, plan, row, tensors, views[0]))
 
-        return written(spec, plan.u_shape, lambda buffers, y: with_tensors(spec, plan.lanes, buffers, y, made))
+        return written(
+            spec,
+            plan.u_shape,
+            lambda buffers, y: with_tensors(spec, plan.lanes, buffers, y, made, (False, not spec.channels_last)),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +224,7 @@ def _rows(spec: ConvSpec, plan: Plan, row: _Row, v: Any, x: Any, index: Any) -> 
     transform = InputTransform(
         spec,
         flat_plan,
-        lambda n, element, position: tirx.BufferLoad(x, [n, *position[:2], element]),
+        lambda n, element, lane, position: tirx.BufferLoad(x, [n, *position[:2], element + lane]),
         lambda point, _row, element: (v, (point, row.first + element)),
     )
     whole, rest = divmod(elements, plan.lanes)
@@ -240,7 +246,9 @@ def _outputs(spec: ConvSpec, plan: Plan, row: _Row, tensors: Tensors, v: Any, in
         return when(ragged, transform.at(place, i, number))
 
     def with_m(m: Any) -> Any:
-        transform = OutputTransform(spec, plan, tensors, m)
+        if tensors.y is None:
+            return _through_chunks(spec, plan, row, tensors, (v, m), (n, *found))
+        transform = OutputTransform(spec, plan, tensors.store, m)
 
         def tile(at: Sequence[Any]) -> Any:
             number, outer = at
@@ -251,6 +259,52 @@ def _outputs(spec: ConvSpec, plan: Plan, row: _Row, tensors: Tensors, v: Any, in
         return nest([plan.passes, ceil_div(row.columns, plan.rows)], tile)
 
     return allocated(plan.m_shape, "m", "global", with_m)
+
+
+def _through_chunks(
+    spec: ConvSpec, plan: Plan, row: _Row, tensors: Tensors, buffers: tuple[Any, Any], at: tuple[Any, ...]
+) -> Any:
+    """All columns of the tile's rows, some at a time with channels last in a copy, then stored to planes."""
+    from tvm import tirx
+
+    (v, m), (n, *found) = buffers, at
+    tiles = ceil_div(row.columns, plan.rows)
+    chunk = min(tiles, max(1, CHUNK_COLUMNS // plan.rows))
+    begin = [axis.output(axis.unit(r, t), 0) for axis, r, t in zip(plan.axes[:2], found[:2], found[2:])]
+    transform = OutputTransform(spec, plan, tensors.store, m)
+
+    def with_near(near: Any) -> Any:
+        def tile(number: Any, first: Any, outer: Any) -> Any:
+            column = (first + outer) * plan.rows
+            product = loop(plan.points, lambda p: _product(plan, row, (v, tensors.weight, m), p, number, column))
+            return sequence([product, loop(plan.rows, lambda i: kept(number, column, outer * plan.rows, i))])
+
+        def kept(number: Any, column: Any, inside: Any, i: Any) -> Any:
+            def of_vector(source: Any, run: Any, channel: Any, width: int) -> Any:
+                def keep(n: Any, oc: Any, lane: Any, position: Sequence[Any], value: Any) -> Any:
+                    line = [(p - b) // axis.step for p, b, axis in zip(position, begin, plan.axes)]
+                    return tirx.BufferStore(near, value, [*line, inside + i, source + lane])
+
+                place = Place(n, (*found[:2], 0), (*found[2:], column + i))
+                return OutputTransform(spec, plan, keep, m).channels(place, i, source, run, channel, width)
+
+            ragged = [column + i < row.columns] if row.columns % plan.rows else []
+            return when(ragged, transform.vectors(number, of_vector))
+
+        def part(index: Sequence[Any]) -> Any:
+            number, first = index[0], index[1] * chunk
+
+            def one(i: Any) -> Any:
+                return when([first + i < tiles] if tiles % chunk else [], tile(number, first, i))
+
+            made = loop(chunk, one)
+            ends = (first * plan.rows, (first + chunk) * plan.rows)
+            return sequence([made, stored_columns(plan, tensors.planes, transform, near, (n, number), begin, ends)])
+
+        return nest([plan.passes, ceil_div(tiles, chunk)], part)
+
+    shape = (plan.axes[0].m, plan.axes[1].m, chunk * plan.rows, plan.width)
+    return allocated(shape, "near", "global", with_near)
 
 
 def _product(plan: Plan, row: _Row, buffers: tuple[Any, Any, Any], point: Any, number: Any, column: Any) -> Any:

@@ -37,7 +37,10 @@ class InputTransform:
     def __init__(
         self, spec: ConvSpec, plan: Plan, read: Callable[..., Expr], v: Callable[..., tuple[Any, Any]]
     ) -> None:
-        """read(n, channel, position): x. v(point, tile, element): the buffer and the indices of V."""
+        """read(n, channel, lane, position): x, of a channel and those after it.
+
+        v(point, tile, element): the buffer and the indices of V.
+        """
         self.spec, self.plan, self.read, self.v = spec, plan, read, v
         self.filtered = [i for i, axis in enumerate(plan.axes) if axis.filter]
 
@@ -57,7 +60,7 @@ class InputTransform:
             return _PartTransform(self, lacking).passes(place.n, start, at, width, sizes)
 
         made = sequence([_parts(runs, each_part) for runs in itertools.product(*map(_runs, axes))])
-        first = lambda n, position: self.read(n, base + channel, position)  # noqa: E731
+        first = lambda n, position: self.read(n, base + channel, 0, position)  # noqa: E731
         return when(exists(self.plan, q), fetching_next(self.plan, first, q, made))
 
 
@@ -128,7 +131,7 @@ class _PartTransform:
                 for i in range(self.inputs[first]):
                     position = [*place[:first], place[first] + i * axis.pitch, *place[first + 1 :]]
                     conditions = _outside(axes, position) if checked else []
-                    values.append(bind(_or_zero(conditions, widened(self.read(n, at[2] + lane, position)))))
+                    values.append(bind(_or_zero(conditions, widened(self.read(n, at[2], lane, position)))))
                 return self._store(bind, 0, values, index, at, lane, to)
 
             return loop(width, body, "VECTORIZED", "lane")

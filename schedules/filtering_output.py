@@ -7,7 +7,6 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_plan import Place, Plan, exists, place_of
-from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.statements import (
     Binder,
     Expr,
@@ -29,8 +28,9 @@ if TYPE_CHECKING:
 class OutputTransform:
     """Y = A^T M A of one tile and a vector of channels, with the epilogue, stored where there are outputs."""
 
-    def __init__(self, spec: ConvSpec, plan: Plan, tensors: Tensors, m: Any) -> None:
-        self.spec, self.plan, self.tensors, self.m = spec, plan, tensors, m
+    def __init__(self, spec: ConvSpec, plan: Plan, store: Callable[..., Stmt], m: Any) -> None:
+        """store(n, channel, lane, position, value): of a channel and those after it."""
+        self.spec, self.plan, self.store, self.m = spec, plan, store, m
         self.filtered = [i for i, axis in enumerate(plan.axes) if axis.filter]
 
     def tile(self, q: Expr, row: Expr, number: Expr) -> Stmt:
@@ -39,15 +39,25 @@ class OutputTransform:
 
     def at(self, place: Place, row: Expr, number: Expr) -> Stmt:
         """Of the tile at a place."""
+        return self.vectors(number, lambda *vector: self.channels(place, row, *vector))
+
+    def vectors(self, number: Expr, body: Callable[[Expr, Expr, Expr, int], Stmt], phases_apart: bool = True) -> Stmt:
+        """body(where in a row of M, run, channel of the run, width) for each vector of the pass with that number.
+
+        phases_apart: or else only of first phases, whose pass has all others too.
+        """
         plan = self.plan
+        together = 1 if phases_apart else plan.phases
 
         def vector(index: Sequence[Expr]) -> Stmt:
             block, cv = index
+            if together > 1:
+                block = block // plan.blocks * plan.blocks * together + block % plan.blocks
             linear = number * plan.per_pass + block
             run, within = (linear // plan.blocks, linear % plan.blocks) if plan.runs > 1 else (0, linear)
             channel = (within * plan.vectors + cv) * plan.lanes
             source = (block * plan.vectors + cv) * plan.lanes
-            whole = self._channels(place, row, source, run, channel, plan.lanes)
+            whole = body(source, run, channel, plan.lanes)
             tail = plan.run % plan.lanes
             if plan.blocks * plan.width == plan.run:
                 return whole
@@ -55,14 +65,15 @@ class OutputTransform:
                 return when([channel < plan.run], whole)
             if plan.overlaps:  # TVM 0.27 divides by zero where an index has a minimum in it
                 back = plan.lanes - tail
-                rest = self._channels(place, row, source - back, run, channel - back, plan.lanes)
+                rest = body(source - back, run, channel - back, plan.lanes)
             else:
-                rest = self._channels(place, row, source, run, channel, tail)
+                rest = body(source, run, channel, tail)
             return when([channel + plan.lanes <= plan.run], whole, when([channel < plan.run], rest))
 
-        return nest([plan.per_pass, plan.vectors], vector)
+        return nest([plan.per_pass // together, plan.vectors], vector)
 
-    def _channels(self, place: Place, row: Expr, source: Expr, run: Expr, channel: Expr, width: int) -> Stmt:
+    def channels(self, place: Place, row: Expr, source: Expr, run: Expr, channel: Expr, width: int) -> Stmt:
+        """Of the tile at a place and a vector of channels."""
         axes, phases = self.plan.axes, self.plan.phases
         base = [axis.unit(r, t) for axis, r, t in zip(axes, place.residues, place.tiles)]
         group, of_phase = (run // phases, run % phases) if phases > 1 else (run, 0)
@@ -130,7 +141,7 @@ class OutputTransform:
         def stored(i: Expr, value: Expr, lane: Expr) -> Stmt:
             place = axis.output(first[current] + i * axis.step, phases[current])
             position = [*places[:current], place, *places[current + 1 :]]
-            return when(axis.inside(place), self.tensors.store(n, oc + lane, position, value))
+            return when(axis.inside(place), self.store(n, oc, lane, position, value))
 
         def direct(lane: Expr) -> Stmt:
             bind = Binder()

@@ -10,7 +10,7 @@ from convtune.schedules.statements import Expr, Stmt, allocated, flat, sequence
 from convtune.schedules.transposing import transpose
 from convtune.schedules.written import Buffers, Held
 
-from convtune.expression import cube, epilogue
+from convtune.expression import cube, epilogue, widened
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -19,67 +19,76 @@ Body = Callable[["Tensors"], Stmt]
 
 
 class Tensors(Held):
-    """The arguments of a kernel as buffers, with the one that sums are stored to."""
+    """The arguments of a kernel as buffers, with the one that sums are stored to.
 
-    def __init__(self, spec: ConvSpec, buffers: Buffers, y: Any) -> None:
+    planes: the tensors as they are, (n, channel, position), where tasks move parts of them themselves; `source` or `y`
+    is None then.
+    """
+
+    def __init__(self, spec: ConvSpec, buffers: Buffers, y: Any, planes: Tensors | None = None) -> None:
         super().__init__(spec, buffers)
-        self.y = y
+        self.y, self.planes = y, planes or self
 
-    def read(self, n: Expr, channel: Expr, position: Sequence[Expr]) -> Expr:
-        """x at a position of three entries."""
+    def read(self, n: Expr, channel: Expr, lane: Expr, position: Sequence[Expr]) -> Expr:
+        """x of a channel and those after it, at a position of three entries."""
         from tvm import tirx
 
         spec = self.spec
         if spec.channels_last:
-            return tirx.BufferLoad(self.source, [n, *position[3 - spec.rank :], channel])
-        return tirx.BufferLoad(self.source, [n, flat(position, cube(spec.in_size)), channel])
+            return tirx.BufferLoad(self.source, [n, *position[3 - spec.rank :], channel + lane])
+        return tirx.BufferLoad(self.source, [n, flat(position, cube(spec.in_size)), channel + lane])
 
-    def store(self, n: Expr, channel: Expr, position: Sequence[Expr], value: Expr) -> Stmt:
+    def store(self, n: Expr, channel: Expr, lane: Expr, position: Sequence[Expr], value: Expr) -> Stmt:
         """y at a position of three entries, with the epilogue; or the sum where y is stored from a copy."""
         from tvm import tirx
 
-        spec, place = self.spec, list(position)[3 - self.spec.rank :]
+        spec, place, channel = self.spec, list(position)[3 - self.spec.rank :], channel + lane
         if not spec.channels_last:
             return tirx.BufferStore(self.y, value, [n, flat(position, cube(spec.out_size)), channel])
         return tirx.BufferStore(self.y, epilogue(self, value, n, channel, place), [n, *place, channel])
 
+    def store_flat(self, n: Expr, channel: Expr, position: Expr, value: Expr) -> Stmt:
+        """A plane's element, with the epilogue."""
+        from tvm import tirx
 
-def with_tensors(spec: ConvSpec, lanes: int, buffers: Buffers, y: Any, body: Body) -> Stmt:
-    """body(tensors), between copies from and to channels-first tensors where the spec has these."""
+        return tirx.BufferStore(self.y, epilogue(self, value, n, channel, [position]), [n, channel, position])
+
+
+def with_tensors(
+    spec: ConvSpec, lanes: int, buffers: Buffers, y: Any, body: Body, near: tuple[bool, bool] = (False, False)
+) -> Stmt:
+    """body(tensors), between copies from and to channels-first tensors where the spec has these.
+
+    near: whether tasks take parts of x, and whether they store parts of y themselves, with no copies.
+    """
     if spec.channels_last:
         return body(Tensors(spec, buffers, y))
     x, weight, bias, residual = buffers
     into = (spec.batch, spec.in_channels, prod(spec.in_size))
     outof = (spec.batch, spec.out_channels, prod(spec.out_size))
 
-    def with_copies(copies: list[Any]) -> Stmt:
-        copy, sums = copies
-        inner = body(Tensors(spec, [copy, weight, bias, residual], sums))
-        stored = viewed(
-            [y, *([residual] if residual is not None else [])], outof, lambda flat_ones: last(flat_ones, sums)
+    def with_views(flat_x: Any, flat_y: Any, flat_residual: Any = None) -> Stmt:
+        planes = Tensors(spec, [flat_x, weight, bias, flat_residual], flat_y)
+        shapes = [(n, positions, channels) for n, channels, positions in (into, outof)]
+        return _allocated_all(
+            [s for s, of_tasks in zip(shapes, near) if not of_tasks], lambda made: inner(planes, made)
         )
-        return sequence([viewed([x], into, lambda flat_ones: first(flat_ones[0], copy)), inner, stored])
 
-    def first(source: Any, copy: Any) -> Stmt:
+    def inner(planes: Tensors, copies: list[Any]) -> Stmt:
         from tvm import tirx
 
-        def move(n: Expr, channel: Expr, position: Expr, value: Expr) -> Stmt:
-            return tirx.BufferStore(copy, value, [n, position, channel])
+        made = iter(copies)
+        copy, sums = (None if of_tasks else next(made) for of_tasks in near)
+        parts = [body(Tensors(spec, [copy, weight, bias, residual], sums, planes))]
+        if copy is not None:
+            moved = lambda n, c, p, value: tirx.BufferStore(copy, widened(value), [n, p, c])  # noqa: E731
+            parts.insert(0, transpose(into, lanes, planes.source, True, moved))
+        if sums is not None:
+            parts.append(transpose(outof, lanes, sums, False, planes.store_flat))
+        return sequence(parts)
 
-        return transpose(into, lanes, source, True, move)
-
-    def last(flat_ones: list[Any], sums: Any) -> Stmt:
-        from tvm import tirx
-
-        tensors = Tensors(spec, [None, None, bias, *(flat_ones[1:] or [None])], flat_ones[0])
-
-        def move(n: Expr, channel: Expr, position: Expr, value: Expr) -> Stmt:
-            return tirx.BufferStore(tensors.y, epilogue(tensors, value, n, channel, [position]), [n, channel, position])
-
-        return transpose(outof, lanes, sums, False, move)
-
-    shapes = [(n, positions, channels) for n, channels, positions in (into, outof)]
-    return _allocated_all(shapes, with_copies)
+    given = [y, *([residual] if residual is not None else [])]
+    return viewed([x], into, lambda xs: viewed(given, outof, lambda ys: with_views(xs[0], *ys)))
 
 
 def _allocated_all(shapes: Sequence[tuple[int, ...]], body: Callable[[list[Any]], Stmt]) -> Stmt:

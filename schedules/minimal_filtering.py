@@ -30,11 +30,13 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.estimate import BARRIER_CYCLES
+from convtune.schedules.depthwise_loops import least, named
 from convtune.schedules.filtering_axis import axes_of
 from convtune.schedules.filtering_estimate import MOST_AMPLIFICATION, amplification, estimated_cycles, expected_error
 from convtune.schedules.filtering_input import InputTransform
+from convtune.schedules.filtering_near import NearInputs, NearOutputs
 from convtune.schedules.filtering_output import OutputTransform
+from convtune.schedules.filtering_parts import moving_cycles, reads_near, stores_near
 from convtune.schedules.filtering_plan import (
     TILE_KNOBS,
     Plan,
@@ -53,7 +55,6 @@ from convtune.schedules.written import written
 
 from convtune.accuracy import LOOSE
 from convtune.space import Estimating, Knobs, KnobValue, PackStep, all_knobs
-from convtune.spec import count
 from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
@@ -69,7 +70,6 @@ FEW_TILES = 64  # of the whole output
 MOST_TILES = 64  # of a block: the weights are read often enough then
 MOST_TASK_BYTES = 4  # times the second cache: V and M of a task
 ROW_BLOCKS = (1, 2, 4, 8)
-COPIED_PER_CYCLE = 1.0  # elements that are transposed in squares, of a thread, and go to another thread
 
 
 class MinimalFiltering(Estimating[CpuTarget]):
@@ -133,9 +133,9 @@ class MinimalFiltering(Estimating[CpuTarget]):
         return expected_error(plan_of(spec, target, knobs))
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
-        cycles = estimated_cycles(plan_of(spec, target, knobs), target)
-        copied = 0 if spec.channels_last else count(spec.in_shape) + count(spec.out_shape)
-        return cycles + (copied / COPIED_PER_CYCLE / target.threads + 2 * BARRIER_CYCLES if copied else 0)
+        plan = plan_of(spec, target, knobs)
+        moving = 0.0 if spec.channels_last else moving_cycles(plan, target.threads)
+        return estimated_cycles(plan, target) + moving
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return (packed(spec, plan_of(spec, target, knobs)),)
@@ -143,7 +143,14 @@ class MinimalFiltering(Estimating[CpuTarget]):
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = plan_of(spec, target, knobs)
         made = functools.partial(filtered, spec, plan)
-        return written(spec, plan.u_shape, lambda buffers, y: with_tensors(spec, plan.lanes, buffers, y, made))
+        return written(
+            spec, plan.u_shape, lambda buffers, y: with_tensors(spec, plan.lanes, buffers, y, made, near(spec, plan))
+        )
+
+
+def near(spec: ConvSpec, plan: Plan) -> tuple[bool, bool]:
+    """Whether tasks move parts of x, and of y, between channels first and last themselves."""
+    return (not spec.channels_last and reads_near(plan), not spec.channels_last and stores_near(plan))
 
 
 def filtered(spec: ConvSpec, plan: Plan, tensors: Tensors) -> Any:
@@ -162,7 +169,6 @@ def _by_tiles(spec: ConvSpec, plan: Plan, tensors: Tensors, block: Any, number: 
 
     def with_v(v: Any) -> Any:
         locate = lambda point, row, element: (v, (point, row * plan.v_row + element))  # noqa: E731
-        transform = InputTransform(spec, plan, tensors.read, locate)
 
         def passed(m: Any, number: Any) -> Any:
             return _pass(spec, plan, tensors, m, locate, block, number)
@@ -170,10 +176,7 @@ def _by_tiles(spec: ConvSpec, plan: Plan, tensors: Tensors, block: Any, number: 
         def with_m(m: Any) -> Any:
             return loop(plan.passes, lambda i: passed(m, i), name="pass") if number is None else passed(m, number)
 
-        made = loop(
-            plan.block,
-            lambda row: _each_channel(plan, lambda c, w: transform.tile(block * plan.block + row, row, c, w, base)),
-        )
+        made = _transformed(spec, plan, tensors, locate, block, base)
         return sequence([made, allocated(plan.m_shape, "m", "global", with_m)])
 
     return allocated(plan.v_shape, "v", "global", with_v)
@@ -181,6 +184,13 @@ def _by_tiles(spec: ConvSpec, plan: Plan, tensors: Tensors, block: Any, number: 
 
 def _by_channels(spec: ConvSpec, plan: Plan, tensors: Tensors, v: Any) -> Any:
     """V of all tiles, then the passes of all blocks."""
+
+    def transposed(task: Any) -> Any:
+        vectors = ceil_div(plan.v_channels, plan.lanes)
+        block, vector = task // vectors, task % vectors
+        locate = lambda point, row, element: (v, (block, point, row * plan.v_row + element))  # noqa: E731
+        inputs = NearInputs(spec, plan, tensors.planes.source, locate)
+        return _of_vector(plan, vector, lambda c, w: inputs.made(block, c, w))
 
     def made(task: Any) -> Any:
         block, row = task // plan.block, task % plan.block
@@ -196,10 +206,34 @@ def _by_channels(spec: ConvSpec, plan: Plan, tensors: Tensors, v: Any) -> Any:
 
     return sequence(
         [
-            loop(plan.tasks * plan.block, made, "PARALLEL", "tile"),
+            loop(plan.tasks * ceil_div(plan.v_channels, plan.lanes), transposed, "PARALLEL", "vector")
+            if tensors.source is None
+            else loop(plan.tasks * plan.block, made, "PARALLEL", "tile"),
             loop(plan.tasks * plan.passes, task, "PARALLEL", "task"),
         ]
     )
+
+
+def _transformed(spec: ConvSpec, plan: Plan, tensors: Tensors, locate: Any, block: Any, base: Any) -> Any:
+    """V of a block of tiles."""
+    if tensors.source is None:
+        inputs = NearInputs(spec, plan, tensors.planes.source, locate)
+        return _each_channel(plan, lambda c, w: inputs.made(block, c, w, base))
+    transform = InputTransform(spec, plan, tensors.read, locate)
+    return loop(
+        plan.block,
+        lambda row: _each_channel(plan, lambda c, w: transform.tile(block * plan.block + row, row, c, w, base)),
+    )
+
+
+def _of_vector(plan: Plan, vector: Any, body: Any) -> Any:
+    """body(first channel, how many) for one of the vectors."""
+    whole, rest = divmod(plan.v_channels, plan.lanes)
+    if not whole:
+        return body(0, rest)
+    if not rest:
+        return body(vector * plan.lanes, plan.lanes)
+    return named(least(vector * plan.lanes, plan.v_channels - plan.lanes), "channel", lambda c: body(c, plan.lanes))
 
 
 def _each_channel(plan: Plan, body: Any) -> Any:
@@ -212,7 +246,10 @@ def _each_channel(plan: Plan, body: Any) -> Any:
 
 
 def _pass(spec: ConvSpec, plan: Plan, tensors: Tensors, m: Any, v: Any, block: Any, number: Any) -> Any:
-    transform = OutputTransform(spec, plan, tensors, m)
+    if tensors.y is None:
+        stored = NearOutputs(spec, plan, tensors.planes, m).stored(block, number)
+        return sequence([products(plan, v, tensors.weight, m, number), stored])
+    transform = OutputTransform(spec, plan, tensors.store, m)
     stored = loop(plan.block, lambda row: transform.tile(block * plan.block + row, row, number), name="row")
     return sequence([products(plan, v, tensors.weight, m, number), stored])
 

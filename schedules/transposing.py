@@ -49,8 +49,7 @@ def transpose(shape: tuple[int, int, int], lanes: int, source: Any, by_channel: 
     elements side by side in the other order are one loop of vectors.
     """
     batch, channels, positions = shape
-    width = min(lanes, 1 << (min(channels, positions).bit_length() - 1))
-    width = width if width >= FEWEST_LANES else 1
+    width = square_width(lanes, channels, positions)
     blocks, squares = ceil_div(channels, width), ceil_div(positions, width)
     along = max(min(squares, FEWEST_TASKS), squares // SQUARES)
     across = min(blocks, ceil_div(FEWEST_TASKS, batch * along))
@@ -60,21 +59,27 @@ def transpose(shape: tuple[int, int, int], lanes: int, source: Any, by_channel: 
 
         return tirx.BufferLoad(source, [n, channel, position] if by_channel else [n, position, channel])
 
-    def square(n: Expr, block: Expr, place: Expr) -> Stmt:
+    def moved(n: Expr, block: Expr, place: Expr) -> Stmt:
         if width == 1:
             return move(n, block, place, read(n, block, place))
         channel, position = _start(block, width, channels), _start(place, width, positions)
-        of_position = lambda c: named(position, "position", lambda p: _square(n, c, p, width, read, by_channel, move))  # noqa: E731
+        of_position = lambda c: named(position, "position", lambda p: square(n, c, p, width, read, by_channel, move))  # noqa: E731
         return named(channel, "channel", of_position)
 
     def task(number: Expr) -> Stmt:
         n, number = number // (along * across), number % (along * across)
         places, channels = part(squares, along, number // across), part(blocks, across, number % across)
         if width == 1:  # a few elements side by side
-            return loop(*places, lambda p: loop(*channels, lambda c: square(n, c, p), name="channel"), name="position")
-        return loop(*channels, lambda c: loop(*places, lambda p: square(n, c, p), name="square"), name="block")
+            return loop(*places, lambda p: loop(*channels, lambda c: moved(n, c, p), name="channel"), name="position")
+        return loop(*channels, lambda c: loop(*places, lambda p: moved(n, c, p), name="square"), name="block")
 
     return loop(0, batch * along * across, task, "PARALLEL", "task")
+
+
+def square_width(lanes: int, channels: int, positions: int) -> int:
+    """Of the largest squares that fit."""
+    width = min(lanes, 1 << (min(channels, positions).bit_length() - 1))
+    return width if width >= FEWEST_LANES else 1
 
 
 def _start(number: Expr, width: int, size: int) -> Expr:
@@ -82,18 +87,25 @@ def _start(number: Expr, width: int, size: int) -> Expr:
     return number * width if size % width == 0 else least(number * width, size - width)
 
 
-def _square(
+def square(
     n: Expr, channel: Expr, position: Expr, lanes: int, read: Callable[..., Expr], by_channel: bool, move: Move
 ) -> Stmt:
+    """Moves a square of so many channels and positions; by_channel: elements of a channel lie side by side.
+
+    read(n, channel, position), where either may be a vector; move: as of `transpose`.
+    """
     from tvm import tirx
 
+    if lanes == 1:
+        return move(n, channel, position, read(n, channel, position))
     bind = Binder(f"float32x{lanes}")
     vectors = []
     for i in range(lanes):
         place = (
             (channel + i, tirx.Ramp(position, 1, lanes)) if by_channel else (tirx.Ramp(channel, 1, lanes), position + i)
         )
-        vectors.append(bind(read(n, *place)))
+        value = read(n, *place)
+        vectors.append(bind(value if str(value.ty) == bind.dtype else tirx.Cast(bind.dtype, value)))
     columns = transposed(vectors, bind)
 
     def stored(square: Any) -> Stmt:

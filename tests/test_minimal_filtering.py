@@ -115,6 +115,10 @@ ODD: tuple[Case, ...] = (
     # polyphase; padding beyond the kernel
     ("conv,n=2,ic=9,oc=35,in=16x23,k=5x4,s=2x3,p=6x1,bias,layout=NHWC", {"h_tile": 4, "order": "tiles"}),
     ("grouped,ic=34,oc=34,in=7x13x8,k=3x3x3,s=2,p=1,g=2,act=relu", {"d_tile": 2, "w_tile": 2}),
+    # channels first, moved by tasks: parts of a row of tiles; V of all tiles first; phases of a pass together
+    ("conv,n=2,ic=21,oc=37,in=211,k=3,p=1,bias,residual,act=relu", {"w_tile": 4, "order": "tiles", "row_blocks": 1}),
+    ("conv,n=2,ic=18,oc=33,in=13x37,k=3x3,p=1:2x0:3,residual", {"h_tile": 2, "w_tile": 4, "order": "channels"}),
+    ("transposed,n=2,ic=17,oc=20,in=9x19,k=4x4,s=2,p=1,bias", {"h_tile": 2, "w_tile": 3, "order": "tiles"}),
     # fewer inputs than taps: the two change places
     ("conv,n=2,ic=20,oc=33,in=2x7x5,k=3x3x3,p=1,bias,layout=NDHWC", {"d_tile": 2, "h_tile": 4, "order": "tiles"}),
     ("conv,n=3,ic=18,oc=17,in=2x2,k=5x4,p=3x2,act=relu", {"h_tile": 4, "w_tile": 3, "order": "channels"}),

@@ -1,0 +1,100 @@
+"""What tasks of minimal filtering move of channels-first tensors at once, and what that takes: sizes only, no TVM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from convtune.schedules.estimate import BARRIER_CYCLES
+from convtune.schedules.filtering_axis import Axis
+from convtune.schedules.filtering_plan import Plan
+
+MOST_MOVED = 3.0  # times the input: beyond it tasks read the same again and again
+COPIED_PER_CYCLE = 1.0  # elements that are transposed in squares, of a thread, and go to another thread
+READ_CYCLES = 0.4  # of an element that a task transposes; of 16 lanes, at 64 channels of 4096
+STORED_CYCLES = 0.6
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is moved of a vector of channels at once: `lines` of at most `length` positions."""
+
+    whole: bool  # lines are whole rows, one after the other; else parts of a row
+    lines: tuple[int, int]  # depths, and rows of each where these are not one
+    length: int
+
+
+def input_part(plan: Plan) -> Part:
+    """Of a block's inputs."""
+    height, width = plan.axes[1:]
+    depths, rows, columns = map(_span, plan.axes)
+    if width.tiles > plan.block:
+        return Part(False, (depths, rows), min(width.size, (plan.block - 1) * _advance(width) + columns))
+    rows = min(height.size, (_tile_rows(plan) - 1) * _advance(height) + rows)
+    return Part(True, (depths, 1), rows * width.size)
+
+
+def output_part(plan: Plan) -> Part:
+    """Of the outputs of a row of tiles."""
+    depth, height, width = (axis.m * axis.phases for axis in plan.axes)
+    if plan.axes[2].tiles > plan.block:
+        return Part(False, (depth, height), min(plan.axes[2].out, plan.block * width))
+    return Part(True, (depth, 1), height * plan.axes[2].out)
+
+
+def _moved(plan: Plan) -> int:
+    """Positions of x that all tasks move."""
+    part = input_part(plan)
+    return plan.tasks * prod(part.lines) * (part.length + plan.lanes)
+
+
+def reads_near(plan: Plan) -> bool:
+    """Whether tasks read little more of x than there is."""
+    return _moved(plan) <= MOST_MOVED * plan.batch * prod(axis.size for axis in plan.axes)
+
+
+def stores_near(plan: Plan) -> bool:
+    """Whether tiles that follow each other have outputs that do, in a pass, and enough of them for vectors."""
+    together = plan.phases == 1 or plan.per_pass % (plan.blocks * plan.phases) == 0
+    if not together or any(axis.residues > 1 for axis in plan.axes):
+        return False
+    part, line = output_part(plan), plan.axes[2]
+    return part.length >= plan.lanes and (not part.whole or plan.block % line.tiles == 0 or line.out >= plan.lanes)
+
+
+def moving_cycles(plan: Plan, threads: int) -> float:
+    """What it takes to move x and y between channels first and last, of a call."""
+    outputs = plan.batch * prod(axis.out for axis in plan.axes)
+    lines = outputs / output_part(plan).length
+    cycles = 0.0
+    if reads_near(plan):
+        cycles += _moved(plan) * plan.channels * READ_CYCLES
+    else:
+        cycles += plan.x_bytes / 4 / COPIED_PER_CYCLE + BARRIER_CYCLES * threads
+    if stores_near(plan):
+        cycles += (outputs + lines * plan.lanes / 2) * plan.groups * plan.run * STORED_CYCLES
+    else:
+        cycles += plan.y_bytes / 4 / COPIED_PER_CYCLE + BARRIER_CYCLES * threads
+    return cycles / threads
+
+
+def _tile_rows(plan: Plan) -> int:
+    """In which tiles of a block can lie, of those of a plane."""
+    height, width = plan.axes[1].tiles, plan.axes[2].tiles
+    return min(height, plan.block // width if plan.block % width == 0 else (plan.block - 2) // width + 2)
+
+
+def _span(axis: Axis) -> int:
+    """Inputs from the first one of a tile to the last one."""
+    return int(last_input(axis, 0, 0) - axis.input(0, 0, 0) + 1)
+
+
+def last_input(axis: Axis, residue: Any, tile: Any) -> Any:
+    """Of a tile."""
+    return axis.input(residue, tile, axis.parts - 1) + (axis.inputs - 1) * axis.pitch
+
+
+def _advance(axis: Axis) -> int:
+    """Inputs from a tile to the next one."""
+    return int(axis.input(0, 1, 0) - axis.input(0, 0, 0))
