@@ -22,6 +22,7 @@ from test_conformance import check
 from test_space_contract import TARGETS, check_domain, check_schedule
 
 from convtune import codegen, space
+from convtune.cache_model import traffic
 from convtune.errors import SpecError
 from convtune.linker import link
 from convtune.paths import cache_dir
@@ -251,6 +252,15 @@ def test_samples_fetched_ahead(ic: int, offset_groups: int, rows: str, layout: s
     check(deformable_gather, spec, target, knobs)
     large = dataclasses.replace(target, l2_bytes=1 << 20)
     assert "prefetch" not in deformable_gather.schedule(spec, large, knobs).script()
+
+
+def test_the_cache_model_counts_what_is_prefetched_once() -> None:
+    spec = ConvSpec.parse("deformable,ic=16,oc=8,in=9x11,k=3x3,p=1,og=2,layout=NHWC,modulated")
+    target = machine(l2_bytes=4096)
+    knobs = deformable_gather.default(spec, target)
+    ahead, behind = (deformable_gather.schedule(spec, machine(l2_bytes=size), knobs) for size in (4096, 1 << 20))
+    assert ("prefetch" in ahead.script(), "prefetch" in behind.script()) == (True, False)
+    assert traffic(ahead, target) == traffic(behind, target)
 
 
 @pytest.mark.parametrize("spec", LAYERS, ids=str)

@@ -89,6 +89,6 @@ class Reader(StatementReader):
 
     def _read_evaluate(self, node: Any) -> list[Statement]:
         value = node.value
-        if type(value).__name__ == "IntImm" or call_name(value) == "tvm_access_ptr":
-            return []  # an address that nobody uses
+        if type(value).__name__ == "IntImm" or call_name(value) in ("tvm_access_ptr", "prefetch"):
+            return []  # an address that nobody uses, or what is read soon after, and is counted there
         return [Evaluate(self.expression(node.value))]
