@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.tiling import Tile
+from convtune.schedules.tiling import Tile, ceil_div
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, or_zero, padded_input, widened
@@ -210,9 +210,16 @@ def place_gather(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any, at: Any
 
 def _place_table(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any, name: str) -> None:
     """Computes a table in the task, neighbours innermost, so that they share what they are computed from."""
+    from tvm import tirx
+
     table, period = sch.get_sblock(name), Entries(spec, 1).period(target.lanes)
     sch.compute_at(table, task, preserve_unit_loops=True)
     *outer, entry = sch.get_loops(table)
+    extent = sch.get(
+        entry
+    ).extent  # varies where groups and offset groups overlap, and a task has one block of channels
+    if spec.channels_last and isinstance(extent, tirx.IntImm) and int(extent) <= LONGEST_PERIOD * target.lanes:
+        period = ceil_div(int(extent), target.lanes)  # all that there are
     # there is room for whole periods
     periods, vector, lane = sch.split(entry, [None, period, target.lanes], disable_predication=True)
     if name != "inside":
