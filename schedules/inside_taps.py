@@ -54,7 +54,7 @@ WAYS = 8  # of the first cache, at least
 # What prefetchers follow, as measured on a Zen 5: 512 to 27 channels at 50x84 with stride 2 took 0.70 ms with 7 columns
 # and 1.12 with 14; 128 to 27 at 200x336 took 4.2 ms, 3.6 with the inputs copied first.
 STREAMS = 8  # columns of a tile
-RUN_BYTES = 1024  # of a column
+RUN_BYTES = 1024  # of a column, in memory
 LOOP_CYCLES = 10.0  # to begin a run of taps: addresses, and a branch that may be predicted wrong
 
 
@@ -112,23 +112,33 @@ class InsideTaps(Estimating[CpuTarget]):
         kept = plan.row_block * sums * target.vector_bytes if plan.parts > 1 else 0  # from part to part
         row = overlapped(products + stored / plan.parts, stream_cycles(target, row_bytes * tiles, part_bytes + kept))
         # weights come from further away to the first tile, which waits for some
-        first = stream_cycles(target, part_bytes, part_bytes * plan.parts * plan.blocks)
+        first = self._first_weights(target, plan, part_bytes)
         waits = max(0.0, first - row / tiles) / 2
         waits += self._arriving(spec, target, plan, part_bytes * plan.parts) / plan.parts
         if plan.depth * view.columns.stride * 4 % WAY_BYTES == 0 and plan.columns > WAYS:
             evicted = used * plan.ic_block * view.columns.all_valid * LINE_BYTES  # lines that are evicted while in use
             row += evicted / L2_BYTES_PER_CYCLE / 4
-        return (plan.row_block * row + waits) * plan.parts
+        return (plan.rows / plan.row_tasks * row + waits) * plan.parts
+
+    def _first_weights(self, target: CpuTarget, plan: Plan, part_bytes: int) -> float:
+        """Of the weights of a part, for the first tile of a task: from where all are, or the task before left them."""
+        block_bytes = part_bytes * plan.parts
+        first = stream_cycles(target, part_bytes, block_bytes * plan.blocks)
+        if plan.sharing == "inputs":
+            return first
+        again = stream_cycles(target, part_bytes, block_bytes * target.threads)
+        return (first + (plan.row_tasks - 1) * again) / plan.row_tasks
 
     def _arriving(self, spec: ConvSpec, target: CpuTarget, plan: Plan, weights_bytes: int) -> float:
         """What a task, whose weights have so many bytes, waits for its inputs, which come anew for each block."""
         inputs = 4 * input_rows(plan.view, plan.row_block) / plan.row_tasks * plan.view.columns.size * plan.depth
         # where the layer before left them; for further blocks, where what the tasks between leaves them
-        first = stream_cycles(target, inputs, 4 * (count(spec.in_shape) + count(spec.out_shape)) // target.threads)
+        left = 4 * (count(spec.in_shape) + count(spec.out_shape)) // target.threads
         between = inputs * (plan.row_tasks if plan.sharing == "weights" else 1) + weights_bytes
-        again = stream_cycles(target, inputs, between)
-        followed = plan.columns <= STREAMS and plan.ic_block * 4 >= RUN_BYTES
-        return (first + (plan.blocks - 1) * again) / plan.blocks * (0.25 if followed else 1.0)
+        first, again = (stream_cycles(target, inputs, resident) for resident in (left, between))
+        in_memory = 4 * count(spec.in_shape) > target.l3_bytes / 2
+        followed = plan.columns <= STREAMS and (plan.ic_block * 4 >= RUN_BYTES or not in_memory)
+        return (first + (plan.blocks - 1) * again) / plan.blocks * (0.4 if followed else 1.0)
 
     def _step_cycles(self, target: CpuTarget, plan: Plan, vectors: int) -> float:
         """Of one row of the kernel on a row of outputs, for one input channel."""
