@@ -66,6 +66,8 @@ CHANNELS: Sequence[Fields] = (
     {"in_channels": 10, "out_channels": 5, "groups": 5},
     {"in_channels": 34, "out_channels": 34, "groups": 2},
     {"in_channels": 5, "out_channels": 15, "groups": 5},
+    {"in_channels": 36, "out_channels": 3},
+    {"in_channels": 12, "out_channels": 20},
 )
 
 

@@ -192,7 +192,7 @@ def test_like_a_traced_cache(text: str) -> None:
         for lines in (touched // 16, touched // 4, 2 * touched):
             found = traffic(scheduled, machine(max(16, lines))).l1_bytes / LINE
             ratios.append(found / traced_caches.misses(trace, max(16, lines)))
-            assert 0.4 < ratios[-1] < 4, f"{owner.name} {dict(knobs)}: {lines} lines"
+            assert 1 / 3 < ratios[-1] < 4, f"{owner.name} {dict(knobs)}: {lines} lines"
         assert ratios[-1] == pytest.approx(1, abs=0.05), f"{owner.name} {dict(knobs)}: each line once"
     assert 0.8 < math.exp(sum(map(math.log, ratios)) / len(ratios)) < 1.4
 

@@ -68,6 +68,9 @@ LAYERS = tuple(
         "depthwise_separable,ic=256,oc=256,in=16000,k=31,p=15,layout=NWC",
         "spatially_separable,ic=64,oc=64,in=8x56x56,k=3,p=1,mid=144x83,layout=NDHWC",
         "flattened,ic=64,oc=96,in=8x28x28,k=3,p=1",
+        "conv,ic=64,oc=3,in=56x56,k=3x3,p=1,layout=NHWC",
+        "pointwise,ic=144,oc=20,in=56x56,k=1x1,layout=NHWC",
+        "transposed,ic=64,oc=3,in=32x32,k=4x4,s=2,p=1,layout=NHWC",
     )
 )  # fmt: skip
 
