@@ -3,7 +3,7 @@
 block = (n, outputs of an image, output channels):
     acc[position, oc] = 0                                             in registers, a tile a thread
     for chunks of the channels between the stages:
-        filters0[channel, taps], filters[channel, oc]                 in shared memory
+        filters0[channel, taps], filters[channel, oc]                 in shared memory; filters0 of more than one tap
         for channel of the chunk, position of the block:              an element a thread
             acc0 = sum over kd, kh, kw of x (zero outside) * filters0[channel, taps]
             col[channel, position] = activation(acc0 + bias0)         in shared memory
@@ -86,7 +86,8 @@ class GpuSeparable(Estimating[GpuTarget]):
             sch.unroll(sch.get_loops(sch.get_sblock("col"))[-1])
         acc = sch.get_sblock("acc0")
         sch.compute_at(acc, loops.element, preserve_unit_loops=True)
-        share(sch, sch.cache_read(acc, 1, "shared"), loops.chunk, 2, tile.threads, WIDE)
+        if _shares_filters(spec):
+            share(sch, sch.cache_read(acc, 1, "shared"), loops.chunk, 2, tile.threads, WIDE)
         sch.set_scope(acc, 0, "local")
         lane, position, *taps = sch.get_loops(acc)[-2 - 3 :]
         sch.reorder(position, *taps, lane)
@@ -125,8 +126,15 @@ def _pack_filters(first: ConvSpec, tile: GemmTile) -> tuple[PackStep, ...]:
     return (*steps, {"op": "transpose", "axes": [0, 2, 1]}) if first.channels_last else steps
 
 
+def _shares_filters(spec: ConvSpec) -> bool:
+    """Not those of one tap: where threads read the same elements as they write by their index, TVM 0.27 leaves out the
+    barrier, although only some of the threads write."""
+    return count(spec.kernel) > 1
+
+
 def _shared_bytes(spec: ConvSpec, tile: GemmTile) -> int:
-    return shared_bytes(tile) + 4 * count(_filters_shape(spec.stages[0], tile)[1:])
+    filters = count(_filters_shape(spec.stages[0], tile)[1:]) if _shares_filters(spec) else 0
+    return shared_bytes(tile) + 4 * filters
 
 
 def _expression(spec: ConvSpec, tile: GemmTile) -> Any:

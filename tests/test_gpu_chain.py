@@ -62,6 +62,14 @@ def test_corners_are_right(spec: ConvSpec, tmp_path: Path) -> None:
         check(owner, spec, knobs, tmp_path, order)
 
 
+def test_threads_wait_for_the_filters_that_others_copy(tmp_path: Path) -> None:
+    """With one tap some threads wrote, and all read, the elements of their own index: TVM left out the barrier."""
+    spec = ConvSpec.parse("depthwise_separable,ic=16,oc=32,in=8x12,k=1x1,m=3,layout=NHWC")
+    knobs = {"positions": 64, "channels": 32, "thread_tile": "8x8", "chunk": 16}
+    for order in emulator.ORDERS:
+        check(gpu_separable, spec, knobs, tmp_path, order)
+
+
 @pytest.mark.parametrize("spec", LAYERS, ids=str)
 def test_domain_of_real_layers(spec: ConvSpec) -> None:
     owner = owner_of(spec)
