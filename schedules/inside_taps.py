@@ -34,6 +34,7 @@ from convtune.schedules.tiling import (
     LARGEST_CODE,
     LINE_BYTES,
     WAY_BYTES,
+    WAYS,
     ceil_div,
     even_blocks,
     reduction_blocks,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-WAYS = 8  # of the first cache, at least
 # What prefetchers follow, as measured on a Zen 5: 512 to 27 channels at 50x84 with stride 2 took 0.70 ms with 7 columns
 # and 1.12 with 14; 128 to 27 at 200x336 took 4.2 ms, 3.6 with the inputs copied first.
 STREAMS = 8  # columns of a tile

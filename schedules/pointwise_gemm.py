@@ -29,7 +29,7 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
 )
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence
-from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, round_up
+from convtune.schedules.tiling import LONG_ACTIVATIONS, WAY_BYTES, WAYS, ceil_div, round_up
 from convtune.schedules.written import Buffers, Held, written
 
 from convtune.expression import epilogue, widened
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 MOST_VECTORS = 4
-PAGE_BYTES = 4096  # positions so far apart fall into the same set of the first cache
-WAYS = 8  # of the first cache, at least
 # Positions of a tile that the prefetchers of a Zen 5 follow: 64 to 64 channels at 200x336, whose input comes from
 # memory, took 2.6 ms on one thread with 6 columns and 3.7 with 14.
 STREAMS = 8
@@ -109,7 +107,7 @@ class PointwiseGemm(Estimating[CpuTarget]):
         compute = plan.depth * tile_step_cycles(target, plan.columns, vectors)
         compute += (1 + spec.residual) * sums + TILE_CYCLES
         stream = stream_cycles(target, weights_bytes, resident)
-        if plan.depth * 4 % PAGE_BYTES == 0 and plan.columns > WAYS:
+        if plan.depth * 4 % WAY_BYTES == 0 and plan.columns > WAYS:
             stream += plan.depth * plan.columns * 64 / L2_BYTES_PER_CYCLE / 4  # lines that are evicted while in use
         return overlapped(compute, stream)
 

@@ -33,6 +33,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.tiling import (
     LINE_BYTES,
+    WAY_BYTES,
     Tile,
     ceil_div,
     even_blocks,
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 Dims = tuple[int, ...]
-
-PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,8 @@ def far_rows(spec: ConvSpec, target: CpuTarget, columns: int) -> float:
     A line of a column serves several channels, if it stays in the first cache. Measured with 12 ways: 1.5 to 1.7 where
     8 lines or more fall into a set, next to nothing with 7.
     """
-    sets = [(LINE_BYTES // 2 + column * spec.in_channels * 4) % PAGE_BYTES // LINE_BYTES for column in range(columns)]
-    ways = target.l1d_bytes // PAGE_BYTES  # a way is no larger than a page, so that addresses need no translation
+    sets = [(LINE_BYTES // 2 + column * spec.in_channels * 4) % WAY_BYTES // LINE_BYTES for column in range(columns)]
+    ways = target.l1d_bytes // WAY_BYTES
     return 1.5 if max(sets.count(of) for of in set(sets)) > 0.6 * ways else 1.0
 
 
