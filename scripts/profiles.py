@@ -73,9 +73,9 @@ def main(names: tuple[str, ...], seconds: float, target: str) -> None:
     if not isinstance(machine, CpuTarget):
         raise click.ClickException(f"target {target} is no CPU")
     bandwidth, rows = probe.bandwidth_gbs(machine).read_gbs, list[Sequence[str]]()
-    for workload in workloads.parse(names):
-        click.echo(workload.name, err=True)
-        rows.append((workload.name, *profile(workload.spec, machine, bandwidth, seconds)))
+    for spec, name in {workload.spec: workload.name for workload in workloads.parse(names)}.items():
+        click.echo(name, err=True)
+        rows.append((name, *profile(spec, machine, bandwidth, seconds)))
     click.echo(tabulate(rows, HEADS, disable_numparse=True))
 
 
