@@ -34,6 +34,21 @@ class Axis:
     before: int
 
     @property
+    def span(self) -> int:
+        """Inputs from an output's first tap to its last."""
+        return (self.taps - 1) * self.dilation + 1
+
+    @property
+    def reach(self) -> int:
+        """Inputs from the first output's first tap to the last one's last, with the zeros around."""
+        return (self.out - 1) * self.stride + self.span
+
+    @property
+    def read(self) -> int:
+        """Inputs from the first one to the last of these, without zeros."""
+        return max(0, min(self.size, self.reach - self.before))
+
+    @property
     def trivial(self) -> bool:
         """Whether an output reads the input at its own place only."""
         return (self.taps, self.stride, self.before) == (1, 1, 0) and self.out == self.size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from convtune.schedules.depthwise_plan import Axis, axes_of
 from convtune.schedules.tiling import LARGEST_BODY, ceil_div, round_up
 
 if TYPE_CHECKING:
@@ -18,33 +19,6 @@ LITTLE_WASTE = 1.02  # times as many products are computed as are needed
 
 
 @dataclass(frozen=True)
-class Filter:
-    """One dimension, and the 1-D filter along it."""
-
-    size: int
-    out: int
-    taps: int
-    stride: int
-    dilation: int
-    before: int  # zeros before the first input
-
-    @property
-    def span(self) -> int:
-        """Inputs from the first tap of an output to its last."""
-        return (self.taps - 1) * self.dilation + 1
-
-    @property
-    def reach(self) -> int:
-        """Inputs that all outputs reach, the zeros before them included."""
-        return (self.out - 1) * self.stride + self.span
-
-    @property
-    def read(self) -> int:
-        """Inputs of these that are not zeros around."""
-        return max(0, min(self.size, self.reach - self.before))
-
-
-@dataclass(frozen=True)
 class Plan:
     """Sizes of the loops: tiles of `tile` columns x `vectors`, blocks of so many vectors, chunks of blocks, bands.
 
@@ -54,8 +28,8 @@ class Plan:
     batch: int
     depth: int
     channels: int
-    rows: Filter
-    columns: Filter
+    rows: Axis
+    columns: Axis
     tile: int
     vectors: int
     lanes: int
@@ -105,7 +79,7 @@ class Plan:
 def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     names = ("columns", "oc_vectors", "chunks", "bands")
     tile, vectors, chunks, bands = (int(knobs[name]) for name in names)
-    down, along = (_filter(spec.stages[1 + axis], axis) for axis in (0, 1))
+    down, along = axes_of(spec.stages[1])[1], axes_of(spec.stages[2])[2]
     sizes = (spec.batch, spec.in_channels, spec.out_channels)
     group = 1 if down.stride > down.span else group_of(along.size, down.size, tile)[0]  # else some rows are not read
     return Plan(*sizes, down, along, tile, vectors, target.lanes, chunks, bands, group)
@@ -116,14 +90,3 @@ def group_of(width: int, rows: int, tile: int) -> tuple[int, float]:
     waste = {count: round_up(count * width, tile) / (count * width) for count in range(1, min(MOST_ROWS, rows) + 1)}
     enough = max(LITTLE_WASTE, min(waste.values()))
     return next((count, times) for count, times in waste.items() if times <= enough)
-
-
-def _filter(stage: ConvSpec, axis: int) -> Filter:
-    return Filter(
-        stage.in_size[axis],
-        stage.out_size[axis],
-        stage.kernel[axis],
-        stage.stride[axis],
-        stage.dilation[axis],
-        stage.padding[axis][0],
-    )
