@@ -62,6 +62,19 @@ def most(a: Expr, b: Expr) -> Expr:
     return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.max(a, b)
 
 
+def pieces(places: Range, size: int, body: Callable[[Any], Stmt], first: str, name: str) -> Stmt:
+    """body(where it begins) for pieces of a range: the last one begins earlier where pieces do not divide it.
+
+    first, name: of the variables.
+    """
+    low, high = places
+
+    def piece(number: Expr) -> Stmt:
+        return named(least(low + number * size, high - size), first, body)
+
+    return loop(0, (high - low + size - 1) // size, piece, name=name)
+
+
 def part(size: int, parts: int, number: Expr) -> Range:
     """The range of a size that is the part with that number, of nearly equal ones."""
     return number * size // parts, (number + 1) * size // parts
@@ -106,17 +119,13 @@ class Tiles:
         return loop(0, prod(extents), task, "PARALLEL", "task")
 
     def _chunk(self, n: Expr, planes: Range, rows: Range, tiles: Range, chunk: Expr) -> Stmt:
-        plan, (low, high) = self.plan, rows
+        plan = self.plan
         blocks = (chunk * plan.chunk, least(chunk * plan.chunk + plan.chunk, plan.blocks))
         if plan.blocks % plan.chunk == 0:
             blocks = (blocks[0], blocks[0] + plan.chunk)
 
         def depth(d: Expr) -> Stmt:
-            def row_tile(number: Expr) -> Stmt:
-                first = least(low + number * plan.rows, high - plan.rows)
-                return named(first, "oh", lambda h: self._row_tile((n, d, h), tiles, blocks))
-
-            return loop(0, (high - low + plan.rows - 1) // plan.rows, row_tile, name="row_tile")
+            return pieces(rows, plan.rows, lambda h: self._row_tile((n, d, h), tiles, blocks), "oh", "row_tile")
 
         return loop(*planes, depth, name="od")
 

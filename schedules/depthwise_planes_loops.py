@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import Range, least, loop, named, part, valid_taps
+from convtune.schedules.depthwise_loops import Range, least, loop, named, part, pieces, valid_taps
 from convtune.schedules.depthwise_plan import axes_of
 from convtune.schedules.depthwise_planes_plan import ZERO, PlanesPlan, Source, windows
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, when
@@ -60,13 +60,7 @@ class Planes:
 
     def _rows(self, at: Place, rows: Range) -> Stmt:
         """The row tiles of a task."""
-        plan, (low, high) = self.plan, rows
-
-        def row_tile(number: Expr) -> Stmt:
-            first = least(low + number * plan.rows, high - plan.rows)
-            return named(first, "oh", lambda h: self._row_tile(at, h))
-
-        return loop(0, (high - low + plan.rows - 1) // plan.rows, row_tile, name="row_tile")
+        return pieces(rows, self.plan.rows, lambda h: self._row_tile(at, h), "oh", "row_tile")
 
     def _row_tile(self, at: Place, h: Expr) -> Stmt:
         """The tiles of a row: those at the left border, those inside, those at the right one."""

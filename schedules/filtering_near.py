@@ -220,7 +220,7 @@ class NearOutputs:
         across = plan.axes[2].m * plan.axes[2].phases
 
         def of_depth(i: Expr) -> Stmt:
-            return named(d0 + i, "d", lambda d: when(_inside(plan.axes[0], d), rows(i, d)))
+            return named(d0 + i, "d", lambda d: when(plan.axes[0].inside(d), rows(i, d)))
 
         def rows(i: Expr, d: Expr) -> Stmt:
             if not part.whole:
@@ -244,7 +244,7 @@ class NearOutputs:
         def partial(i: Expr, d: Expr, j: Expr, h: Expr) -> Stmt:
             row = (d * height + h) * line
             stop = row + least(line, w0 + tiles * across)
-            return when(_inside(plan.axes[1], h), between((i, j, row + w0), row + most(0, w0), stop))
+            return when(plan.axes[1].inside(h), between((i, j, row + w0), row + most(0, w0), stop))
 
         def between(place: tuple[Expr, Expr, Expr], first: Expr, stop: Expr) -> Stmt:
             return named(
@@ -368,7 +368,3 @@ def _each_tile(plan: Plan, block: Expr, first: Expr, end: Expr, body: Callable[[
 def _within(axis: Axis, place: Expr) -> list[Expr]:
     low, high = axis.reach
     return [place >= 0] * (low < 0) + [place < axis.size] * (high >= axis.size)
-
-
-def _inside(axis: Axis, place: Expr) -> list[Expr]:
-    return axis.inside(place)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import least, loop, named, part
+from convtune.schedules.depthwise_loops import loop, named, part, pieces
 from convtune.schedules.depthwise_planes_loops import lanewise, vector_sums
 from convtune.schedules.depthwise_planes_plan import windows
 from convtune.schedules.estimate import (
@@ -191,13 +191,7 @@ class Tiles:
         plan, positions = self.plan, _positions(self.spec)
 
         def task(number: Expr) -> Stmt:
-            low, high = part(positions, plan.parts, number)
-
-            def block(index: Expr) -> Stmt:
-                first = least(low + index * plan.block, high - plan.block)
-                return named(first, "first", self._block)
-
-            return loop(0, (high - low + plan.block - 1) // plan.block, block, name="block")
+            return pieces(part(positions, plan.parts, number), plan.block, self._block, "first", "block")
 
         return loop(0, plan.parts, task, "PARALLEL", "task")
 

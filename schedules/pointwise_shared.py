@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import least, loop, named, part
+from convtune.schedules.depthwise_loops import loop, part, pieces
 from convtune.schedules.depthwise_planes_loops import vector_sums
 from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, stream_cycles
 from convtune.schedules.pointwise_gemm import MOST_HALVINGS, MOST_VECTORS, is_product
@@ -156,14 +156,10 @@ class Tiles:
         plan, positions = self.plan, _positions(self.spec)
 
         def task(number: Expr) -> Stmt:
-            low, high = part(positions, plan.parts, number)
+            mine = part(positions, plan.parts, number)
 
             def tiles(block: range) -> Stmt:
-                def tile(index: Expr) -> Stmt:
-                    first = least(low + index * plan.columns, high - plan.columns)
-                    return named(first, "first", lambda at: self._tile(at, block))
-
-                return loop(0, (high - low + plan.columns - 1) // plan.columns, tile, name="tile")
+                return pieces(mine, plan.columns, lambda at: self._tile(at, block), "first", "tile")
 
             return sequence([tiles(block) for block in plan.blocks])
 
