@@ -32,6 +32,7 @@ from convtune.schedules.estimate import (
     overlapped,
     stream_cycles,
 )
+from convtune.schedules.pointwise_gemm import positions_of
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced
 from convtune.schedules.written import Held, written
@@ -65,7 +66,7 @@ class GroupedPointwise(Estimating[CpuTarget]):
         )
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
-        positions, vectors = _positions(spec), ceil_div(spec.out_channels, _lanes(spec, target))
+        positions, vectors = positions_of(spec), ceil_div(spec.out_channels, _lanes(spec, target))
         parts = [size for shift in range(6) if (size := target.threads << shift) <= positions]
         return {
             "columns": tuple(size for size in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14) if size <= positions),
@@ -81,7 +82,7 @@ class GroupedPointwise(Estimating[CpuTarget]):
         # LLVM has the weights of a step in registers, and spills sums where these do not suffice
         if sums + read + plan.vectors + mixed + 2 > target.tile_registers:
             return False
-        if plan.block > _positions(spec) // plan.parts or sums < min(6, _positions(spec)):
+        if plan.block > positions_of(spec) // plan.parts or sums < min(6, positions_of(spec)):
             return False
         if plan.columns * sum(map(len, plan.blocks)) > LARGEST_CODE:
             return False
@@ -89,7 +90,7 @@ class GroupedPointwise(Estimating[CpuTarget]):
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
-        plan, positions = _plan(spec, target, knobs), ceil_div(_positions(spec), int(knobs["parts"]))
+        plan, positions = _plan(spec, target, knobs), ceil_div(positions_of(spec), int(knobs["parts"]))
         tiles, cycles = ceil_div(positions, plan.block) * plan.tiles, 0.0
         for block in plan.blocks:
             groups = plan.groups_of(block)
@@ -188,7 +189,7 @@ class Tiles:
         self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
 
     def kernel(self) -> Stmt:
-        plan, positions = self.plan, _positions(self.spec)
+        plan, positions = self.plan, positions_of(self.spec)
 
         def task(number: Expr) -> Stmt:
             return pieces(part(positions, plan.parts, number), plan.block, self._block, "first", "block")
@@ -304,10 +305,6 @@ class Tiles:
     def _index(self, position: Expr, channel: Expr) -> list[Expr]:
         """All positions of all images are as one row, which they are in memory."""
         return [*(0 for _ in range(self.spec.rank)), position, channel]
-
-
-def _positions(spec: ConvSpec) -> int:
-    return spec.batch * count(spec.out_size)
 
 
 def _lanes(spec: ConvSpec, target: CpuTarget) -> int:

@@ -33,9 +33,8 @@ from convtune.schedules.inside_taps_plan import Plan, input_rows, plan_of, tiles
 from convtune.schedules.tiling import (
     LARGEST_CODE,
     LINE_BYTES,
-    WAY_BYTES,
-    WAYS,
     ceil_div,
+    columns_collide,
     even_blocks,
     reduction_blocks,
     spaced,
@@ -115,7 +114,7 @@ class InsideTaps(Estimating[CpuTarget]):
         first = self._first_weights(target, plan, part_bytes)
         waits = max(0.0, first - row / tiles) / 2
         waits += self._arriving(spec, target, plan, part_bytes * plan.parts) / plan.parts
-        if plan.depth * view.columns.stride * 4 % WAY_BYTES == 0 and plan.columns > WAYS:
+        if columns_collide(plan.depth * view.columns.stride, plan.columns):
             evicted = used * plan.ic_block * view.columns.all_valid * LINE_BYTES  # lines that are evicted while in use
             row += evicted / L2_BYTES_PER_CYCLE / 4
         return (plan.rows / plan.row_tasks * row + waits) * plan.parts

@@ -8,6 +8,7 @@ from itertools import groupby, product
 from math import prod
 from typing import TYPE_CHECKING
 
+from convtune.schedules.channel_blocks import ChannelBlocks
 from convtune.schedules.depthwise_plan import Axis, View, view_of
 from convtune.schedules.tiling import ceil_div
 
@@ -41,7 +42,7 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(ChannelBlocks):
     """Sizes: rows of outputs in tasks of `row_block`, in register tiles of columns x vectors.
 
     depth: input channels, of which a pass over a task's rows takes `ic_block`. sharing: what consecutive tasks share.
@@ -56,20 +57,6 @@ class Plan:
     row_block: int
     ic_block: int
     sharing: str
-
-    @property
-    def block(self) -> int:
-        """Channels of a block."""
-        return self.vectors * self.lanes
-
-    @property
-    def blocks(self) -> int:
-        return ceil_div(self.channels, self.block)
-
-    @property
-    def last_vectors(self) -> int:
-        """Of the last block of channels."""
-        return ceil_div(self.channels - (self.blocks - 1) * self.block, self.lanes)
 
     @property
     def parts(self) -> int:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.channel_blocks import ChannelBlocks
 from convtune.schedules.estimate import (
     L2_BYTES_PER_CYCLE,
     TILE_CYCLES,
@@ -29,7 +30,7 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
 )
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence
-from convtune.schedules.tiling import LONG_ACTIVATIONS, WAY_BYTES, WAYS, ceil_div, round_up
+from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, columns_collide, round_up
 from convtune.schedules.written import Buffers, Held, written
 
 from convtune.expression import epilogue, widened
@@ -57,7 +58,7 @@ class PointwiseGemm(Estimating[CpuTarget]):
         return isinstance(target, CpuTarget) and is_product(spec)
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
-        positions, vectors = _positions(spec), ceil_div(spec.out_channels, target.lanes)
+        positions, vectors = positions_of(spec), ceil_div(spec.out_channels, target.lanes)
         most = range(1, min(MOST_VECTORS, vectors) + 1)
         columns = {c for v in most for c in _columns(positions, target, v)}
         parts = {1, *(target.threads << i for i in range(MOST_HALVINGS + 1))}
@@ -107,7 +108,7 @@ class PointwiseGemm(Estimating[CpuTarget]):
         compute = plan.depth * tile_step_cycles(target, plan.columns, vectors)
         compute += (1 + spec.residual) * sums + TILE_CYCLES
         stream = stream_cycles(target, weights_bytes, resident)
-        if plan.depth * 4 % WAY_BYTES == 0 and plan.columns > WAYS:
+        if columns_collide(plan.depth, plan.columns):
             stream += plan.depth * plan.columns * 64 / L2_BYTES_PER_CYCLE / 4  # lines that are evicted while in use
         return overlapped(compute, stream)
 
@@ -128,7 +129,7 @@ class PointwiseGemm(Estimating[CpuTarget]):
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Plan(ChannelBlocks):
     """Sizes: positions x depth times depth x channels, in register tiles of columns x vectors."""
 
     positions: int
@@ -141,22 +142,8 @@ class _Plan:
     order: KnobValue
 
     @property
-    def block(self) -> int:
-        """Channels of a block."""
-        return self.vectors * self.lanes
-
-    @property
-    def blocks(self) -> int:
-        return ceil_div(self.channels, self.block)
-
-    @property
     def tiles(self) -> int:
         return ceil_div(self.positions, self.columns)
-
-    @property
-    def last_vectors(self) -> int:
-        """Of the last block of channels."""
-        return ceil_div(self.channels - (self.blocks - 1) * self.block, self.lanes)
 
     @property
     def weight_shape(self) -> tuple[int, int, int]:
@@ -170,8 +157,9 @@ def is_product(spec: ConvSpec) -> bool:
     return spec.variant in ("conv", "pointwise") and spec.channels_last and spec.groups == 1 and not moves
 
 
-def _positions(spec: ConvSpec) -> int:
-    return spec.batch * count(spec.in_size)
+def positions_of(spec: ConvSpec) -> int:
+    """Outputs of all images."""
+    return spec.batch * count(spec.out_size)
 
 
 def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
@@ -188,7 +176,7 @@ def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]
 
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> _Plan:
     columns, vectors, part = (int(knobs[name]) for name in ("columns", "oc_vectors", "task_positions"))
-    sizes = _positions(spec), spec.in_channels, spec.out_channels
+    sizes = positions_of(spec), spec.in_channels, spec.out_channels
     return _Plan(*sizes, columns, vectors, target.lanes, ceil_div(part, columns), knobs["order"])
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.depthwise_loops import loop, part, pieces
 from convtune.schedules.depthwise_planes_loops import vector_sums
 from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, stream_cycles
-from convtune.schedules.pointwise_gemm import MOST_HALVINGS, MOST_VECTORS, is_product
+from convtune.schedules.pointwise_gemm import MOST_HALVINGS, MOST_VECTORS, is_product, positions_of
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, spaced
 from convtune.schedules.written import Held, written
@@ -50,7 +50,7 @@ class PointwiseShared(Estimating[CpuTarget]):
         return 0 < whole <= MOST_WHOLE and rest > 0 and _share(rest, target.lanes) > 1
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
-        positions = _positions(spec)
+        positions = positions_of(spec)
         share = _share(spec.out_channels % target.lanes, target.lanes)
         parts = {1, *(target.threads << i for i in range(MOST_HALVINGS + 1))}
         return {
@@ -61,13 +61,13 @@ class PointwiseShared(Estimating[CpuTarget]):
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan = _plan(spec, target, knobs)
-        held, positions = max(map(plan.sums, plan.blocks)), _positions(spec)
+        held, positions = max(map(plan.sums, plan.blocks)), positions_of(spec)
         fits = held + plan.vectors + 1 + plan.share <= target.tile_registers
         return fits and (held >= FEWEST_SUMS or plan.columns == plan.share) and plan.columns <= positions // plan.parts
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
-        plan, positions = _plan(spec, target, knobs), ceil_div(_positions(spec), int(knobs["parts"]))
+        plan, positions = _plan(spec, target, knobs), ceil_div(positions_of(spec), int(knobs["parts"]))
         tiles, cycles = ceil_div(positions, plan.columns), 0.0
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
         rows = 4 * plan.columns * plan.depth
@@ -153,7 +153,7 @@ class Tiles:
         self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
 
     def kernel(self) -> Stmt:
-        plan, positions = self.plan, _positions(self.spec)
+        plan, positions = self.plan, positions_of(self.spec)
 
         def task(number: Expr) -> Stmt:
             mine = part(positions, plan.parts, number)
@@ -245,10 +245,6 @@ class Tiles:
     def _index(self, position: Expr, channel: Expr) -> list[Expr]:
         """All positions of all images are as one row, which they are in memory."""
         return [*(0 for _ in range(self.spec.rank)), position, channel]
-
-
-def _positions(spec: ConvSpec) -> int:
-    return spec.batch * count(spec.out_size)
 
 
 def _share(rest: int, lanes: int) -> int:

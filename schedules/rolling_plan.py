@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from convtune.schedules.channel_blocks import ChannelBlocks
 from convtune.schedules.depthwise_plan import Axis, axes_of
 from convtune.schedules.tiling import LARGEST_BODY, ceil_div, round_up
 
@@ -19,7 +20,7 @@ LITTLE_WASTE = 1.02  # times as many products are computed as are needed
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(ChannelBlocks):
     """Sizes of the loops: tiles of `tile` columns x `vectors`, blocks of so many vectors, chunks of blocks, bands.
 
     The products of `group` rows are made at once, since tiles may cross the ends of these.
@@ -38,22 +39,13 @@ class Plan:
     group: int
 
     @property
-    def block(self) -> int:
-        """Channels of a block."""
-        return self.vectors * self.lanes
-
-    @property
-    def blocks(self) -> int:
-        return ceil_div(self.channels, self.block)
-
-    @property
     def chunk_blocks(self) -> int:
         return ceil_div(self.blocks, self.chunks)
 
     @property
     def last_widths(self) -> tuple[int, ...]:
         """Lanes of each vector of the last block."""
-        left = self.channels - (self.blocks - 1) * self.block
+        left = self.last_channels
         return tuple(min(self.lanes, left - at) for at in range(0, left, self.lanes))
 
     @property

@@ -51,6 +51,11 @@ def planes_collide(spec: ConvSpec) -> bool:
     return 4 * count(spec.in_size) % (4 * WAY_BYTES) == 0
 
 
+def columns_collide(channels: int, columns: int) -> bool:
+    """Whether positions that lie so many channels apart displace each other in the first cache, of so many at once."""
+    return channels * 4 % WAY_BYTES == 0 and columns > WAYS
+
+
 @functools.lru_cache(maxsize=4096)  # asked for each candidate, of which a long row has blocks by the thousand
 def even_blocks(size: int, most: int) -> tuple[int, ...]:
     """Block sizes worth trying for a loop: for every number of blocks the smallest that needs no more, up to `most`."""
