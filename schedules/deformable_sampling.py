@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.statements import fetched
 from convtune.schedules.tiling import Tile, ceil_div
 
 from convtune import variants
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from convtune.targets import CpuTarget
 
 LONGEST_PERIOD = 16  # vectors of a table that are written out: LLVM needs a second for nine of them
-NEAREST_CACHE = 3  # where a prefetch puts what it fetches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,8 +255,7 @@ def fetching_ahead(module: Any, spec: ConvSpec, tile: Tile) -> Any:
             y, x, first = _located(spec, tirx.BufferLoad(source["index"], [n, q, *entry]))
             row = [n, y] if spec.channels_last else [n, 0, y]
             element = tirx.BufferLoad(source["x" if spec.channels_last else "pad"], [*row, x, first + part * wide])
-            address = tirx.address_of(element)
-            fetches.append(tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, NEAREST_CACHE, 1)))
+            fetches.append(fetched(element))
         return tirx.SeqStmt([*fetches, loop])
 
     main = module["main"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from convtune.schedules.filtering_plan import Plan, place_of
-from convtune.schedules.statements import Expr, Stmt, nest, sequence
+from convtune.schedules.statements import Expr, Stmt, fetched, nest, sequence
 
 
 def fetching_next(plan: Plan, read: Callable[[Expr, Sequence[Expr]], Expr], q: Expr, made: Stmt) -> Stmt:
@@ -29,17 +29,8 @@ def fetching_next(plan: Plan, read: Callable[[Expr, Sequence[Expr]], Expr], q: E
         start[along] = start[along] + (axes[along].inputs - fresh[along]) * axes[along].pitch
 
         def line(index: Sequence[Expr]) -> Stmt:
-            return _fetched(read(place.n, [s + i * a.pitch for s, i, a in zip(start, index, axes)]))
+            return fetched(read(place.n, [s + i * a.pitch for s, i, a in zip(start, index, axes)]))
 
         return nest(fresh, line)
 
     return sequence([nest([axis.parts for axis in axes], each_part), made])
-
-
-def _fetched(load: Expr) -> Stmt:
-    """A fetch of the line that an element lies in, to all caches."""
-    from tvm import tirx
-
-    to_read, to_all, of_data = 0, 3, 1  # as LLVM's prefetch has them
-    given = [tirx.const(value, "int32") for value in (to_read, to_all, of_data)]
-    return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(load), *given))

@@ -53,6 +53,14 @@ def kept(buffer: Any) -> Stmt:
     return tirx.Evaluate(buffer.access_ptr("rw"))
 
 
+def fetched(load: Expr) -> Stmt:
+    """A prefetch of the line that an element lies in, to all caches."""
+    from tvm import tirx
+
+    to_read, to_all, of_data = 0, 3, 1  # as LLVM's prefetch has them
+    return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(load), to_read, to_all, of_data))
+
+
 def when(conditions: Sequence[Expr], then: Stmt, otherwise: Stmt | None = None) -> Stmt:
     from tvm import tirx
 

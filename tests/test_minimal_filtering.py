@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from convtune.schedules.filtering_plan import plan_of
 from filtering_kernels import Case, check_odd
 
 from convtune import accuracy, space, targets, variants
+from convtune.cache_model import traffic
 from convtune.spec import ConvSpec
 
 FILTERING = space.get("minimal_filtering")
@@ -135,6 +137,15 @@ ODD: tuple[Case, ...] = (
     ("transposed,ic=6,oc=16,in=5x5x6,k=3x1x4,s=2,p=0x0x1,act=relu,layout=NDHWC", {"d_tile": 2, "order": "channels"}),
     ("transposed,n=2,ic=9,oc=33,in=24,k=23,s=2,p=24:9,layout=NWC", {"w_tile": 4, "order": "tiles"}),
 )  # fmt: skip
+
+
+def test_the_cache_model_counts_what_is_fetched_ahead_once() -> None:
+    spec = ConvSpec.parse("conv,ic=16,oc=16,in=40x40,k=3x3,p=1,layout=NHWC")
+    near, far = (dataclasses.replace(TARGET, l2_bytes=size) for size in (1 << 20, 1 << 16))
+    knobs = FILTERING.default(spec, far)
+    ahead, behind = (FILTERING.schedule(spec, target, knobs) for target in (far, near))
+    assert ("prefetch" in ahead.script(), "prefetch" in behind.script()) == (True, False)
+    assert traffic(ahead, far) == traffic(behind, far)
 
 
 @pytest.mark.parametrize(("turn", "case"), list(enumerate(ODD)), ids=[text for text, _ in ODD])
