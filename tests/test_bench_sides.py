@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +17,7 @@ from convtune.comparison.rounds import drop_hopeless, play
 from convtune.comparison.side import Entry, Side
 from convtune.measure.bench import Limits
 from convtune.peers import Configuration, Peer
-from convtune.peers.process import REST_LONGEST_S, Expected, Job, rest
+from convtune.peers.process import Expected, Job
 from convtune.reference import random_operands
 from convtune.spec import ConvSpec
 
@@ -159,25 +156,6 @@ def test_the_haswell_setting_is_gone_and_threads_are_the_targets(
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     side = prepared(sides, Environment("puppet", "right"), tmp_path, threads=3)
     assert (side.refusal, statuses(side)) == (None, {"right": "ok"})
-
-
-def test_a_turn_is_over_when_no_thread_runs_any_more() -> None:
-    """Hashing lets go of Python's lock, so that the thread runs beside, as those of a library do."""
-    ended: list[float] = []
-
-    def busy() -> None:
-        for _ in range(4):
-            hashlib.sha256(bytes(10_000_000)).digest()
-        ended.append(time.perf_counter())
-
-    for _ in range(3):
-        ended.clear()
-        thread = threading.Thread(target=busy)
-        thread.start()
-        began = time.perf_counter()
-        rest()
-        assert ended or time.perf_counter() - began >= REST_LONGEST_S
-        thread.join()
 
 
 def test_peers_are_known_without_their_libraries() -> None:

@@ -6,7 +6,6 @@ import ctypes
 import math
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convtune.peers.base import Configuration, Peer, Prepared, Problem, Unsupported, restored
+from convtune.resting import rest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,9 +24,6 @@ UNSET = frozenset({"OPENBLAS_CORETYPE"})
 """Not for the process's environment: on some machines it is set to Haswell, which is not the processor."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _PART = 1 << 16  # elements: in float64 they fit in the second cache of any CPU
-_REST_STEP_S, _REST_SAMPLES = 4e-4, 3
-REST_LONGEST_S = 0.25
-"""After which a process that never is at rest is waited for no more."""
 
 
 @dataclass(frozen=True)
@@ -201,34 +198,6 @@ def _greatest_difference(y: NDArray[Any], expected: NDArray[Any]) -> float:
     rows = max(_PART * len(y) // y.size, 1)
     parts = [slice(start, start + rows) for start in range(0, len(y), rows)]
     return float(np.max([_greatest_difference(y[part], expected[part]) for part in parts]))
-
-
-def rest() -> None:
-    """Returns when none of this process's threads spins any more, so that the next one's turn is its own.
-
-    A library's threads look out for more work before they sleep: ONNX Runtime's for 45 ms. One that never sleeps is
-    waited for in vain, a quarter of a second long.
-    """
-    end, quiet = time.perf_counter() + REST_LONGEST_S, 0
-    while quiet < _REST_SAMPLES and time.perf_counter() < end:
-        time.sleep(_REST_STEP_S)
-        quiet = 0 if _others_run() else quiet + 1
-
-
-def _others_run() -> bool:
-    """Whether another thread of this process has a CPU, or waits for one.
-
-    Their CPU time would not tell: the kernel adds that of a running thread up at its tick, every 4 or 10 ms.
-    """
-    own = threading.get_native_id()
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
-            continue
-        if state == "R" and int(task.name) != own:
-            return True
-    return False
 
 
 def _keep_freed_memory() -> None:
