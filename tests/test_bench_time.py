@@ -24,6 +24,23 @@ def test_two_layers_are_too_few_to_tell() -> None:
 
 def test_nothing_is_left_of_nothing() -> None:
     left = TimeLeft([5, 5, 5])
-    for _ in range(4):  # one more than was expected: the file had it, of another version
+    for _ in range(4):  # one more than was expected
         left.measured(5, 1.0)
+    assert left.seconds is None
+
+
+def test_what_the_file_has_waits_as_far_as_such_layers_were_measured_again() -> None:
+    left = TimeLeft([7] * 4, in_file=[7] * 8)
+    for _ in range(3):
+        left.measured(7, 2.0)
+    assert left.seconds == (1 + 8) * 2.0, "of the file's layers none was looked at: any may have to be measured"
+    for _ in range(2):
+        left.kept(7)
+    assert left.seconds == 2.0, "all that were looked at are as they would be now"
+    left.measured(7, 2.0, in_file=True)
+    left.kept(7)
+    assert left.seconds == (1 + 4 / 4) * 2.0, "one in four was measured again, and four are left"
+    left.measured(7, 2.0)
+    for _ in range(4):
+        left.kept(7)
     assert left.seconds is None

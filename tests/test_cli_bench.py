@@ -13,12 +13,16 @@ from bench_peers import Puppet
 from cli_process import MCPU, SMALL, TINY, invoke, run
 
 import convtune.peers
+from convtune import probe
 from convtune.comparison import Comparison
+from convtune.comparison.comparison import Entrants
 from convtune.comparison.kinds import KINDS, kind_of
+from convtune.comparison.layer import failed
 from convtune.compiler import Compiler
 from convtune.errors import BuildError
 from convtune.peers import Peer
 from convtune.spec import ConvSpec
+from convtune.workloads import Workload
 
 FAST = ("--turn", "1", "--rounds", "6")
 PEERS: Mapping[str, Peer] = {
@@ -150,6 +154,29 @@ def test_it_measures_again_what_would_be_another_measurement(
     found = {layer["spec"]: layer for layer in json.loads(copy.read_text())["layers"]}
     assert (found[TINY]["run"], found[SMALL]["run"]) == (1, 0)
     assert found[SMALL] == data["layers"][1]
+
+
+def test_the_time_left_is_also_that_of_layers_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has all layers, of kernels that are others now; nothing is compiled or timed."""
+    kernels, path = ["old"], tmp_path / "bench.json"
+    monkeypatch.setattr(probe, "fma_peak_gflops", lambda _: 1.0)
+    monkeypatch.setattr(probe, "bandwidth_gbs", lambda _: probe.Bandwidth(1.0, 1.0))
+    monkeypatch.setattr(Comparison, "entrants", lambda *_: Entrants(ours=True, packages={}, refusals={}))  # type: ignore[arg-type]
+    monkeypatch.setattr(Comparison, "identity", lambda *_: {"kernel": kernels[0]})
+    monkeypatch.setattr(Comparison, "measure", lambda _, workload, entrants: _failed_with(workload, kernels[0]))
+    layers = [f"depthwise,ic={channels},oc={channels},in=9,k=3" for channels in (1, 2, 3, 5, 7, 11, 13)]
+
+    def lines(kernel: str) -> list[str]:
+        kernels[0] = kernel
+        return invoke("bench", *layers, *FAST, "-o", path).stderr.splitlines()
+
+    for kernel in ("old", "new"):
+        assert [line.endswith(" left") for line in lines(kernel)] == [False] * 2 + [True] * 4 + [False], kernel
+    assert all(line.endswith("from the file") for line in lines("new"))
+
+
+def _failed_with(workload: Workload, kernel: str) -> dict[str, Any]:
+    return {**failed(workload, "no kernel"), "identity": {"kernel": kernel}}
 
 
 def test_an_interrupt_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,9 @@ class Run:
         return True
 
     def _compare(self, layers: Sequence[Workload], again: bool) -> None:
-        left = TimeLeft(w.spec.flops for w in layers if again or self._results.get(w.spec) is None)
+        known = {w.spec for w in layers if not again and self._results.get(w.spec)}
+        flops = {w.spec: w.spec.flops for w in layers}
+        left = TimeLeft((flops[s] for s in flops if s not in known), in_file=(flops[s] for s in flops if s in known))
         with display(len(layers), None) as shown:
             for number, workload in enumerate(layers, start=1):
                 shown.begin(number, workload.name)
@@ -163,6 +165,7 @@ class Run:
                 there = self._results.get(workload.spec)
                 identity = None if entrants.ours is None else self._comparison.identity(entrants)
                 if there and there["identity"] == identity and identity is not None and not again:
+                    left.kept(workload.spec.flops)
                     shown.finish(f"{_line(there)}; from the file")
                     continue
                 index = self._begin()
@@ -175,7 +178,7 @@ class Run:
                 layer["failure"] = one_line(layer["failure"])
                 self._results.put(self._bounded({**layer, "run": index}))
                 self._results.save()
-                left.measured(workload.spec.flops, time.monotonic() - began)
+                left.measured(workload.spec.flops, time.monotonic() - began, workload.spec in known)
                 rest = left.seconds
                 shown.finish(_line(layer) + ("" if rest is None else f"; about {tables.duration(rest)} left"))
 
