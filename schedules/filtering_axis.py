@@ -7,8 +7,9 @@ summed before the outputs are made:
     stride s     s parts of ceil(taps / s) taps (polyphase):  taps p + j s at inputs (o + j) s + p - before
     transposed   outputs u s + a - cut for phases a are so many filters of ceil(kernel / s) taps of the same inputs
 
-What lacks its last tap has nothing at the point at infinity: these products are left out. Where a row has fewer inputs
-than taps, all its outputs are one tile, and inputs and taps change places: F(m, inputs) (`Exchanged`).
+What lacks its last tap has nothing at the point at infinity: these products are left out. Where a row, or what a
+dilated convolution has of it for a residue, has fewer inputs than taps, all its outputs are one tile, and inputs and
+taps change places: F(m, inputs) (`Exchanged`).
 """
 
 from __future__ import annotations
@@ -51,9 +52,16 @@ class Axis:
     @functools.cached_property
     def exchanged(self) -> bool:
         """Whether inputs and taps change places."""
-        if not 1 < self.m == self.out or not 0 < self.size < self.taps:
+        if self.m == 1 or self.stride > 1 or self.phases > 1 or self.m != ceil_div(self.units, self.residues):
             return False
-        return self.stride == self.dilation == self.phases == 1 and self.m + self.size - 1 <= self.most_alpha
+        return 0 < len(self.met) < self.taps and self.m + len(self.met) - 1 <= self.most_alpha
+
+    @functools.cached_property
+    def met(self) -> range:
+        """Of the inputs that the only tiles of all residues read, those that are not on padding in all of them."""
+        first = ceil_div(self.before - self.residues + 1, self.dilation)
+        end = (self.size - 1 + self.before) // self.dilation + 1
+        return range(max(0, first), min(self.m + self.taps - 1, end))
 
     @property
     def most_alpha(self) -> int:
@@ -81,18 +89,18 @@ class Axis:
     @functools.cached_property
     def filter(self) -> Filtering | Exchanged | None:
         if self.exchanged:
-            return exchanged(self.m, self.size, self.taps, self.before)
+            return exchanged(self.m, len(self.met), self.taps, self.met.start)
         return filtering(self.m, self.r) if self.m > 1 else None
 
     @functools.cached_property
     def inputs(self) -> int:
         """Of a tile."""
-        return self.size if self.exchanged else self.m + self.r - 1
+        return len(self.met) if self.exchanged else self.m + self.r - 1
 
     @functools.cached_property
     def alpha(self) -> int:
         """Points of a tile."""
-        return self.m + self.size - 1 if self.exchanged else self.m + self.r - 1
+        return self.m + self.inputs - 1 if self.exchanged else self.m + self.r - 1
 
     @functools.cached_property
     def units(self) -> int:
@@ -158,7 +166,7 @@ class Axis:
     def input(self, residue: Any, tile: Any, part: Any) -> Any:
         """The first input of a tile, negative where that is padding."""
         if self.exchanged:
-            return 0
+            return self.unit(residue, tile) + self.met.start * self.dilation - self.before
         apart = 1 if self.m > 1 and self.stride > 1 else self.dilation * self.r
         return self.unit(residue, tile) * self.stride + part * apart - self.before
 

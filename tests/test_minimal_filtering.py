@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from convtune.schedules.filtering_axis import axes_of
 from convtune.schedules.filtering_plan import plan_of
+from convtune.schedules.filtering_points import Exchanged
 from filtering_kernels import Case, check_odd
 
 from convtune import accuracy, space, targets, variants
@@ -92,6 +93,37 @@ def test_tiles_cover_every_output_once_with_its_inputs(m: int, text: str) -> Non
     assert found == Counter(range(spec.out_size[0]))
 
 
+@pytest.mark.parametrize(
+    ("text", "m", "products"),
+    [
+        ("conv,ic=1,oc=1,in=2,k=3,p=1", 2, 3),
+        ("conv,ic=1,oc=1,in=3,k=5,p=1:4", 4, 6),
+        ("dilated,ic=1,oc=1,in=13,k=3,p=7,d=7", 2, 21),  # of some residues one output, of one input
+        ("dilated,ic=1,oc=1,in=11,k=5,p=13:11,d=6", 2, 18),
+        ("dilated,ic=1,oc=1,in=5,k=4,p=9,d=4", 3, 16),  # the last residue meets another input than the others
+        ("transposed,ic=1,oc=1,in=2,k=5,p=1", 4, 5),
+    ],
+)
+def test_tiles_of_fewer_inputs_than_taps_read_what_their_outputs_meet(text: str, m: int, products: int) -> None:
+    """Each input by its tap, and no other ones inside; against what the variant says that an output reads."""
+    spec = ConvSpec.parse(text)
+    *_, axis = axes_of(spec, (1, 1, m))
+    assert axis.exchanged and axis.tiles == 1 and axis.products == products and isinstance(axis.filter, Exchanged)
+    for residue, i in itertools.product(range(axis.residues), range(m)):
+        output = axis.unit(residue, 0) + i * axis.step
+        if output >= spec.out_size[0]:
+            continue
+        places = [axis.input(residue, 0, 0) + j * axis.pitch for j in range(axis.inputs)]
+        met = {place: axis.filter.before + j - i for j, place in enumerate(places)}
+        met = {place: tap for place, tap in met.items() if 0 <= place < axis.size and 0 <= tap < axis.taps}
+        first = output - axis.before
+        direct = {first + tap * axis.dilation: tap for tap in range(axis.taps)}
+        assert met == {place: tap for place, tap in direct.items() if 0 <= place < axis.size}
+        assert set(met) == {
+            place for place in variants.get(spec.variant).reads(spec, 0, output) if 0 <= place < axis.size
+        }
+
+
 def test_a_dimension_of_stride_3_is_direct_beside_a_filtered_one() -> None:
     spec = ConvSpec.parse("conv,ic=8,oc=16,in=9x9,k=3x3,s=3x1,p=1,layout=NHWC")
     _, rows, columns = axes_of(spec, (1, 1, 4))
@@ -106,7 +138,7 @@ ODD: tuple[Case, ...] = (
     ("conv,n=3,ic=5,oc=19,in=7x11,k=3x3,p=1,bias,layout=NHWC", {"h_tile": 2, "w_tile": 4, "order": "channels"}),
     # tiles and padding beyond the input on all sides
     ("conv,n=2,ic=3,oc=33,in=2x3,k=3x2,p=4,act=relu,residual", {"h_tile": 4, "w_tile": 2, "order": "tiles"}),
-    # more residues than outputs in one dimension
+    # more residues than outputs in one dimension, a tile of fewer inputs than taps in the other
     ("dilated,ic=17,oc=16,in=13x5,k=3x3,p=7x1,d=7x2,layout=NHWC", {"h_tile": 2, "w_tile": 2, "order": "tiles"}),
     ("conv,ic=6,oc=20,in=5x6x7,k=3x2x3,p=1,act=gelu,bias", {"h_tile": 2, "w_tile": 4, "order": "channels"}),
     ("grouped,n=2,ic=20,oc=84,in=9x9,k=5x3,p=2,g=2,bias,layout=NHWC", {"h_tile": 3, "w_tile": 4}),
