@@ -6,33 +6,55 @@ import hashlib
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
-from convtune.measure.device import Device, Prepare
+import measure_kernels as kernels
+import pytest
+
+from convtune.measure import timing
+from convtune.measure.builder import Pack
+from convtune.measure.device import Case, Compare, Device, Measure
 from convtune.resting import LONGEST_S, others_run, rest
-from convtune.spec import ConvSpec
+
+
+def work() -> None:
+    """For some 20 ms; hashing lets go of Python's lock, so that the thread runs beside, as those of a library do."""
+    for _ in range(4):
+        hashlib.sha256(bytes(10_000_000)).digest()
 
 
 def test_it_ends_when_no_thread_runs_any_more() -> None:
-    """Hashing lets go of Python's lock, so that the thread runs beside, as those of a library do."""
-    ended: list[float] = []
-
-    def busy() -> None:
-        for _ in range(4):
-            hashlib.sha256(bytes(10_000_000)).digest()
-        ended.append(time.perf_counter())
-
     for _ in range(3):
-        ended.clear()
-        thread = threading.Thread(target=busy)
+        thread = threading.Thread(target=work)
         thread.start()
         began = time.perf_counter()
         rest()
-        assert ended or time.perf_counter() - began >= LONGEST_S
+        assert not others_run() or time.perf_counter() - began >= LONGEST_S
         thread.join()
 
 
-def test_a_case_is_ready_when_the_threads_of_its_reference_sleep(tmp_path: Path) -> None:
-    """Those of NumPy's BLAS went on for 40 ms, and meanwhile turns of the first finals took 3 times as long."""
-    spec = ConvSpec.parse("conv,ic=67,oc=131,in=29x31,k=3x3,p=1,layout=NHWC")
-    Device(tmp_path, 2, seed=0)(Prepare(spec))
-    assert not others_run()
+@pytest.mark.parametrize("timed", ["repeats_us", "in_turn_us"])
+def test_kernels_are_timed_when_what_went_before_has_ended(
+    timed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing weights for filtering woke BLAS's threads, and while they spun every second turn took 3 times as long."""
+    library = kernels.library(tmp_path / "library", "none")
+    running = []
+
+    def inputs(case: Case, pack: Pack) -> Any:
+        threading.Thread(target=work).start()
+        return unspied(case, pack)
+
+    def times(calls: Any, *_: Any) -> list[Any]:
+        running.append(others_run())
+        return [1.0] if timed == "repeats_us" else [[1.0]]
+
+    unspied = Case.inputs
+    monkeypatch.setattr(Case, "inputs", inputs)
+    monkeypatch.setattr(timing, timed, times)
+    requests = {
+        "repeats_us": Measure(kernels.SPEC, library, kernels.PACK, 2e-5, None, timed=True),
+        "in_turn_us": Compare(kernels.SPEC, ((library, kernels.PACK),), 1),
+    }
+    Device(tmp_path, 2, seed=0)(requests[timed])
+    assert running == [False]
