@@ -33,7 +33,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
 )
 from convtune.schedules.pointwise_gemm import positions_of
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, sequence, spread_over
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
@@ -248,12 +248,9 @@ class Tiles:
         for c in range(plan.columns):
             spread: dict[tuple[int, ...], Expr] = {}
             for group in plan.groups_of(vectors):
-                value = tirx.BufferLoad(self.arguments.source, self._index(position + c, group * plan.depth + ic))
-                value = tirx.Broadcast(value, lanes)
-                # or else LLVM permutes the loaded numbers themselves where two broadcasts are blended: by a permute of
-                # two vectors and a copy of one, not by one instruction: 240 to 60 channels took 26 instead of 21 us
-                fenced = tirx.call_llvm_pure_intrin(bind.dtype, "llvm.arithmetic.fence", value)
-                spread[(group,) * lanes] = bind(fenced if group in mixed else value)
+                where = as_row(self.spec.rank, position + c, group * plan.depth + ic)
+                value = tirx.BufferLoad(self.arguments.source, where)
+                spread[(group,) * lanes] = bind(spread_over(lanes, value, group in mixed))
             for i, vector in enumerate(vectors):
                 total = tirx.BufferLoad(acc[c * len(vectors) + i], [whole])
                 value = self._spread(vector, spread, bind)
@@ -292,7 +289,7 @@ class Tiles:
                 bind.store(copy, [tirx.Ramp(0, 1, plan.lanes)], value)
 
                 def output(lane: Expr) -> Stmt:
-                    where = self._index(first + at, start + lane)
+                    where = as_row(self.spec.rank, first + at, start + lane)
                     value = tirx.BufferLoad(copy, [lane])
                     value = epilogue(self.arguments, value, where[0], where[-1], where[1:-1])
                     return tirx.BufferStore(self.y, value, where)
@@ -301,10 +298,6 @@ class Tiles:
 
             found.append(allocated((plan.lanes,), "copy", "global", stored))
         return sequence(found)
-
-    def _index(self, position: Expr, channel: Expr) -> list[Expr]:
-        """All positions of all images are as one row, which they are in memory."""
-        return [*(0 for _ in range(self.spec.rank)), position, channel]
 
 
 def _lanes(spec: ConvSpec, target: CpuTarget) -> int:

@@ -23,7 +23,7 @@ from convtune.schedules.depthwise_loops import loop, part, pieces
 from convtune.schedules.depthwise_planes_loops import vector_sums
 from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, stream_cycles
 from convtune.schedules.pointwise_gemm import MOST_HALVINGS, MOST_VECTORS, is_product, positions_of
-from convtune.schedules.statements import Binder, Expr, Stmt, sequence
+from convtune.schedules.statements import Binder, Expr, Stmt, as_row, sequence, spread_over
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
@@ -206,20 +206,14 @@ class Tiles:
             shared = bind(tirx.Shuffle([narrow] * plan.share, list(range(plan.lanes))))
         for start in range(0, plan.columns, plan.share):
             columns = range(start, min(start + plan.share, plan.columns))
-            values = [self._spread(first + c, ic, bind, last) for c in columns]
+            loads = [tirx.BufferLoad(self.arguments.source, as_row(self.spec.rank, first + c, ic)) for c in columns]
+            values = [bind(spread_over(plan.lanes, load, blended=last)) for load in loads]
             for c, value in zip(columns, values):
                 for i, weight in enumerate(weights):
                     add(acc[c * size + i], value, weight)
             if last:
                 add(acc[plan.columns * size + start // plan.share], self._blended(values, bind), shared)
         return sequence(bind.statements)
-
-    def _spread(self, position: Expr, ic: Expr, bind: Binder, fenced: bool) -> Expr:
-        """An input in all lanes. fenced: to be blended, and LLVM is not to see a load there (`grouped_pointwise`)."""
-        from tvm import tirx
-
-        value = tirx.Broadcast(tirx.BufferLoad(self.arguments.source, self._index(position, ic)), self.plan.lanes)
-        return bind(tirx.call_llvm_pure_intrin(bind.dtype, "llvm.arithmetic.fence", value) if fenced else value)
 
     def _blended(self, values: list[Expr], bind: Binder) -> Expr:
         """Each position's input in its lanes of a shared vector."""
@@ -236,15 +230,11 @@ class Tiles:
         from tvm import tirx
 
         def output(i: Expr) -> Stmt:
-            where = self._index(position, channel + i)
+            where = as_row(self.spec.rank, position, channel + i)
             value = epilogue(self.arguments, tirx.BufferLoad(acc, [lane + i]), where[0], where[-1], where[1:-1])
             return tirx.BufferStore(self.y, value, where)
 
         return loop(0, size, output, "VECTORIZED", "lane")
-
-    def _index(self, position: Expr, channel: Expr) -> list[Expr]:
-        """All positions of all images are as one row, which they are in memory."""
-        return [*(0 for _ in range(self.spec.rank)), position, channel]
 
 
 def _share(rest: int, lanes: int) -> int:

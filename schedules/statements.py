@@ -61,6 +61,19 @@ def fetched(load: Expr) -> Stmt:
     return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(load), to_read, to_all, of_data))
 
 
+def spread_over(lanes: int, value: Expr, blended: bool = False) -> Expr:
+    """A number in all lanes. blended: with others, lane by lane.
+
+    Where two loads that are spread are blended, LLVM permutes the loaded numbers themselves, by a permute of two
+    vectors and a copy of one, not by one instruction, unless it does not see that they are loads: a grouped layer of
+    240 to 60 channels took 26 instead of 21 us.
+    """
+    from tvm import tirx
+
+    value = tirx.Broadcast(value, lanes)
+    return tirx.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.arithmetic.fence", value) if blended else value
+
+
 def when(conditions: Sequence[Expr], then: Stmt, otherwise: Stmt | None = None) -> Stmt:
     from tvm import tirx
 
@@ -85,6 +98,11 @@ class Binder:
         from tvm import tirx
 
         self.statements.append(tirx.BufferStore(buffer, value, list(place)))
+
+
+def as_row(rank: int, position: Expr, channel: Expr) -> list[Expr]:
+    """The index of an element, channels last: all positions of all images are as one row, which they are in memory."""
+    return [*(0 for _ in range(rank)), position, channel]
 
 
 def flat(index: Sequence[Expr], shape: Sequence[int]) -> Expr:
