@@ -18,7 +18,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_points import Exchanged, Filtering, exchanged, filtering
+from convtune.schedules.filtering_points import Exchanged, Filtering, exchanged, filtering, zero_is_first
 from convtune.schedules.tiling import ceil_div
 
 from convtune.expression import Geometry, cube
@@ -54,7 +54,8 @@ class Axis:
         """Whether inputs and taps change places."""
         if self.m == 1 or self.stride > 1 or self.phases > 1 or self.m != ceil_div(self.units, self.residues):
             return False
-        return 0 < len(self.met) < self.taps and self.m + len(self.met) - 1 <= self.most_alpha
+        fewer = len(self.met) < self.taps or (len(self.met) == self.taps and self._reaching < self.residues)
+        return fewer and 0 < len(self.met) <= self.most_alpha + 1 - self.m
 
     @functools.cached_property
     def met(self) -> range:
@@ -89,7 +90,7 @@ class Axis:
     @functools.cached_property
     def filter(self) -> Filtering | Exchanged | None:
         if self.exchanged:
-            return exchanged(self.m, len(self.met), self.taps, self.met.start)
+            return exchanged(self.m, len(self.met), self.taps, self.met.start, self.full < self.residues)
         return filtering(self.m, self.r) if self.m > 1 else None
 
     @functools.cached_property
@@ -140,8 +141,27 @@ class Axis:
     @functools.cached_property
     def products(self) -> int:
         """Of an input channel and an output channel."""
+        return self.residues * self.tiles * self.nonzero - 2 * (self.residues - self.full)
+
+    @functools.cached_property
+    def nonzero(self) -> int:
+        """Elements of U, of an input channel and an output channel, that are not zero for a tap that is lacking."""
         lacking = sum(self.lacks(part, phase) for part in range(self.parts) for phase in range(self.phases))
-        return self.residues * self.tiles * (self.alpha * self.parts * self.phases - lacking)
+        return self.alpha * self.parts * self.phases - lacking
+
+    @functools.cached_property
+    def full(self) -> int:
+        """Residues that need all points; those after them need neither the first nor the last one."""
+        return self._reaching if self.exchanged else self.residues
+
+    @functools.cached_property
+    def _reaching(self) -> int:
+        """Residues, the first ones, whose only tile has its last output or its last input."""
+        if not zero_is_first(self.m + len(self.met) - 2):
+            return self.residues
+        outputs = self.out - self.dilation * (self.m - 1)
+        inputs = self.size + self.before - self.dilation * (self.met.stop - 1)
+        return min(self.residues, max(1, outputs, inputs))
 
     @functools.cached_property
     def whole(self) -> int:

@@ -112,7 +112,7 @@ def output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:
 def _product_cycles(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
     """Of a pass: all points and channel blocks."""
     depth, row_tiles = plan.depth * plan.taps, plan.block_rows // plan.rows
-    steps = depth * plan.density * tile_step_cycles(target, plan.rows, plan.vectors)
+    steps = depth * plan.density * plan.needed * tile_step_cycles(target, plan.rows, plan.vectors)
     compute = row_tiles * (steps + 2 * plan.rows * plan.vectors + TILE_CYCLES)
     panel = depth * plan.density * plan.width * 4
     streamed = panel / _weights_bandwidth(plan, target) + (row_tiles - 1) * stream_cycles(target, panel, panel)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_axis import Axis, axes_of
@@ -65,9 +65,31 @@ class Plan:
     @functools.cached_property
     def density(self) -> float:
         """The share of U that is not zero for a missing tap."""
+        return prod(axis.nonzero / (axis.alpha * axis.parts * axis.phases) for axis in self.axes)
+
+    @functools.cached_property
+    def needed(self) -> float:
+        """The share of the products with U that register tiles do not leave out."""
         return prod(
-            axis.products / (axis.residues * axis.tiles * axis.alpha * axis.parts * axis.phases) for axis in self.axes
+            axis.products / (axis.residues * axis.tiles * axis.nonzero) if i in self.leaving_out else 1.0
+            for i, axis in enumerate(self.axes)
         )
+
+    @functools.cached_property
+    def leaving_out(self) -> list[int]:
+        """Dimensions with residues that need fewer points, of which register tiles have nothing else."""
+        shares = [(axis.full, axis.residues) for axis in self.axes]
+        found = []
+        for i, (whole, residues) in enumerate(shares):
+            within = prod(axis.tiles for axis in self.axes)
+            if i < 2:
+                last, of_last = shares[2]
+                within *= min(last, of_last - last) if last < of_last else of_last
+                within *= shares[1][1] if i == 0 else 1
+            else:
+                within *= shares[0][1] * shares[1][1]
+            found += [i] if whole < residues and within * whole >= self.rows else []
+        return found
 
     @functools.cached_property
     def tiles(self) -> int:
@@ -85,6 +107,16 @@ class Plan:
     def tasks(self) -> int:
         """Blocks of tiles."""
         return ceil_div(self.tiles, self.block)
+
+    def block_of(self, task: Any) -> Any:
+        """The block of the task with that number: where some blocks take less time, neighbours are far apart.
+
+        Threads have one run of the tasks each.
+        """
+        if not self.leaving_out:
+            return task
+        apart = next(n for n in range(max(1, self.tasks * 3 // 8), self.tasks + 2) if gcd(n, self.tasks) == 1)
+        return task * apart % self.tasks
 
     @functools.cached_property
     def block_rows(self) -> int:
@@ -210,10 +242,24 @@ class Place:
 
 
 def place_of(plan: Plan, q: Any) -> Place:
-    """The q-th tile: images outside, then residues, then tiles of a row."""
-    extents = [*(axis.residues for axis in plan.axes), *(axis.tiles for axis in plan.axes)]
-    n, *found = unflat(q, [plan.batch, *extents])
-    return Place(n, tuple(found[:3]), tuple(found[3:]))
+    """The q-th tile: images outside, then residues, then tiles of a row.
+
+    Of the last dimension the residues that need all points come first, with all residues of the others.
+    """
+    from tvm import tirx
+
+    depths, rows, columns = (axis.residues for axis in plan.axes)
+    first, tiles = plan.axes[2].full, [axis.tiles for axis in plan.axes]
+    if first == columns:
+        n, *found = unflat(q, [plan.batch, depths, rows, columns, *tiles])
+        return Place(n, tuple(found[:3]), tuple(found[3:]))
+    each = depths * rows * prod(tiles)  # of a residue of the columns
+    of_image = q % (each * columns)
+    early = unflat(of_image, [depths, rows, first, *tiles])
+    late = unflat(of_image - each * first, [depths, rows, columns - first, *tiles])
+    chosen = [a if a is b else tirx.if_then_else(of_image < each * first, a, b) for a, b in zip(early, late)]
+    chosen[2] = tirx.if_then_else(of_image < each * first, early[2], late[2] + first)
+    return Place(q // (each * columns), tuple(chosen[:3]), tuple(chosen[3:]))
 
 
 def exists(plan: Plan, q: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -33,6 +33,9 @@ _PAIRS: tuple[tuple[int, ...], ...] = (
     (2, 6, 8, 20),
     (4, 6, 10, 20),
 )
+# With 0 beside an odd number of others: pairs, and the point that is in none, last. 0 and 1 lose no more than 1 and -1,
+# with fewer additions; 0, 6, -6, 13 lose a quarter more in F(3, 3) than what is above.
+_BESIDE_ZERO: Mapping[int, tuple[int, ...]] = {2: (8,), 4: (6, 13)}
 MOST_POINTS = len(_PAIRS)  # infinity included
 
 
@@ -100,6 +103,8 @@ class Exchanged:
 
     y_i = sum_l d_l g_(l + before - i), so the taps from last to first are what is transformed by B^T, the inputs from
     last to first are transformed by G, and nothing is multiplied by the zeros around the inputs.
+
+    Where 0 is a point, it is the first one, of the last input alone; the point at infinity is of the last output alone.
     """
 
     rule: Filtering
@@ -140,16 +145,23 @@ class Exchanged:
 
 
 @functools.cache
-def exchanged(m: int, inputs: int, taps: int, before: int) -> Exchanged:
-    """Of a row of inputs and its padding. Raises ValueError where it needs more points than there are."""
-    return Exchanged(filtering(m, inputs), taps, before)
+def exchanged(m: int, inputs: int, taps: int, before: int, zero: bool = False) -> Exchanged:
+    """Of a row of inputs and its padding; zero: with 0 as the first point.
+
+    Raises ValueError where it needs more points than there are, or 0 cannot be one.
+    """
+    return Exchanged(from_points(m, inputs, *_points(m + inputs - 2, zero)), taps, before)
 
 
 @functools.cache
 def filtering(m: int, r: int) -> Filtering:
     """F(m, r). Raises ValueError where it needs more points than there are."""
-    finite, pairs = _points(m + r - 2)
-    return from_points(m, r, finite, pairs)
+    return from_points(m, r, *_points(m + r - 2))
+
+
+def zero_is_first(count: int) -> bool:
+    """Whether 0 can be the first of so many finite points."""
+    return count % 2 == 1 or count in _BESIDE_ZERO
 
 
 def from_points(m: int, r: int, points: Sequence[Fraction], pairs: Sequence[int] = ()) -> Filtering:
@@ -165,15 +177,20 @@ def from_points(m: int, r: int, points: Sequence[Fraction], pairs: Sequence[int]
     return Filtering(m, r, _frozen(at), _frozen(g), _frozen(bt), tuple(pairs))
 
 
-def _points(count: int) -> tuple[list[Fraction], list[int]]:
-    """Finite points, 0 first where their number is odd, and where pairs begin."""
+def _points(count: int, zero: bool = False) -> tuple[list[Fraction], list[int]]:
+    """Finite points, 0 first where their number is odd or it is asked for, and where pairs begin."""
     if not 0 <= count < MOST_POINTS:
         raise ValueError(f"minimal filtering has {count} finite points; allowed: up to {MOST_POINTS - 1}")
-    points = [Fraction(0)] * (count % 2)
-    pairs = [*range(count % 2, count, 2)]
-    for p in _PAIRS[count]:
+    if zero and not zero_is_first(count):
+        raise ValueError(f"0 is to be one of {count} finite points; allowed: odd numbers and {[*_BESIDE_ZERO]}")
+    pairs, single = _PAIRS[count], list[Fraction]()
+    if count == 2 or (zero and count % 2 == 0):
+        pairs, single = _BESIDE_ZERO[count][:-1], [Fraction(_BESIDE_ZERO[count][-1], 8)]
+    points = [Fraction(0)] * (count % 2 or len(single))
+    begin = [*range(len(points), count - len(single), 2)]
+    for p in pairs:
         points += [Fraction(p, 8), Fraction(-p, 8)]
-    return points, pairs
+    return [*points, *single], begin
 
 
 def _product(roots: Sequence[Fraction]) -> list[Fraction]:

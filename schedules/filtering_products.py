@@ -6,14 +6,17 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from convtune.schedules.filtering_plan import Plan
+from convtune.schedules.filtering_plan import Plan, place_of
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, flat, loop, nest, sequence, unflat, when
 
 from convtune.expression import widened
 
 
-def products(plan: Plan, v: Callable[..., tuple[Any, Any]], u: Any, m: Any, number: Expr) -> Stmt:
-    """M[point, tile, channel of the pass] = sum V[point, tile, part, ic] * U of the pass with that number."""
+def products(plan: Plan, v: Callable[..., tuple[Any, Any]], u: Any, m: Any, task: Expr, number: Expr) -> Stmt:
+    """M[point, tile, channel of the pass] = sum V[point, tile, part, ic] * U of the pass with that number.
+
+    Of a task's block of tiles; zeros where all tiles of a register tile need no products at a point.
+    """
 
     def tile(index: Sequence[Expr]) -> Stmt:
         point, block, rows = index
@@ -22,28 +25,25 @@ def products(plan: Plan, v: Callable[..., tuple[Any, Any]], u: Any, m: Any, numb
             (plan.rows, plan.vectors, plan.lanes),
             "acc",
             "local",
-            lambda acc: _register_tile(plan, v, (u, m, acc), (number, point, block, rows), run),
+            lambda acc: _register_tile(plan, v, (u, m, acc), (number, point, block, rows), run, task * plan.block),
         )
 
     return nest([plan.points, plan.per_pass, plan.block_rows // plan.rows], tile)
 
 
 def _register_tile(
-    plan: Plan, v: Callable[..., tuple[Any, Any]], buffers: tuple[Any, Any, Any], index: tuple[Expr, ...], run: Expr
+    plan: Plan,
+    v: Callable[..., tuple[Any, Any]],
+    buffers: tuple[Any, Any, Any],
+    index: tuple[Expr, ...],
+    run: Expr,
+    first: Expr,
 ) -> Stmt:
     from tvm import tirx
 
     (u, m, acc), (number, point, block, rows) = buffers, index
     group = block // (plan.blocks * plan.phases) if plan.groups > 1 else 0  # of the pass
     places = list(itertools.product(range(plan.rows), range(plan.vectors)))
-
-    def vector(body: Callable[[Binder, Expr], None]) -> Stmt:
-        def statements(lane: Expr) -> Stmt:
-            bind = Binder()
-            body(bind, lane)
-            return sequence(bind.statements)
-
-        return loop(plan.lanes, statements, "VECTORIZED", "lane")
 
     def clear(bind: Binder, lane: Expr) -> None:
         for r, cv in places:
@@ -64,14 +64,40 @@ def _register_tile(
                     total = tirx.BufferLoad(acc, [r, cv, lane])
                     bind.store(acc, [r, cv, lane], total + value * filters[cv])
 
-        return vector(body)
+        return _vector(plan.lanes, body)
 
     def keep(bind: Binder, lane: Expr) -> None:
         for r, cv in places:
             at = [point, (rows * plan.rows + r) * plan.m_row + (block * plan.vectors + cv) * plan.lanes + lane]
             bind.store(m, at, tirx.BufferLoad(acc, [r, cv, lane]))
 
-    return sequence([vector(clear), nest([axis.parts for axis in plan.axes], reduced), vector(keep)])
+    summed = when(_needed(plan, point, first + rows * plan.rows), nest([axis.parts for axis in plan.axes], reduced))
+    return sequence([_vector(plan.lanes, clear), summed, _vector(plan.lanes, keep)])
+
+
+def _vector(lanes: int, body: Callable[[Binder, Expr], None]) -> Stmt:
+    def statements(lane: Expr) -> Stmt:
+        bind = Binder()
+        body(bind, lane)
+        return sequence(bind.statements)
+
+    return loop(lanes, statements, "VECTORIZED", "lane")
+
+
+def _needed(plan: Plan, point: Expr, first: Expr) -> list[Expr]:
+    """That any tile of a register tile, which begins with the `first` one, needs products at a point."""
+    from tvm import tirx
+
+    if not plan.leaving_out:
+        return []
+    points = unflat(point, [axis.alpha for axis in plan.axes])
+    ends = [place_of(plan, first), place_of(plan, first + plan.rows - 1)]
+    met = []
+    for i in plan.leaving_out:
+        axis = plan.axes[i]
+        whole = [place.residues[i] < axis.full for place in ends]
+        met.append(tirx.any(tirx.all(points[i] > 0, points[i] < axis.alpha - 1), *whole))
+    return met
 
 
 def nonzero(plan: Plan, point: Expr, parts: Sequence[Expr], run: Expr) -> list[Expr]:

@@ -158,8 +158,11 @@ def filtered(spec: ConvSpec, plan: Plan, tensors: Tensors) -> Any:
     if plan.shared:
         return allocated((plan.tasks, *plan.v_shape), "v", "global", lambda v: _by_channels(spec, plan, tensors, v))
     if plan.groups == 1:
-        return loop(plan.tasks, lambda block: _by_tiles(spec, plan, tensors, block), "PARALLEL", "block")
-    of_pass = lambda task: _by_tiles(spec, plan, tensors, task // plan.passes, task % plan.passes)  # noqa: E731
+        return loop(plan.tasks, lambda task: _by_tiles(spec, plan, tensors, plan.block_of(task)), "PARALLEL", "block")
+
+    def of_pass(task: Any) -> Any:
+        return _by_tiles(spec, plan, tensors, plan.block_of(task // plan.passes), task % plan.passes)
+
     return loop(plan.tasks * plan.passes, of_pass, "PARALLEL", "block")
 
 
@@ -200,7 +203,7 @@ def _by_channels(spec: ConvSpec, plan: Plan, tensors: Tensors, v: Any) -> Any:
         return _each_channel(plan, lambda c, w: transform.tile(task, row, c, w))
 
     def task(index: Any) -> Any:
-        block, number = index // plan.passes, index % plan.passes
+        block, number = plan.block_of(index // plan.passes), index % plan.passes
         locate = lambda point, row, element: (v, (block, point, row * plan.v_row + element))  # noqa: E731
         return allocated(plan.m_shape, "m", "global", lambda m: _pass(spec, plan, tensors, m, locate, block, number))
 
@@ -248,10 +251,10 @@ def _each_channel(plan: Plan, body: Any) -> Any:
 def _pass(spec: ConvSpec, plan: Plan, tensors: Tensors, m: Any, v: Any, block: Any, number: Any) -> Any:
     if tensors.y is None:
         stored = NearOutputs(spec, plan, tensors.planes, m).stored(block, number)
-        return sequence([products(plan, v, tensors.weight, m, number), stored])
+        return sequence([products(plan, v, tensors.weight, m, block, number), stored])
     transform = OutputTransform(spec, plan, tensors.store, m)
     stored = loop(plan.block, lambda row: transform.tile(block * plan.block + row, row, number), name="row")
-    return sequence([products(plan, v, tensors.weight, m, number), stored])
+    return sequence([products(plan, v, tensors.weight, m, block, number), stored])
 
 
 def _tile_values(spec: ConvSpec) -> Mapping[str, tuple[int, ...]]:

@@ -38,13 +38,17 @@ def test_coefficients_of_inputs_and_outputs_are_exact_in_float32(m: int, r: int)
         assert Fraction(float(np.float32(float(coefficient)))) == coefficient
 
 
+@pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize(
     ("m", "inputs", "taps", "before"),
-    [(2, 2, 3, 1), (3, 1, 3, 1), (4, 3, 5, 2), (2, 4, 7, 3), (6, 2, 3, 4), (1, 2, 5, 9)],
+    [(2, 2, 3, 1), (3, 1, 3, 1), (4, 3, 5, 2), (2, 4, 7, 3), (3, 3, 3, 1), (4, 2, 3, 4), (1, 2, 5, 9)],
 )
-def test_inputs_and_taps_change_places(m: int, inputs: int, taps: int, before: int) -> None:
-    """As above: 1 where tap j of output i meets input l; there are m + inputs - 1 products."""
-    rule = exchanged(m, inputs, taps, before)
+def test_inputs_and_taps_change_places(m: int, inputs: int, taps: int, before: int, zero: bool) -> None:
+    """As above: 1 where tap j of output i meets input l; there are m + inputs - 1 products.
+
+    With 0 as a point the first product has the last input alone, and the last one is in the last output alone.
+    """
+    rule = exchanged(m, inputs, taps, before, zero)
     units = [[float(i == j) for j in range(inputs)] for i in range(inputs)]
     columns = [rule.transform_input(unit, lambda value: value) for unit in units]
     outputs = [rule.transform_output([float(i == k) for i in range(rule.alpha)], float) for k in range(rule.alpha)]
@@ -52,6 +56,8 @@ def test_inputs_and_taps_change_places(m: int, inputs: int, taps: int, before: i
     for i, j, position in itertools.product(range(m), range(taps), range(inputs)):
         total = sum(outputs[k][i] * float(rule.g[k][j]) * columns[position][k] for k in range(rule.alpha))
         assert total == pytest.approx(float(position + before == i + j), abs=1e-12), (i, j, position)
+    if zero:
+        assert not any(column[0] for column in columns[:-1]) and not any(outputs[-1][:-1])
 
 
 def test_pairs_share_arithmetic() -> None:
@@ -96,3 +102,5 @@ def test_impossible_sizes_are_refused() -> None:
         filtering(8, 7)
     with pytest.raises(ValueError, match=r"F\(2, 3\) has 1 finite points; it must have 3"):
         from_points(2, 3, [Fraction(0)])
+    with pytest.raises(ValueError, match=r"0 is to be one of 6 finite points; allowed: odd numbers and \[2, 4\]"):
+        exchanged(4, 4, 5, 2, zero=True)

@@ -98,9 +98,9 @@ def test_tiles_cover_every_output_once_with_its_inputs(m: int, text: str) -> Non
     [
         ("conv,ic=1,oc=1,in=2,k=3,p=1", 2, 3),
         ("conv,ic=1,oc=1,in=3,k=5,p=1:4", 4, 6),
-        ("dilated,ic=1,oc=1,in=13,k=3,p=7,d=7", 2, 21),  # of some residues one output, of one input
+        ("dilated,ic=1,oc=1,in=13,k=3,p=7,d=7", 2, 19),  # of some residues one output, of one input
         ("dilated,ic=1,oc=1,in=11,k=5,p=13:11,d=6", 2, 18),
-        ("dilated,ic=1,oc=1,in=5,k=4,p=9,d=4", 3, 16),  # the last residue meets another input than the others
+        ("dilated,ic=1,oc=1,in=5,k=4,p=9,d=4", 3, 14),  # the last residue meets another input than the others
         ("transposed,ic=1,oc=1,in=2,k=5,p=1", 4, 5),
     ],
 )
@@ -138,8 +138,8 @@ ODD: tuple[Case, ...] = (
     ("conv,n=3,ic=5,oc=19,in=7x11,k=3x3,p=1,bias,layout=NHWC", {"h_tile": 2, "w_tile": 4, "order": "channels"}),
     # tiles and padding beyond the input on all sides
     ("conv,n=2,ic=3,oc=33,in=2x3,k=3x2,p=4,act=relu,residual", {"h_tile": 4, "w_tile": 2, "order": "tiles"}),
-    # more residues than outputs in one dimension, a tile of fewer inputs than taps in the other
-    ("dilated,ic=17,oc=16,in=13x5,k=3x3,p=7x1,d=7x2,layout=NHWC", {"h_tile": 2, "w_tile": 2, "order": "tiles"}),
+    # residues of fewer inputs than taps, some of one output, whose register tiles leave out points
+    ("dilated,n=2,ic=17,oc=16,in=17x13,k=3x3,p=11x9,d=11x9,layout=NHWC", {"h_tile": 2, "w_tile": 2, "order": "tiles"}),
     ("conv,ic=6,oc=20,in=5x6x7,k=3x2x3,p=1,act=gelu,bias", {"h_tile": 2, "w_tile": 4, "order": "channels"}),
     ("grouped,n=2,ic=20,oc=84,in=9x9,k=5x3,p=2,g=2,bias,layout=NHWC", {"h_tile": 3, "w_tile": 4}),
     ("conv,n=2,ic=16,oc=40,in=53,k=7,p=3:0,residual,layout=NWC", {"w_tile": 2, "order": "channels"}),
