@@ -11,12 +11,13 @@
             y[position, shuffled channel] = activation(result + bias + residual)        by permutes of vectors
 
 s is the ic-th input of the lane's group: a broadcast, or where a vector has channels of two groups or more a permute of
-their broadcasts. So a group that ends within a vector leaves no lane empty.
+their broadcasts. So a group that ends within a vector leaves no lane empty. A register tile of all channels is shuffled
+and stored from the registers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.pointwise_gemm import positions_of
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, sequence, spread_over
-from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced
+from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, LONG_ACTIVATIONS, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
 from convtune.expression import epilogue
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 BLEND_FMAS = 0.5  # of two inputs: some ports blend that do not multiply
 STORE_CYCLES = 6.0  # of a vector of outputs: its sums are stored, read again, permuted or not, and stored
+AT_ONCE_CYCLES = 3.0  # of one whose sums are permuted and stored from registers
 
 
 class GroupedPointwise(Estimating[CpuTarget]):
@@ -100,7 +102,7 @@ class GroupedPointwise(Estimating[CpuTarget]):
             step = max((max(sums, FEWEST_SUMS) + BLEND_FMAS * permutes) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
             size = 4 * plan.depth * len(block) * plan.lanes
             cycles += tiles * overlapped(plan.depth * step + 2 * sums + TILE_CYCLES, stream_cycles(target, size, size))
-        stores = positions * len(plan.all) * STORE_CYCLES
+        stores = positions * len(plan.all) * (AT_ONCE_CYCLES if plan.at_once else STORE_CYCLES)
         return Tasks(plan.parts, cycles + stores).on(target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
@@ -135,6 +137,12 @@ class Plan:
     tiles: int
     parts: int
     shuffled: bool
+    long: bool = False  # the activation, which is not written out for each vector of a register tile
+
+    @property
+    def at_once(self) -> bool:
+        """Whether a register tile is stored as it is, since it has all channels of its positions."""
+        return len(self.blocks) == 1 and not self.long
 
     @property
     def block(self) -> int:
@@ -181,6 +189,10 @@ class Plan:
         channels = range(first, first + self.lanes)
         return tuple(c % self.groups * self.run + c // self.groups if self.shuffled else c for c in channels)
 
+    def whole_vectors(self, source: tuple[int, ...]) -> tuple[int, ...]:
+        """Where the vectors of sums begin that a source is in."""
+        return tuple(sorted({place // self.lanes * self.lanes for place in source}))
+
 
 class Tiles:
     """The statements of a plan: `kernel` is all of them."""
@@ -199,29 +211,38 @@ class Tiles:
     def _block(self, first: Expr) -> Stmt:
         plan = self.plan
 
-        def body(result: Any) -> Stmt:
-            def tile(number: int, vectors: range, index: Expr) -> Stmt:
+        def tiles(number: int, vectors: range, result: Any) -> Stmt:
+            def tile(index: Expr) -> Stmt:
                 return named(index * plan.columns, "at", lambda at: self._tile(result, first, at, number, vectors))
 
-            sums = [
-                loop(0, plan.tiles, lambda index, n=n, v=v: tile(n, v, index), name="tile")  # type: ignore[misc]
-                for n, v in enumerate(plan.blocks)
-            ]
-            return sequence([*sums, loop(0, plan.block, lambda at: self._store(result, first, at), name="position")])
+            return loop(0, plan.tiles, tile, name="tile")
 
+        def body(result: Any) -> Stmt:
+            sums = [tiles(number, vectors, result) for number, vectors in enumerate(plan.blocks)]
+            return sequence([*sums, loop(0, plan.block, lambda at: self._kept(result, first, at), name="position")])
+
+        if plan.at_once:
+            return tiles(0, plan.blocks[0], None)
         return allocated((plan.block, plan.padded), "result", "global", body)
 
     def _tile(self, result: Any, first: Expr, at: Expr, number: int, vectors: range) -> Stmt:
-        """The sums of a register tile, into `result`."""
+        """The sums of a register tile, into `result`, or y where there is none."""
         from tvm import tirx
 
         plan = self.plan
         lanes, size = plan.lanes, len(vectors)
         whole = tirx.Ramp(0, 1, lanes)
 
+        def stored(acc: list[Any], c: int) -> Stmt:
+            load = lambda start: tirx.BufferLoad(acc[c * size + start // lanes], [whole])  # noqa: E731
+            return self._store(first + at + c, load, plan.whole_vectors)
+
         def body(acc: list[Any]) -> Stmt:
             zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
             clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
+            products = loop(0, plan.depth, lambda ic: self._step(acc, first + at, number, vectors, ic))
+            if result is None:
+                return sequence([*clear, products, *(stored(acc, c) for c in range(plan.columns))])
             kept = [
                 tirx.BufferStore(
                     result,
@@ -231,9 +252,7 @@ class Tiles:
                 for c in range(plan.columns)
                 for i, vector in enumerate(vectors)
             ]
-            return sequence(
-                [*clear, loop(0, plan.depth, lambda ic: self._step(acc, first + at, number, vectors, ic)), *kept]
-            )
+            return sequence([*clear, products, *kept])
 
         return vector_sums(plan.columns * size, lanes, body)
 
@@ -273,7 +292,17 @@ class Tiles:
             spread[wanted] = value
         return spread[wanted]
 
-    def _store(self, result: Any, first: Expr, at: Expr) -> Stmt:
+    def _kept(self, result: Any, first: Expr, at: Expr) -> Stmt:
+        """The outputs of a position whose sums are in `result`, where a vector may begin at any of them."""
+        from tvm import tirx
+
+        plan = self.plan
+        load = lambda start: tirx.BufferLoad(result, [at, tirx.Ramp(start, 1, plan.lanes)])  # noqa: E731
+        return self._store(first + at, load, lambda source: windows(source, 0, plan.padded - plan.lanes, []))
+
+    def _store(
+        self, position: Expr, load: Callable[[int], Expr], starts_of: Callable[[tuple[int, ...]], tuple[int, ...]]
+    ) -> Stmt:
         """The outputs of a position, by vectors; the last one begins earlier where they do not divide the channels."""
         from tvm import tirx
 
@@ -281,15 +310,14 @@ class Tiles:
         for vector in plan.all:
             start = min(vector * plan.lanes, plan.channels - plan.lanes)
             source, bind = plan.source(start), Binder(f"float32x{plan.lanes}")
-            starts = windows(source, 0, plan.padded - plan.lanes, [])
-            loads = [bind(tirx.BufferLoad(result, [at, tirx.Ramp(s, 1, plan.lanes)])) for s in starts]
-            value = lanewise(source, starts, loads, bind)
+            starts = starts_of(source)
+            value = lanewise(source, starts, [bind(load(s)) for s in starts], bind)
 
             def stored(copy: Any, start: int = start, value: Expr = value, bind: Binder = bind) -> Stmt:
                 bind.store(copy, [tirx.Ramp(0, 1, plan.lanes)], value)
 
                 def output(lane: Expr) -> Stmt:
-                    where = as_row(self.spec.rank, first + at, start + lane)
+                    where = as_row(self.spec.rank, position, start + lane)
                     value = tirx.BufferLoad(copy, [lane])
                     value = epilogue(self.arguments, value, where[0], where[-1], where[1:-1])
                     return tirx.BufferStore(self.y, value, where)
@@ -316,6 +344,7 @@ def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         tiles=int(knobs["tiles"]),
         parts=int(knobs["parts"]),
         shuffled=spec.variant == "shuffled_grouped",
+        long=spec.activation in LONG_ACTIVATIONS,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from convtune.space import all_knobs
 from convtune.spec import ConvSpec
 
 SHUFFLED = ConvSpec.parse("shuffled_grouped,n=2,ic=15,oc=35,in=5x7,k=1x1,g=5,bias,act=gelu,layout=NHWC")
+AT_ONCE = ConvSpec.parse("shuffled_grouped,n=2,ic=15,oc=21,in=5x7,k=1x1,g=3,act=relu,residual,layout=NHWC")
 GROUPED = ConvSpec.parse("grouped,n=3,ic=14,oc=49,in=13,k=1,g=7,bias,act=relu,residual,layout=NWC")
 
 
@@ -28,6 +30,14 @@ def test_outputs_are_the_shuffled_channels(channels: int, groups: int) -> None:
     want = np.arange(channels).reshape(groups, -1).T.ravel()
     for first in range(channels - 7):
         assert plan(channels, groups, 1).source(first) == tuple(want[first : first + 8])
+
+
+def test_all_channels_in_a_tile_are_stored_from_whole_vectors() -> None:
+    found = plan(35, 5, 5)
+    assert found.at_once and not plan(35, 5, 4).at_once and not replace(found, long=True).at_once
+    for first in (0, 8, 27):
+        starts = found.whole_vectors(found.source(first))
+        assert {start % 8 for start in starts} == {0} and {place // 8 * 8 for place in found.source(first)} == {*starts}
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 3])
@@ -49,7 +59,11 @@ def test_blocks_fit_in_their_tasks(spec: ConvSpec) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "wanted"),
-    [(SHUFFLED, {"parts": 4}), (SHUFFLED, {"vectors": 2, "columns": 3}), (GROUPED, {"columns": 3, "vectors": 2})],
+    [
+        (AT_ONCE, {"vectors": 3, "columns": 2}),
+        (SHUFFLED, {"vectors": 2, "columns": 3}),
+        (GROUPED, {"columns": 3, "vectors": 2}),
+    ],
 )
 def test_corners_are_right(spec: ConvSpec, wanted: dict[str, Any]) -> None:
     target = runnable("x86-64-v3")
