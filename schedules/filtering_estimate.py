@@ -111,12 +111,13 @@ def output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:
 
 def _product_cycles(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
     """Of a pass: all points and channel blocks."""
-    depth, row_tiles = plan.depth * plan.taps, plan.block_rows // plan.rows
-    steps = depth * plan.density * plan.needed * tile_step_cycles(target, plan.rows, plan.vectors)
+    depth, row_tiles = plan.depth * plan.taps * plan.density * plan.needed, plan.block_rows // plan.rows
+    steps = depth * tile_step_cycles(target, plan.rows, plan.vectors)
     compute = row_tiles * (steps + 2 * plan.rows * plan.vectors + TILE_CYCLES)
-    panel = depth * plan.density * plan.width * 4
-    streamed = panel / _weights_bandwidth(plan, target) + (row_tiles - 1) * stream_cycles(target, panel, panel)
-    rows = plan.block_rows * depth * plan.density * 4
+    panel = depth * plan.width * 4
+    whole = panel / plan.needed  # some register tile of a block needs it
+    streamed = whole / _weights_bandwidth(plan, target) + (row_tiles - 1) * stream_cycles(target, panel, panel)
+    rows = plan.block_rows * depth * 4
     held = task_bytes if plan.per_pass == 1 else max(rows, task_bytes / plan.per_pass)
     again = stream_cycles(target, rows, held)
     first = stream_cycles(target, rows, 4 * prod(plan.v_shape) * plan.tasks) if plan.shared else again

@@ -246,13 +246,13 @@ def place_of(plan: Plan, q: Any) -> Place:
 
     Of the last dimension the residues that need all points come first, with all residues of the others.
     """
-    from tvm import tirx
-
     depths, rows, columns = (axis.residues for axis in plan.axes)
     first, tiles = plan.axes[2].full, [axis.tiles for axis in plan.axes]
     if first == columns:
         n, *found = unflat(q, [plan.batch, depths, rows, columns, *tiles])
         return Place(n, tuple(found[:3]), tuple(found[3:]))
+    from tvm import tirx
+
     each = depths * rows * prod(tiles)  # of a residue of the columns
     of_image = q % (each * columns)
     early = unflat(of_image, [depths, rows, first, *tiles])
