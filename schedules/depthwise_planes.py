@@ -10,6 +10,7 @@
             y[...] = activation(acc + bias + residual)
 
     a whole plane in place of the loops over oh_tile and ow_tile, its vectors of as many rows as fit:   shape: planes
+    a whole plane of several channels, whose columns take turns in vectors of a row, see `Woven`:       shape: woven
 
 Rows that are no multiple of a vector end with a vector that begins earlier. Where a plane's vectors hold several rows,
 lanes that are left are not computed: the next vector's store overwrites them, and the last one is filled from the one
@@ -33,6 +34,7 @@ from convtune.schedules.depthwise_planes_plan import (
     shapes_of,
     suits,
 )
+from convtune.schedules.depthwise_woven import Woven, WovenPlan, group_cycles, weaves, woven_pack, woven_plan
 from convtune.schedules.estimate import (
     FEWEST_SUMS,
     FMAS_PER_CYCLE,
@@ -60,7 +62,7 @@ ROW_CYCLES = 4.0  # the condition of an input row, and another line to begin
 
 class DepthwisePlanes(Estimating[CpuTarget]):
     name = "depthwise_planes"
-    summary = "depthwise, channels first: lanes are positions of a row, or of several short ones"
+    summary = "depthwise, channels first: lanes are positions of a row, or of several short ones, of a plane or several"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
         return (
@@ -68,7 +70,7 @@ class DepthwisePlanes(Estimating[CpuTarget]):
             and spec.variant == "depthwise"
             and spec.in_channels == spec.out_channels
             and not spec.channels_last
-            and bool(shapes_of(spec, target))
+            and bool(_shapes(spec, target))
         )
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
@@ -76,7 +78,7 @@ class DepthwisePlanes(Estimating[CpuTarget]):
         pieces = ceil_div(view.columns.out, lanes_of(view, target, flat=False))
         parts = [target.threads << shift for shift in range(6)]
         return {
-            "shape": shapes_of(spec, target),
+            "shape": _shapes(spec, target),
             "rows": spaced(even_blocks(view.rows.out, most), 8),
             "vectors": spaced(even_blocks(pieces, most), 4),
             "parts": spaced({1, *(count for count in parts if count <= spec.out_channels)}, 5),
@@ -84,35 +86,58 @@ class DepthwisePlanes(Estimating[CpuTarget]):
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
-        least, *_ = self.knobs(spec, target)["vectors"]
+        domain = self.knobs(spec, target)
+        if knobs["shape"] == "woven":
+            return all(knobs[name] == domain[name][0] for name in ("rows", "vectors", "row_blocks"))
+        least, *_ = domain["vectors"]
         return suits(plan_of(spec, target, knobs), int(least), target.vector_registers * 3 // 4)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         plan = plan_of(spec, target, knobs)
         view = plan.view
-        depth = view.depth.all_valid / view.depth.out
-        plane = _flat_plane(plan, target, depth) if plan.flat else _plane_of_rows(plan, target, depth)
-        channels = ceil_div(plan.channels, plan.parts)
-        task = channels * (view.depth.out * plane / plan.row_blocks + TILE_CYCLES)
+        depth, blocks = view.depth.all_valid / view.depth.out, plan.row_blocks
+        if knobs["shape"] == "woven":
+            woven = _woven(spec, target, knobs)
+            blocks, rows = 1, woven.planes
+            task = ceil_div(woven.groups, woven.parts) * (view.depth.out * group_cycles(woven) + TILE_CYCLES)
+        else:
+            plane, rows = (_flat_plane if plan.flat else _plane_of_rows)(plan, target, depth), plan.rows
+            task = ceil_div(plan.channels, plan.parts) * (view.depth.out * plane / blocks + TILE_CYCLES)
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
         cached = moved <= target.l2_bytes * target.threads * 0.75
-        lines = 1 + (0 if moved <= target.l3_bytes else SEVERAL_LINES * plan.rows)
+        lines = 1 + (0 if moved <= target.l3_bytes else SEVERAL_LINES * rows)
         stream = moved / (L2_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE) * lines
-        tasks = view.batch * plan.parts * plan.row_blocks
+        tasks = view.batch * plan.parts * blocks
         return Tasks(tasks, overlapped(task, stream / tasks)).on(target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
-        """PyTorch's (oc, 1, taps) to (oc, tap)."""
+        """PyTorch's (oc, 1, taps) to (oc, tap), or to what `woven_pack` says."""
+        if knobs["shape"] == "woven":
+            return (woven_pack(_woven(spec, target, knobs)),)
         return (({"op": "reshape", "shape": [spec.out_channels, count(spec.kernel)]},),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
+        if knobs["shape"] == "woven":
+            woven = _woven(spec, target, knobs)
+            return written(
+                spec, woven.weight_shape, lambda buffers, y: Woven(spec, woven, Held(spec, buffers), y).kernel()
+            )
         plan = plan_of(spec, target, knobs)
         return written(
             spec,
             (spec.out_channels, count(spec.kernel)),
             lambda buffers, y: Planes(spec, plan, Held(spec, buffers), y).kernel(),
         )
+
+
+def _shapes(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
+    """What vectors may hold."""
+    return (*shapes_of(spec, target), *(["woven"] if weaves(spec, target) else []))
+
+
+def _woven(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> WovenPlan:
+    return woven_plan(spec, target, int(knobs["parts"]))
 
 
 def _flat_plane(plan: PlanesPlan, target: CpuTarget, depth: float) -> float:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from conformance_cases import corner, runnable
+from convtune.schedules.depthwise_plan import view_of
 from convtune.schedules.depthwise_planes import depthwise_planes
 from convtune.schedules.depthwise_planes_plan import ANY, ZERO, PlanesPlan, Source, plan_of, windows
 from convtune.schedules.depthwise_squares import depthwise_squares
+from convtune.schedules.depthwise_woven import WovenPlan, planes_of
 from synthetic_spaces import machine
 from test_conformance import check
 
@@ -25,7 +27,8 @@ SPECS = [
         "depthwise,n=2,ic=9,oc=9,in=7x5x6,k=5x1x1,p=2x0x0,bias,layout=NCDHW",
         "depthwise,ic=33,oc=33,in=211,k=4,p=3:0,d=2,layout=NCW",
         "depthwise,n=3,ic=5,oc=5,in=9x17,k=3x3,s=3,p=1,d=2,act=sigmoid,layout=NCHW",
-        "depthwise,ic=7,oc=7,in=17x3,k=3x3,p=1,bias,residual,layout=NCHW",
+        "depthwise,n=2,ic=7,oc=7,in=11x3,k=3x3,p=1,bias,residual,layout=NCHW",
+        "depthwise,ic=6,oc=6,in=3x5x7,k=2x3x5,s=1x1x2,p=1x1x2,bias,layout=NCDHW",
     )
 ]  # fmt: skip
 
@@ -79,6 +82,42 @@ def test_vectors_of_rows_read_what_their_outputs_need(spec: ConvSpec) -> None:
             assert found.get((out, tap), ZERO) == read_at(spec, axis, out, tap)
 
 
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.rank == 2], ids=str)
+def test_woven_vectors_hold_what_their_outputs_need(spec: ConvSpec, lanes: int) -> None:
+    view = view_of(spec)
+    plan = WovenPlan(view, 37, lanes, planes_of(view, 37, lanes), 1, 32)
+    (high, wide), columns = spec.out_size, spec.in_size[1]
+    if plan.planes == 0:
+        assert max(wide, -(-columns // spec.stride[1])) > lanes
+        return
+    for tap in range(spec.kernel[1]):
+        phase, _ = plan.phase(tap)
+        base, moved = plan.base(phase, 3), plan.shifted(tap)
+        for out, plane in ((out, plane) for out in range(wide) for plane in range(plan.planes)):
+            source, lane = moved[out * plan.planes + plane]
+            read = ZERO if source < 0 else base[lane][1] - 3
+            assert read == read_at(spec, 1, out, tap)
+            assert source < 0 or base[lane][0] == plane
+    if high * wide >= 4:
+        for plane in range(plan.planes):
+            stored: dict[int, tuple[int, int]] = {}
+            for first, picked in plan.stores(plane):
+                stored |= dict(enumerate(picked, first))
+            rows = [(h, w * plan.planes + plane) for h in range(high) for w in range(wide)]
+            assert stored == dict(enumerate(rows))
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.rank == 2], ids=str)
+def test_woven_rows_and_columns_are_each_read_once(spec: ConvSpec) -> None:
+    plan = WovenPlan(view_of(spec), 37, 16, 1, 1, 16)
+    found = [(row, h, kh) for row in range(spec.in_size[0]) for h, kh in plan.reads(row)]
+    taps = [(read_at(spec, 0, h, kh), h, kh) for h in range(spec.out_size[0]) for kh in range(spec.kernel[0])]
+    assert sorted(found) == sorted(tap for tap in taps if tap[0] != ZERO)
+    used = {tap for out in range(spec.out_size[1]) for tap in range(spec.kernel[1]) if read_at(spec, 1, out, tap) >= 0}
+    assert sorted(tap for held in plan.held for tap in held) == sorted(used)
+
+
 @pytest.mark.parametrize(
     ("source", "have", "expected"),
     [
@@ -108,7 +147,8 @@ def test_loads_cover_a_source_and_stay_inside(source: Source, have: tuple[int, .
         (depthwise_planes, 4, {"rows": 2, "parts": 2}),
         (depthwise_planes, 5, {"vectors": 9, "parts": 2}),
         (depthwise_planes, 6, {"parts": 1}),
-        (depthwise_planes, 7, {"shape": "planes"}),
+        (depthwise_planes, 7, {"shape": "woven", "parts": 2}),
+        (depthwise_planes, 8, {"shape": "woven", "parts": 1}),
         (depthwise_squares, 0, {"rows": 2, "parts": 2}),
         (depthwise_squares, 3, {"parts": 2}),
         (depthwise_squares, 5, {"parts": 2}),
