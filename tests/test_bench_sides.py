@@ -185,7 +185,7 @@ def test_one_that_dies_in_its_turn_leaves_the_rest_playing(sides: list[Side], tm
     play(ours, [dying, other], SPEC, 8, 2e-3)
     assert [len(side.entries[0].turns_us) for side in (ours, other)] == [8, 8]
     assert statuses(dying) == {"dies late": "crash", "right": "crash"}
-    assert "died in a turn of dies late" in dying.entries[1].message
+    assert dying.entries[1].message.startswith(f"a turn of dies late ended its process: {dying.entries[0].message}")
     assert [entry.us for entry in dying.entries] == [None, None]
 
 

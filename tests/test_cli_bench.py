@@ -266,7 +266,7 @@ def test_a_file_that_is_something_else_is_left_alone(text: str, said: str, tmp_p
     ("field", "value", "said"),
     [
         ("accuracy", "strict", "its accuracy is 'strict', and this is 'standard'"),
-        ("machine", {"fingerprint": "0" * 16}, "its machine is '0000000000000000'"),
+        ("machine", {"fingerprint": "0" * 16}, "its machine is another: name None, here 'native'"),
         ("layers", [{"spec": TINY}], "is damaged"),
         ("layers", {}, "is damaged"),
         ("runs", [], "is damaged"),

@@ -19,12 +19,14 @@ from convtune.errors import MeasureError, TargetError
 
 if TYPE_CHECKING:
     from convtune.comparison import Comparison, ResultFile, Settings
+    from convtune.comparison.comparison import Entrants
     from convtune.peers import Peer
     from convtune.targets import CpuTarget
     from convtune.workloads import Workload
 
 _ROUNDS = 9
 _FEWEST_ROUNDS = 6  # convtune.comparison.verdict.FEWEST_PAIRS
+_LONGEST_TURN_MS = 10_000.0  # with its warm-up far below the least time that a contender has for an answer
 
 
 @click.command("bench")
@@ -54,7 +56,7 @@ _FEWEST_ROUNDS = 6  # convtune.comparison.verdict.FEWEST_PAIRS
 @click.option(
     "--turn",
     "turn_ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=options.FiniteRange(min=0, min_open=True, max=_LONGEST_TURN_MS),
     default=30.0,
     show_default=True,
     metavar="MS",
@@ -108,7 +110,7 @@ def command(
     from convtune.paths import log_path
     from convtune.workloads import parse
 
-    peers = chosen([name.strip() for text in against for name in text.split(",") if name.strip()])
+    peers = chosen([name.strip() for text in against for name in text.split(",")])
     layers = distinct(parse(workloads, layout))
     machine = _measurable(target, threads)
     tell(machine)
@@ -154,6 +156,8 @@ class Run:
         return True
 
     def _compare(self, layers: Sequence[Workload], again: bool) -> None:
+        from convtune.comparison.layer import tried_again, waiting
+
         known = {w.spec for w in layers if not again and self._results.get(w.spec)}
         flops = {w.spec: w.spec.flops for w in layers}
         left = TimeLeft((flops[s] for s in flops if s not in known), in_file=(flops[s] for s in flops if s in known))
@@ -162,11 +166,10 @@ class Run:
                 shown.begin(number, workload.name)
                 began = time.monotonic()
                 entrants = self._comparison.entrants(workload, shown.update)
-                there = self._results.get(workload.spec)
-                identity = None if entrants.ours is None else self._comparison.identity(entrants)
-                if there and there["identity"] == identity and identity is not None and not again:
+                same = self._same(workload, entrants)
+                if same and not again and not waiting(same):
                     left.kept(workload.spec.flops)
-                    shown.finish(f"{_line(there)}; from the file")
+                    shown.finish(f"{_line(same)}; from the file{_given_up(same)}")
                     continue
                 index = self._begin()
                 try:
@@ -176,11 +179,18 @@ class Run:
 
                     layer = failed(workload, str(problem))
                 layer["failure"] = one_line(layer["failure"])
-                self._results.put(self._bounded({**layer, "run": index}))
+                self._results.put(self._bounded({**tried_again(layer, same), "run": index}))
                 self._results.save()
                 left.measured(workload.spec.flops, time.monotonic() - began, workload.spec in known)
                 rest = left.seconds
                 shown.finish(_line(layer) + ("" if rest is None else f"; about {tables.duration(rest)} left"))
+
+    def _same(self, workload: Workload, entrants: Entrants) -> dict[str, Any] | None:
+        """What the file has of the workload, where that is the same measurement."""
+        there = self._results.get(workload.spec)
+        if there is None or entrants.ours is None or there["identity"] != self._comparison.identity(entrants):
+            return None
+        return there
 
     def _begin(self) -> int:
         """The index of this run among the file's, which exists from its first layer on."""
@@ -265,6 +275,13 @@ def _line(layer: dict[str, Any]) -> str:
     best = layer["peers"][layer["best"]]
     verdict = layer["verdict"].replace("_", " ")
     return f"{ours}, {layer['best']} {tables.rank(best['us'])}: {layer['ratio']['median']:.2f}x, {verdict}"
+
+
+def _given_up(layer: dict[str, Any]) -> str:
+    from convtune.comparison.layer import failed_peers
+
+    names = ", ".join(failed_peers(layer))
+    return f"; {names} failed twice, --again tries once more" if names else ""
 
 
 def _has_failed(results: ResultFile, workload: Workload) -> bool:

@@ -100,7 +100,7 @@ def prune(*, log: Path | None, keep: int, drop_failures: bool, as_json: bool) ->
 @_own_log
 @click.option("--format", "form", type=click.Choice(FORMATS), default="csv", show_default=True)
 @click.option("--winners", is_flag=True, help="Only the record that wins each spec and machine, of each origin.")
-@click.option("--max-error", type=click.FloatRange(min=0), metavar="E", help="Of winners: the largest error.")
+@click.option("--max-error", type=options.FiniteRange(min=0), metavar="E", help="Of winners: the largest error.")
 @click.option("--origin", type=click.Choice(ORIGINS), help="Of winners: of this origin only.")
 @options.as_json
 def export(

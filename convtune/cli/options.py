@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,16 @@ def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if not seconds:
         raise click.BadParameter(f"{value!r} is not a duration above 0; write it as 90s, 5m or 1h30m.", ctx, param)
     return seconds
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range. No bound keeps NaN out: every comparison with it is false."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 class Place(click.Path):

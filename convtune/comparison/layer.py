@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Layer = dict[str, Any]
 
+_MAY_PASS = ("error", "crash", "timeout", "out_of_memory")
+_NOT_TIMED = ("not_timed", "its result is right, but convtune's kernel failed before its turn")
+
 
 def failed(workload: Workload, why: str) -> Layer:
     """A layer of which there is nothing to compare. why: one line."""
@@ -115,20 +118,42 @@ def _peer(side: Side, spec: ConvSpec) -> Layer:
 
 def _status(entries: Sequence[Entry]) -> tuple[str, str]:
     """Of a peer with no time: that of its first configuration."""
-    return (entries[0].status, entries[0].message) if entries else ("error", "it has no configuration")
+    outcomes = [_outcome(entry) for entry in entries] or [("error", "it has no configuration")]
+    return _NOT_TIMED if _NOT_TIMED in outcomes else outcomes[0]
+
+
+def _outcome(entry: Entry) -> tuple[str, str]:
+    return _NOT_TIMED if entry.status == "ok" and not entry.turns_us else (entry.status, entry.message)
 
 
 def _entry(entry: Entry) -> Layer:
+    status, message = _outcome(entry)
     return {
         "name": entry.configuration.name,
         "layout": entry.configuration.layout,
         "converts": entry.configuration.converts,
-        "status": entry.status,
-        "message": entry.message,
+        "status": status,
+        "message": message,
         "error": entry.error,
         "us": entry.us,
         "turns_us": entry.turns_us,
     }
+
+
+def failed_peers(found: Layer) -> list[str]:
+    """The peers whose failure need not be their own: a busy machine or a killed process fails them too."""
+    return [name for name, peer in found["peers"].items() if peer["status"] in _MAY_PASS]
+
+
+def waiting(found: Layer) -> bool:
+    """Whether some of those failed just once: they are tried once more, in a later run, as the tuner's candidates."""
+    return not all(found["peers"][name].get("tried_again") for name in failed_peers(found))
+
+
+def tried_again(found: Layer, earlier: Layer | None) -> Layer:
+    """The layer, each of its peers with whether it failed in the same measurement before, if there was one."""
+    before = failed_peers(earlier) if earlier else []
+    return found | {"peers": {name: {**peer, "tried_again": name in before} for name, peer in found["peers"].items()}}
 
 
 def bounded(layer: Layer, peak_gflops: float, read_gbs: float) -> Layer:

@@ -55,10 +55,12 @@ class ResultFile:
 
     def _read(self, path: Path) -> None:
         found = _loaded(path)
-        there = found["machine"]["fingerprint"], found["accuracy"]
-        for what, value, wanted in zip(("machine", "accuracy"), there, (self._machine["fingerprint"], self._accuracy)):
-            if value != wanted:
-                raise ConvtuneError(f"{path}: its {what} is {value!r}, and this is {wanted!r}; name another file")
+        if found["machine"]["fingerprint"] != self._machine["fingerprint"]:
+            what = _difference(found["machine"], self._machine)
+            raise ConvtuneError(f"{path}: its machine is another: {what}; name another file")
+        if found["accuracy"] != self._accuracy:
+            what = f"{found['accuracy']!r}, and this is {self._accuracy!r}"
+            raise ConvtuneError(f"{path}: its accuracy is {what}; name another file")
         self.runs = list(found["runs"])
         for layer in found["layers"]:
             self.put(layer)
@@ -100,6 +102,12 @@ class ResultFile:
             raise ConvtuneError(f"{self._path} cannot be written: {problem.strerror}") from problem
 
 
+def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """The facts that two machines do not share; their fingerprints say nothing to people."""
+    facts = [key for key in ours if key != "fingerprint" and theirs.get(key) != ours[key]] or ["fingerprint"]
+    return ", ".join(f"{key} {theirs.get(key)!r}, here {ours[key]!r}" for key in facts)
+
+
 def _check_writable(path: Path) -> None:
     """Finds out before anything is measured that nothing could be kept."""
     parent = path.absolute().parent
@@ -126,6 +134,7 @@ def _loaded(path: Path) -> Mapping[str, Any]:
         whole &= isinstance(found["runs"], list) and isinstance(found["layers"], list)
         for layer in found["layers"]:
             whole &= all(field in layer for field in _LAYER_FIELDS)
+            whole &= all("status" in peer for peer in layer["peers"].values())
             whole &= layer["run"] is None or 0 <= layer["run"] < len(found["runs"])
         summary(found["layers"])
     except (KeyError, TypeError, AttributeError, ValueError) as problem:

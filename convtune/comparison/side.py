@@ -119,7 +119,8 @@ class Side:
         entry.fail(reply)
         for other in self.entries if reply.status in _DIED else ():
             if other.status == "ok":
-                other.fail(replace(reply, message=f"its process died in a turn of {entry.configuration.name}"))
+                what = f"a turn of {entry.configuration.name} ended its process: {reply.message}"
+                other.fail(replace(reply, message=what))
 
     def _limits_of(self, spec: ConvSpec) -> tuple[float, int]:
         """Seconds and bytes for a request."""
