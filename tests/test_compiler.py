@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from convtune.errors import BuildError, ConvtuneError, KernelError, LogError, Un
 from convtune.log import Log
 from convtune.record import Record
 from convtune.reference import random_operands
+from convtune.runtime import CompiledConv
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
 
@@ -31,6 +33,26 @@ NATIVE = targets.resolve("native")
 def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVTUNE_LOG", str(tmp_path / "user.jsonl"))
     monkeypatch.setenv("CONVTUNE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that has the default kernel of SPEC, built once for all tests; none of them may change it."""
+    directory = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONVTUNE_LOG", str(directory / "user.jsonl"))
+        patch.setenv("CONVTUNE_CACHE", str(directory / "cache"))
+        assert convtune.compile(SPEC).resolution.kind == "default"
+    return directory / "cache"
+
+
+@pytest.fixture
+def compiled(filled: Path, own_files: None) -> CompiledConv:
+    """SPEC's kernel out of the test's own cache, which is a copy."""
+    shutil.copytree(filled, os.environ["CONVTUNE_CACHE"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Compiler, "_workers", lambda _: pytest.fail("the cache has it"))
+        return convtune.compile(SPEC)
 
 
 def _run(conv: Any, spec: ConvSpec) -> float:
@@ -54,15 +76,13 @@ def test_tune_compile_save_and_import(tmp_path: Path) -> None:
     assert alone.stdout.strip() == str(SPEC)
 
 
-def test_the_second_time_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = convtune.compile(SPEC)
-
+def test_the_second_time_nothing_is_built(compiled: CompiledConv, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Compiler) -> Any:
         raise AssertionError("the cache has it; no worker may start")
 
     monkeypatch.setattr(Compiler, "_workers", refuse)
     again = convtune.compile(SPEC)
-    assert again.manifest == first.manifest and _run(again, SPEC) <= 2e-5
+    assert again.manifest == compiled.manifest and _run(again, SPEC) <= 2e-5
     assert "tvm" not in _modules_after_cached_compile()
 
 
@@ -76,8 +96,7 @@ def _modules_after_cached_compile() -> list[str]:
 
 
 @pytest.mark.parametrize("damage", ["library changed", "library gone", "manifest empty", "manifest nested", "a file"])
-def test_a_damaged_cache_is_built_anew(damage: str) -> None:
-    convtune.compile(SPEC)
+def test_a_damaged_cache_is_built_anew(compiled: CompiledConv, damage: str) -> None:
     (library,) = (Path(os.environ["CONVTUNE_CACHE"]) / "kernels").glob("*/kernel-*.so")
     manifest = library.parent / "manifest.json"
     if damage == "library changed":
@@ -94,8 +113,9 @@ def test_a_damaged_cache_is_built_anew(damage: str) -> None:
     assert _run(convtune.compile(SPEC), SPEC) <= 2e-5
 
 
-def test_another_compiler_makes_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convtune.compile(SPEC)
+def test_another_compiler_makes_another_package(
+    compiled: CompiledConv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used = tmp_path / "used"
     wrapper = tmp_path / "wrapper.sh"
     wrapper.write_text(f'#!/bin/sh\ntouch {used}\nexec cc "$@"\n')
@@ -105,9 +125,11 @@ def test_another_compiler_makes_another_package(tmp_path: Path, monkeypatch: pyt
     assert used.exists() and len(list((Path(os.environ["CONVTUNE_CACHE"]) / "kernels").iterdir())) == 2
 
 
-def test_the_same_kernel_for_another_reason_is_not_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_kernel_for_another_reason_is_not_built_again(
+    compiled: CompiledConv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = _logged(space.default_candidate(SPEC, NATIVE), tmp_path / "log")
-    assert convtune.compile(SPEC).resolution.kind == "default"
+    assert compiled.resolution.kind == "default"
     monkeypatch.setattr(Compiler, "_workers", lambda _: pytest.fail("the cache has it"))
     assert convtune.compile(SPEC, log=log).resolution.kind == "log"
 
