@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 64
 SUM_CYCLES = 3.0  # a vector of sums is cleared and stored, twice, which short sums do not hide
-CHUNK_COLUMNS = 64  # of a row, that are stored to planes together
+NEAR_BYTES = 1 << 19  # of the outputs that are stored to planes together: some of a second cache
 COPIED_PER_CYCLE = 2.0  # elements that are transposed in squares, of a thread
 
 
@@ -269,9 +269,12 @@ def _through_chunks(
 
     (v, m), (n, *found) = buffers, at
     tiles = ceil_div(row.columns, plan.rows)
-    chunk = min(tiles, max(1, CHUNK_COLUMNS // plan.rows))
+    column_bytes = 4 * plan.axes[0].m * plan.axes[1].m * plan.passes * plan.width
+    parts = ceil_div(tiles * plan.rows * column_bytes, NEAR_BYTES)
+    chunk = ceil_div(tiles, parts)
     begin = [axis.output(axis.unit(r, t), 0) for axis, r, t in zip(plan.axes[:2], found[:2], found[2:])]
     transform = OutputTransform(spec, plan, tensors.store, m)
+    shape = (plan.passes, plan.axes[0].m, plan.axes[1].m, chunk * plan.rows, plan.width)
 
     def with_near(near: Any) -> Any:
         def tile(number: Any, first: Any, outer: Any) -> Any:
@@ -283,7 +286,7 @@ def _through_chunks(
             def of_vector(source: Any, run: Any, channel: Any, width: int) -> Any:
                 def keep(n: Any, oc: Any, lane: Any, position: Sequence[Any], value: Any) -> Any:
                     line = [(p - b) // axis.step for p, b, axis in zip(position, begin, plan.axes)]
-                    return tirx.BufferStore(near, value, [*line, inside + i, source + lane])
+                    return tirx.BufferStore(near, value, [number, *line, inside + i, source + lane])
 
                 place = Place(n, (*found[:2], 0), (*found[2:], column + i))
                 return OutputTransform(spec, plan, keep, m).channels(place, i, source, run, channel, width)
@@ -291,20 +294,37 @@ def _through_chunks(
             ragged = [column + i < row.columns] if row.columns % plan.rows else []
             return when(ragged, transform.vectors(number, of_vector))
 
-        def part(index: Sequence[Any]) -> Any:
-            number, first = index[0], index[1] * chunk
+        def part(index: Any) -> Any:
+            first = index * chunk
 
-            def one(i: Any) -> Any:
+            def one(number: Any, i: Any) -> Any:
                 return when([first + i < tiles] if tiles % chunk else [], tile(number, first, i))
 
-            made = loop(chunk, one)
             ends = (first * plan.rows, (first + chunk) * plan.rows)
-            return sequence([made, stored_columns(plan, tensors.planes, transform, near, (n, number), begin, ends)])
+            made = nest([plan.passes, chunk], lambda at: one(*at))
+            # in one loop with the products, LLVM 22 would have their sums and the squares in registers at once
+            stored = loop(plan.passes, lambda p: _pass_stored(plan, tensors, transform, near, (n, p), begin, ends))
+            return sequence([made, stored])
 
-        return nest([plan.passes, ceil_div(tiles, chunk)], part)
+        return loop(parts, part)
 
-    shape = (plan.axes[0].m, plan.axes[1].m, chunk * plan.rows, plan.width)
     return allocated(shape, "near", "global", with_near)
+
+
+def _pass_stored(
+    plan: Plan, tensors: Tensors, transform: OutputTransform, near: Any, at: tuple[Any, Any], begin: Any, columns: Any
+) -> Any:
+    """The outputs of a pass between two columns, to planes. near: of all passes; at: image and pass."""
+    from tvm import tirx
+
+    shape = near.shape[1:]
+    view = tirx.decl_buffer(shape, name="near_pass", data=near.data, elem_offset=at[1] * prod(map(int, shape)))
+    return sequence(
+        [
+            tirx.DeclBuffer(view, data=near.data),
+            stored_columns(plan, tensors.planes, transform, view, at, begin, columns),
+        ]
+    )
 
 
 def _product(plan: Plan, row: _Row, buffers: tuple[Any, Any, Any], point: Any, number: Any, column: Any) -> Any:
