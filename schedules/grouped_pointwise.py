@@ -11,8 +11,8 @@
             y[position, shuffled channel] = activation(result + bias + residual)        by permutes of vectors
 
 s is the ic-th input of the lane's group: a broadcast, or where a vector has channels of two groups or more a permute of
-their broadcasts. So a group that ends within a vector leaves no lane empty. A register tile of all channels is shuffled
-and stored from the registers.
+their broadcasts. So a group that ends within a vector leaves no lane empty. A last vector that is at most half full is
+shared by two positions. A register tile of all channels is shuffled and stored from the registers.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class GroupedPointwise(Estimating[CpuTarget]):
         tiles, cycles = ceil_div(positions, plan.block) * plan.tiles, 0.0
         for block in plan.blocks:
             groups = plan.groups_of(block)
-            sums = plan.columns * len(block)
-            permutes = plan.columns * sum(len(plan.groups_of([vector])) - 1 for vector in block)
+            sums = plan.sums(block)
+            permutes = plan.columns * (len(block) + sum(len(plan.groups_of([vector])) - 1 for vector in block)) - sums
             loads = plan.columns * len(groups) + len(block)
             step = max((max(sums, FEWEST_SUMS) + BLEND_FMAS * permutes) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
             size = 4 * plan.depth * len(block) * plan.lanes
@@ -166,6 +166,37 @@ class Plan:
         return [range(start, min(start + self.vectors, len(self.all))) for start in starts]
 
     @property
+    def half(self) -> int:
+        """Lanes of a position in the last vector where two positions share it, else 0."""
+        few = 0 < self.channels % self.lanes <= self.lanes // 2
+        return self.lanes // 2 if few and self.lanes >= 2 * FEWEST_LANES and not self.at_once else 0
+
+    def shares(self, vectors: range) -> bool:
+        """Whether the last of these vectors is one that two positions share."""
+        return self.half > 0 and vectors.stop == len(self.all)
+
+    def sums(self, vectors: range) -> int:
+        """Vectors of sums of a register tile."""
+        return self.columns * len(vectors) - (self.columns // 2 if self.shares(vectors) else 0)
+
+    def place(self, vectors: range, column: int, i: int) -> tuple[int, int]:
+        """Which of these sums are those of the i-th vector of a position, and their first lane there."""
+        if not self.shares(vectors):
+            return column * len(vectors) + i, 0
+        if i + 1 < len(vectors):
+            return column * (len(vectors) - 1) + i, 0
+        return self.columns * i + column // 2, column % 2 * self.half
+
+    def kept(self, vectors: range) -> list[tuple[int, int, int, int, int]]:
+        """Of each vector of a position: column, number and first lane of its sums, first channel, channels."""
+        shared = vectors.stop - 1 if self.shares(vectors) else None
+        return [
+            (c, *self.place(vectors, c, i), vector * self.lanes, self.half if vector == shared else self.lanes)
+            for c in range(self.columns)
+            for i, vector in enumerate(vectors)
+        ]
+
+    @property
     def padded(self) -> int:
         """Output channels in whole vectors."""
         return len(self.all) * self.lanes
@@ -174,15 +205,21 @@ class Plan:
     def weight_shape(self) -> tuple[int, int, int, int]:
         return len(self.blocks), self.depth, self.vectors, self.lanes
 
+    def owners(self, vector: int) -> tuple[int, ...]:
+        """Whose channel each lane of a vector has."""
+        shared = self.half if vector == self.all[-1] else 0
+        channels = (vector * self.lanes + lane % (shared or self.lanes) for lane in range(self.lanes))
+        return tuple(min(channel, self.channels - 1) // self.run for channel in channels)
+
     def groups_of(self, vectors: range | list[int]) -> tuple[int, ...]:
         """Whose channels they have."""
-        channels = (v * self.lanes + lane for v in vectors for lane in range(self.lanes))
-        return tuple(sorted({min(channel, self.channels - 1) // self.run for channel in channels}))
+        return tuple(sorted({group for vector in vectors for group in self.owners(vector)}))
 
     def mixed(self, vectors: range | list[int]) -> set[int]:
-        """The groups whose channels share one of these vectors with another group's."""
-        owners = [self.groups_of([vector]) for vector in vectors]
-        return {group for found in owners if len(found) > 1 for group in found}
+        """The groups whose inputs share one of these vectors with other inputs."""
+        shared = self.all[-1] if self.half else None
+        owners = [(vector, self.groups_of([vector])) for vector in vectors]
+        return {group for vector, found in owners if len(found) > 1 or vector == shared for group in found}
 
     def source(self, first: int) -> tuple[int, ...]:
         """Where the sums of a vector of outputs from that channel of y are."""
@@ -245,25 +282,22 @@ class Tiles:
                 return sequence([*clear, products, *(stored(acc, c) for c in range(plan.columns))])
             kept = [
                 tirx.BufferStore(
-                    result,
-                    tirx.BufferLoad(acc[c * size + i], [whole]),
-                    [at + c, tirx.Ramp(vector * lanes, 1, lanes)],
+                    result, tirx.BufferLoad(acc[n], [tirx.Ramp(lane, 1, width)]), [at + c, tirx.Ramp(start, 1, width)]
                 )
-                for c in range(plan.columns)
-                for i, vector in enumerate(vectors)
+                for c, n, lane, start, width in plan.kept(vectors)
             ]
             return sequence([*clear, products, *kept])
 
-        return vector_sums(plan.columns * size, lanes, body)
+        return vector_sums(plan.sums(vectors), lanes, body)
 
     def _step(self, acc: list[Any], position: Expr, number: int, vectors: range, ic: Expr) -> Stmt:
         from tvm import tirx
 
         plan = self.plan
-        lanes, whole = plan.lanes, tirx.Ramp(0, 1, plan.lanes)
-        bind = Binder(f"float32x{lanes}")
-        weights = [bind(tirx.BufferLoad(self.arguments.weight, [number, ic, i, whole])) for i in range(len(vectors))]
-        mixed = plan.mixed(vectors)
+        lanes, whole, half = plan.lanes, tirx.Ramp(0, 1, plan.lanes), list(range(plan.half))
+        bind, last = Binder(f"float32x{lanes}"), len(vectors) - 1 if plan.shares(vectors) else None
+        weights = [self._weights(number, ic, i, i == last, bind) for i in range(len(vectors))]
+        mixed, before = plan.mixed(vectors), None
         for c in range(plan.columns):
             spread: dict[tuple[int, ...], Expr] = {}
             for group in plan.groups_of(vectors):
@@ -271,18 +305,29 @@ class Tiles:
                 value = tirx.BufferLoad(self.arguments.source, where)
                 spread[(group,) * lanes] = bind(spread_over(lanes, value, group in mixed))
             for i, vector in enumerate(vectors):
-                total = tirx.BufferLoad(acc[c * len(vectors) + i], [whole])
-                value = self._spread(vector, spread, bind)
-                bind.store(acc[c * len(vectors) + i], [whole], total + value * weights[i])
+                value, (sums, lane) = self._spread(vector, spread, bind), plan.place(vectors, c, i)
+                if i == last and lane > 0:
+                    value = bind(tirx.Shuffle([before, value], half + [lanes + plan.half + each for each in half]))
+                elif i == last and c + 1 < plan.columns:
+                    before = value
+                    continue
+                bind.store(acc[sums], [whole], tirx.BufferLoad(acc[sums], [whole]) + value * weights[i])
         return sequence(bind.statements)
+
+    def _weights(self, number: int, ic: Expr, i: int, shared: bool, bind: Binder) -> Expr:
+        """Those of a vector, twice where two positions share it."""
+        from tvm import tirx
+
+        width = self.plan.half if shared else self.plan.lanes
+        load = tirx.BufferLoad(self.arguments.weight, [number, ic, i, tirx.Ramp(0, 1, width)])
+        return bind(tirx.Shuffle([load] * 2, list(range(self.plan.lanes))) if shared else load)
 
     def _spread(self, vector: int, spread: dict[tuple[int, ...], Expr], bind: Binder) -> Expr:
         """The inputs of a vector's lanes, of the broadcasts of their groups' inputs."""
         from tvm import tirx
 
         plan = self.plan
-        channels = range(vector * plan.lanes, (vector + 1) * plan.lanes)
-        wanted = tuple(min(channel, plan.channels - 1) // plan.run for channel in channels)
+        wanted = plan.owners(vector)
         if wanted not in spread:
             first, *others = sorted(set(wanted))
             value = spread[(first,) * plan.lanes]

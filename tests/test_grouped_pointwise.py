@@ -45,8 +45,20 @@ def test_vectors_have_each_channel_once_and_know_their_groups(vectors: int) -> N
     found = plan(35, 5, vectors)
     assert [vector for block in found.blocks for vector in block] == [0, 1, 2, 3, 4]
     assert [found.groups_of([vector]) for vector in range(5)] == [(0, 1), (1, 2), (2, 3), (3, 4), (4,)]
-    assert [found.mixed([vector]) for vector in range(5)] == [{0, 1}, {1, 2}, {2, 3}, {3, 4}, set()]
+    assert [found.mixed([vector]) for vector in range(5)] == [{0, 1}, {1, 2}, {2, 3}, {3, 4}, {4}]
     assert found.weight_shape == (len(found.blocks), 3, vectors, 8)
+
+
+@pytest.mark.parametrize(("channels", "half"), [(35, 4), (36, 4), (37, 0), (32, 0)])
+def test_two_positions_share_a_vector_that_is_half_empty(channels: int, half: int) -> None:
+    """Each channel of each position has a lane of a sum of its own."""
+    found = replace(plan(channels, 1, 3), columns=3)
+    assert found.half == half
+    for block in found.blocks:
+        lanes = [(number, first + lane) for _, number, first, _, width in found.kept(block) for lane in range(width)]
+        assert len({*lanes}) == len(lanes) and {number for number, _ in lanes} == set(range(found.sums(block)))
+    kept = {(c, start + lane) for b in found.blocks for c, _, _, start, width in found.kept(b) for lane in range(width)}
+    assert {(c, channel) for c in range(3) for channel in range(channels)} <= kept
 
 
 @pytest.mark.parametrize("spec", [SHUFFLED, GROUPED], ids=str)
