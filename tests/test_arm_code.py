@@ -45,9 +45,10 @@ def cases() -> list[tuple[str, str, ConvSpec]]:
     """Of each space that is for CPUs the largest spec that it takes, and the targets in turn."""
     found = []
     for turn, (owner, its) in enumerate(space.known().items()):
-        taken = [spec for spec in specs() if its.takes(spec, on("neoverse-n1"))]
-        if taken:
-            spec = max(taken, key=lambda spec: (spec.in_channels * spec.out_channels, str(spec)))
+        allowed = (spec for spec in specs() if spec.dtype in its.dtypes and its.accepts(spec, on("neoverse-n1")))
+        falling = sorted(allowed, key=lambda spec: (spec.in_channels * spec.out_channels, str(spec)), reverse=True)
+        spec = next((spec for spec in falling if its.takes(spec, on("neoverse-n1"))), None)
+        if spec is not None:
             found += [(owner, NAMES[turn % 4], spec), (owner, NAMES[(turn + 2) % 4], spec)]
     return found
 
