@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_process import SMALL, TINY, invoke
@@ -13,6 +15,7 @@ from record_samples import make, target
 from convtune import space, targets
 from convtune.cli import kernel_tables
 from convtune.log import Log
+from convtune.measure import inspection
 from convtune.measure.inspection import Inspected, inspect
 from convtune.report import kernels
 from convtune.space import Candidate, default_candidate, enumerate_candidates
@@ -22,6 +25,20 @@ from convtune.spec import ConvSpec
 @pytest.fixture(scope="module")
 def machine() -> targets.CpuTarget:
     return targets.native()
+
+
+@pytest.fixture
+def built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all commands of a test; each must ask for its kernels all the same."""
+    found: dict[tuple[str, ConvSpec, Candidate], Inspected | str] = {}
+
+    def once(facts: Mapping[str, Any], requests: Sequence[tuple[ConvSpec, Candidate]]) -> list[Inspected | str]:
+        places = [(str(facts["fingerprint"]), *request) for request in requests]
+        if missing := [place for place in places if place not in found]:
+            found.update(zip(missing, inspect(facts, [place[1:] for place in missing])))
+        return [found[place] for place in places]
+
+    monkeypatch.setattr(inspection, "inspect", once)
 
 
 def test_a_kernel_is_built_for_the_records_target_and_what_cannot_be_is_told(machine: targets.CpuTarget) -> None:
@@ -104,6 +121,7 @@ def test_two_loop_nests_stand_side_by_side() -> None:
     assert kernels.side_by_side(a, a) == []
 
 
+@pytest.mark.usefixtures("built_once")
 def test_report_and_compare_show_what_was_built_and_what_was_not(machine: targets.CpuTarget, tmp_path: Path) -> None:
     spec = ConvSpec.parse(TINY)
     default = default_candidate(spec, machine)
@@ -130,6 +148,7 @@ def test_report_and_compare_show_what_was_built_and_what_was_not(machine: target
     assert "B could not be built: " in invoke("compare", a, b, "--kernels").stdout
 
 
+@pytest.mark.usefixtures("built_once")
 def test_a_pull_request_has_instructions_caches_and_the_diff(machine: targets.CpuTarget, tmp_path: Path) -> None:
     """Two schedules of one layer, for a terminal and as Markdown, the cache model beside the instructions."""
     spec = ConvSpec.parse(SMALL)
