@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_plan import Axis, Plan, place
-from convtune.schedules.statements import Expr, Stmt, allocated, sequence
+from convtune.schedules.statements import Expr, Stmt, allocated, sequence, vector_sums
 from convtune.schedules.tiling import LONG_ACTIVATIONS
 from convtune.schedules.written import Held
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
 Range = tuple[Any, Any]
+Sums = dict[tuple[int, int, int], Any]  # the buffer of each row, column, vector of a tile
 
 
 def loop(start: Expr, stop: Expr, body: Callable[[Any], Stmt], kind: str = "SERIAL", name: str = "i") -> Stmt:
@@ -161,14 +162,18 @@ class Tiles:
             first = number * plan.width
             if plan.channels % plan.width:
                 first = least(first, plan.channels - plan.width)
-            sums = (plan.rows, plan.columns, plan.vectors, plan.lanes)
+            places = self._places()
             return named(
-                first, "oc", lambda oc: allocated(sums, "acc", "local", lambda acc: self._tile(acc, at, w, tile, oc))
+                first,
+                "oc",
+                lambda oc: vector_sums(
+                    len(places), plan.lanes, lambda acc: self._tile(dict(zip(places, acc)), at, w, tile, oc)
+                ),
             )
 
         return loop(*blocks, block, name="block")
 
-    def _tile(self, acc: Any, at: tuple[Expr, ...], w: Expr, tile: int, oc: Expr) -> Stmt:
+    def _tile(self, acc: Sums, at: tuple[Expr, ...], w: Expr, tile: int, oc: Expr) -> Stmt:
         from tvm import tirx
 
         plan = self.plan
@@ -177,7 +182,7 @@ class Tiles:
         first = [axis.first(out) for axis, out in zip(plan.view.axes, (d, h, w))]
         depth, rows = plan.view.depth, plan.view.rows
         zero = tirx.const(0.0, "float32")
-        clear = self._lanes(lambda lane: [tirx.BufferStore(acc, zero, [*i, lane]) for i in self._places()])
+        clear = self._lanes(lambda lane: [tirx.BufferStore(sums, zero, [lane]) for sums in acc.values()])
         statements = [clear]
         if reads:
 
@@ -197,7 +202,7 @@ class Tiles:
         return sequence([*statements, self._store(acc, n, (d, h, w), oc)])
 
     def _rows(
-        self, acc: Any, n: Expr, depth: Expr, first: Sequence[Expr], reads: dict[int, Any], kd: Expr, oc: Expr
+        self, acc: Sums, n: Expr, depth: Expr, first: Sequence[Expr], reads: dict[int, Any], kd: Expr, oc: Expr
     ) -> list[Stmt]:
         """Every input row of a tile, with a condition where it may lie outside."""
         from tvm import tirx
@@ -215,7 +220,7 @@ class Tiles:
 
     def _row(
         self,
-        acc: Any,
+        acc: Sums,
         n: Expr,
         at: tuple[Expr, Expr, Expr],
         reads: dict[int, Any],
@@ -249,9 +254,9 @@ class Tiles:
                             blocked = [oc // plan.width, tap, vector * plan.lanes + lane]
                             whole = plan.channels % plan.width == 0
                             filters[key] = bind(tirx.BufferLoad(self.weight, blocked if whole else [tap, channel]))
-                        index = [row, column, vector, lane]
-                        total = tirx.BufferLoad(acc, index) + value * filters[key]
-                        code.append(tirx.BufferStore(acc, total, index))
+                        sums = acc[row, column, vector]
+                        total = tirx.BufferLoad(sums, [lane]) + value * filters[key]
+                        code.append(tirx.BufferStore(sums, total, [lane]))
             return code
 
         return self._lanes(body)
@@ -262,23 +267,26 @@ class Tiles:
 
         return tirx.BufferLoad(self.x, place(self.spec, n, position, channel, self.spec.in_size))
 
-    def _store(self, acc: Any, n: Expr, at: tuple[Expr, ...], oc: Expr) -> Stmt:
+    def _store(self, acc: Sums, n: Expr, at: tuple[Expr, ...], oc: Expr) -> Stmt:
         """The epilogue of a tile; a long one loops over a copy of the sums, as it would be too much code unrolled."""
         from tvm import tirx
 
         plan = self.plan
         if self.spec.activation not in LONG_ACTIVATIONS:
-            return self._lanes(lambda lane: [self._output(acc, i, n, at, oc, lane) for i in self._places()])
+            return self._lanes(
+                lambda lane: [self._output(tirx.BufferLoad(acc[i], [lane]), i, n, at, oc, lane) for i in acc]
+            )
 
         def through(copy: Any) -> Stmt:
             keep = self._lanes(
-                lambda lane: [
-                    tirx.BufferStore(copy, tirx.BufferLoad(acc, [*i, lane]), [*i, lane]) for i in self._places()
-                ]
+                lambda lane: [tirx.BufferStore(copy, tirx.BufferLoad(acc[i], [lane]), [*i, lane]) for i in acc]
             )
 
             def store(row: Expr, column: Expr, vector: Expr) -> Stmt:
-                return self._lanes(lambda lane: [self._output(copy, (row, column, vector), n, at, oc, lane)])
+                index = (row, column, vector)
+                return self._lanes(
+                    lambda lane: [self._output(tirx.BufferLoad(copy, [*index, lane]), index, n, at, oc, lane)]
+                )
 
             def column(row: Expr) -> Stmt:
                 each = lambda c: loop(0, plan.vectors, lambda v: store(row, c, v), name="vector")  # noqa: E731
@@ -288,14 +296,13 @@ class Tiles:
 
         return allocated((plan.rows, plan.columns, plan.vectors, plan.lanes), "tile", "local", through)
 
-    def _output(self, sums: Any, index: Sequence[Expr], n: Expr, at: tuple[Expr, ...], oc: Expr, lane: Expr) -> Stmt:
+    def _output(self, value: Expr, index: Sequence[Expr], n: Expr, at: tuple[Expr, ...], oc: Expr, lane: Expr) -> Stmt:
         from tvm import tirx
 
         row, column, vector = index
         d, h, w = at
         channel = oc + vector * self.plan.lanes + lane
         where = place(self.spec, n, (d, h + row, w + column), channel, self.spec.out_size)
-        value = tirx.BufferLoad(sums, [*index, lane])
         return tirx.BufferStore(self.y, epilogue(self.arguments, value, where[0], channel, where[1:-1]), where)
 
     def _places(self) -> list[tuple[int, int, int]]:

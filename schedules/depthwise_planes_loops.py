@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import Range, least, loop, named, part, pieces, valid_taps
 from convtune.schedules.depthwise_plan import axes_of
 from convtune.schedules.depthwise_planes_plan import ZERO, PlanesPlan, Source, windows
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, when
+from convtune.schedules.statements import Binder, Expr, Stmt, sequence, when
+from convtune.schedules.statements import vector_sums as vector_sums
 from convtune.schedules.written import Held
 
 from convtune.expression import epilogue
@@ -200,16 +201,6 @@ def plane_index(spec: ConvSpec, n: Expr, channel: Expr, depth: Expr, position: E
     if d.trivial and d.size > 1 and not (rows.trivial and columns.trivial):
         n, depth = n // d.size, n % d.size
     return [n, channel, *(depth, 0, position)[3 - spec.rank :]]
-
-
-def vector_sums(vectors: int, lanes: int, body: Callable[[list[Any]], Stmt]) -> Stmt:
-    """body(buffers), one for each vector: TVM 0.27 puts less than 1 KiB of "global" on the stack, where LLVM sees that
-    it is nothing but a register, and all else in memory, where sums would be stored."""
-    if vectors == 0:
-        return body([])
-    return allocated(
-        (lanes,), "acc", "global", lambda one: vector_sums(vectors - 1, lanes, lambda more: body([one, *more]))
-    )
 
 
 def lanewise(source: Source, starts: Sequence[int], loads: Sequence[Expr], bind: Binder) -> Expr:

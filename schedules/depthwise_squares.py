@@ -19,7 +19,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_cost import cycles, suits
-from convtune.schedules.depthwise_loops import Tiles, loop, part
+from convtune.schedules.depthwise_loops import Sums, Tiles, loop, part
 from convtune.schedules.depthwise_plan import NUMBERS, Plan, View, view_of
 from convtune.schedules.depthwise_plan import plan_of as plan_of_rows
 from convtune.schedules.depthwise_planes_loops import plane_index
@@ -153,14 +153,14 @@ class Squares(Tiles):
 
         return tirx.BufferLoad(self.source, [_flat(position, self.sizes), channel - oc])
 
-    def _store(self, acc: Any, n: Expr, at: tuple[Expr, ...], oc: Expr) -> Stmt:
+    def _store(self, acc: Sums, n: Expr, at: tuple[Expr, ...], oc: Expr) -> Stmt:
         from tvm import tirx
 
         def stored(lane: Expr) -> list[Stmt]:
             found = []
-            for row, column, vector in self._places():
+            for (row, column, vector), sums in acc.items():
                 where = _flat((at[0], at[1] + row, at[2] + column), self.outs)
-                value = tirx.BufferLoad(acc, [row, column, vector, lane])
+                value = tirx.BufferLoad(sums, [lane])
                 found.append(tirx.BufferStore(self.result, value, [where, vector * self.plan.lanes + lane]))
             return found
 

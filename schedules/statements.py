@@ -42,6 +42,16 @@ def allocated(shape: Sequence[int], name: str, scope: str, body: Callable[[Any],
     return tirx.SeqStmt([tirx.AllocBuffer(buffer), *whole, body(buffer)])
 
 
+def vector_sums(vectors: int, lanes: int, body: Callable[[list[Any]], Stmt]) -> Stmt:
+    """body(buffers), one for each vector: TVM 0.27 puts less than 1 KiB of "global" on the stack, where LLVM sees that
+    it is nothing but a register, and all else in memory, where sums would be stored."""
+    if vectors == 0:
+        return body([])
+    return allocated(
+        (lanes,), "acc", "global", lambda one: vector_sums(vectors - 1, lanes, lambda more: body([one, *more]))
+    )
+
+
 def kept(buffer: Any) -> Stmt:
     """Has an allocated buffer keep its shape.
 
