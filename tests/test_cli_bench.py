@@ -41,7 +41,10 @@ class Absent(Puppet):
 
 @pytest.fixture(autouse=True)
 def peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And peaks that take no time; those of `written` are measured."""
     monkeypatch.setattr(convtune.peers, "known", lambda: PEERS)
+    monkeypatch.setattr(probe, "fma_peak_gflops", lambda _: 1.0)
+    monkeypatch.setattr(probe, "bandwidth_gbs", lambda _: probe.Bandwidth(1.0, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +162,6 @@ def test_it_measures_again_what_would_be_another_measurement(
 def test_the_time_left_is_also_that_of_layers_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file has all layers, of kernels that are others now; nothing is compiled or timed."""
     kernels, path = ["old"], tmp_path / "bench.json"
-    monkeypatch.setattr(probe, "fma_peak_gflops", lambda _: 1.0)
-    monkeypatch.setattr(probe, "bandwidth_gbs", lambda _: probe.Bandwidth(1.0, 1.0))
     monkeypatch.setattr(Comparison, "entrants", lambda *_: Entrants(ours=True, packages={}, refusals={}))  # type: ignore[arg-type]
     monkeypatch.setattr(Comparison, "identity", lambda *_: {"kernel": kernels[0]})
     monkeypatch.setattr(Comparison, "measure", lambda _, workload, entrants: _failed_with(workload, kernels[0]))
