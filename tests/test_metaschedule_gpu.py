@@ -35,8 +35,7 @@ def gpu(arch: str) -> GpuTarget:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80"])
-@pytest.mark.parametrize("text", SPECS)
+@pytest.mark.parametrize(("text", "arch"), list(zip(SPECS, ("sm_75", "sm_80") * 2)))
 def test_what_it_proposes_for_a_gpu_is_right(text: str, arch: str, tmp_path: Path) -> None:
     spec, target = ConvSpec.parse(text), gpu(arch)
     found = Proposer(target)(Propose(spec, (), (), 2, seed=3))
