@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -14,8 +15,9 @@ import pytest
 from cli_process import MCPU, SMALL, TINY, invoke, printed_json
 
 from convtune import targets
+from convtune.cli import compile as compile_command
 from convtune.cli.compile import identifier, place
-from convtune.compiler import Compiler
+from convtune.compiler import Compiler, Package
 from convtune.errors import BuildError, KernelError
 from convtune.log import Log
 from convtune.record import Record
@@ -103,6 +105,37 @@ def test_a_lone_spec_is_the_directory_itself(home: Path) -> None:
     assert f"  spec        {TINY}" in result.stdout
     assert "  from        " in result.stdout
     assert "  error       " in result.stdout
+
+
+def test_kernels_are_timed_when_no_worker_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that has just verified one disturbs: the threads of its BLAS look for more work."""
+    happened: list[str] = []
+    close = Compiler.close
+
+    def closed(self: Compiler) -> None:
+        happened.append("closed")
+        close(self)
+
+    def timed(_: Package) -> float:
+        happened.append("timed")
+        return 2.5
+
+    monkeypatch.setattr(Compiler, "close", closed)
+    monkeypatch.setattr(compile_command, "_time_us", timed)
+    assert printed_json("compile", TINY, "-o", tmp_path / "lone")["packages"][0]["time_us"] == 2.5
+    assert happened == ["closed", "timed"]
+
+
+def test_a_full_disk_is_told_with_the_file_that_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Path, to: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(to))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    result = invoke("compile", TINY, "-o", tmp_path / "lone")
+    assert result.exit_code == 2
+    last = result.stderr.splitlines()[-1]
+    assert f"{tmp_path / 'lone'} cannot be written: No space left on device ({tmp_path}" in last
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_machine_s_kernel_is_said_to_be_unverified(home: Path) -> None:

@@ -7,7 +7,7 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,8 @@ def command(
     with Compiler(machine, open_logs(log), accuracy, _listed(archs)) as compiler:
         compiled = [_compile(compiler, entry, f"[{i}/{len(outputs)}]") for i, entry in enumerate(outputs, start=1)]
         warn_of(compiler.logs.problems)
+    if machine.is_host:  # now that no worker is left: after a reference, the threads of its BLAS spin on all CPUs
+        compiled = [replace(entry, time_us=_time_us(entry.package)) if entry.package else entry for entry in compiled]
     failed = any(entry.failure for entry in compiled)
     if not failed:
         for entry in compiled:
@@ -164,7 +166,7 @@ def _compile(compiler: Compiler, output: Output, label: str) -> Compiled:
         click.echo(f"{label} {output.workload.name}: failed: {failure}", err=True)
         return Compiled(output, failure=failure)
     click.echo(f"{label} {output.workload.name}: {package.manifest.resolution.kind}", err=True)
-    return Compiled(output, package, _time_us(package) if compiler.target.is_host else None)
+    return Compiled(output, package)
 
 
 def _time_us(package: Package) -> float:
@@ -188,7 +190,8 @@ def _write(entry: Compiled) -> None:
             directory, made.manifest, made.directory / made.manifest.library_name, made.directory / RUNTIME_NAME
         )
     except OSError as problem:
-        raise ConvtuneError(f"{directory} cannot be written: {problem.strerror} ({problem.filename})") from problem
+        place = problem.filename2 or problem.filename  # of a copy, where it was to go
+        raise ConvtuneError(f"{directory} cannot be written: {problem.strerror} ({place})") from problem
 
 
 def _unverified(target: Target) -> str:
