@@ -2,13 +2,13 @@
 
     for vector of input channels:
         for plane that tiles of the block lie in (or row of tiles, where that has more than a block):
-            for depth (, row): near[position, lane] = x             squares of vectors, transposed in registers
+            for depth (, row): near[position, lane] = x             strips of planes, transposed in registers
             for tile: V = B^T near B
     products
     for vector of output channels:
         for row of tiles:
             for tile (, phase): near[position, lane] = A^T M A
-            for depth (, row): y = activation(near + bias + residual)   squares, the other way
+            for depth (, row): y = activation(near + bias + residual)   strips, the other way
 
 Rows of a plane follow each other without a gap, so that whole ones are moved as one.
 """
@@ -25,9 +25,9 @@ from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_parts import input_part, last_input, output_part
 from convtune.schedules.filtering_plan import Plan, place_of
+from convtune.schedules.filtering_strips import strip_shape, strips
 from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.statements import Expr, Stmt, allocated, nest, sequence, when
-from convtune.schedules.transposing import square, square_width
 
 from convtune.expression import widened
 
@@ -49,7 +49,7 @@ class NearInputs:
     def made(self, block: Expr, channel: Expr, width: int, base: Expr = 0) -> Stmt:
         """Channels from `channel` on, of those from `base` on."""
         plan, part = self.plan, self.part
-        side = square_width(plan.lanes, width, prod(self.sizes))
+        _, side = strip_shape(plan.lanes, width, prod(self.sizes))
         rows = plan.axes[2].tiles * (plan.axes[1].tiles if part.whole else 1)
         shape = (prod(part.lines), part.length + 3 * side, width)
 
@@ -76,7 +76,7 @@ class NearInputs:
                 return d - d0 if part.whole else (d - d0) * part.lines[1] + h - h0
 
             def origin(d: Expr, h: Expr) -> Expr:
-                """The position that lies behind two squares of a line."""
+                """The position that lies behind two strips of a line."""
                 return (d * height + (h0 if part.whole else h)) * line + (0 if part.whole else w0)
 
             def fetched(d: Expr, h: Expr, stop: Expr) -> Stmt:
@@ -110,10 +110,11 @@ class NearInputs:
         return _all_named((start[0], *ends), ("d0", "h0", "w0", "h_end", "w_end"), transformed)
 
     def _fetch(self, near: Any, line: tuple[Expr, ...], channel: Expr, width: int, side: int) -> Stmt:
-        """A line's positions from `first` to `stop`, and some around these that squares hold too."""
+        """A line's positions from `first` to `stop`, and some around these that strips hold too."""
         from tvm import tirx
 
         (n, number, first, stop), positions = line, prod(self.sizes)
+        shape = strip_shape(self.plan.lanes, width, positions)
 
         def read(n: Expr, c: Expr, p: Expr) -> Expr:
             return tirx.BufferLoad(self.x, [n, c, p])
@@ -121,18 +122,12 @@ class NearInputs:
         def move(n: Expr, c: Expr, p: Expr, value: Expr) -> Stmt:
             return tirx.BufferStore(near, widened(value), [number, p - first + 2 * side, c - channel])
 
-        def squares(begin: Expr) -> Stmt:
-            def one(k: Expr) -> Stmt:
-                place = least(begin + k * side, positions - side)
-                return named(place, "position", lambda p: across(p))
+        def moved(begin: Expr) -> Stmt:
+            place = lambda k: least(begin + k * side, positions - side)  # noqa: E731
+            count = (stop - begin + side - 1) // side
+            return strips(n, (channel, width), count, place, shape, read, True, move)
 
-            def across(p: Expr) -> Stmt:
-                starts = dict.fromkeys(min(c, width - side) for c in range(0, width, side))
-                return sequence([square(n, channel + c, p, side, read, True, move) for c in starts])
-
-            return loop(0, (stop - begin + side - 1) // side, one, name="square")
-
-        return named(first // side * side, "begin", squares)
+        return named(first // side * side, "begin", moved)
 
 
 class NearOutputs:
@@ -304,30 +299,25 @@ def stored_line(
 ) -> Stmt:
     """Y at positions from `first` to `stop` of a plane, with the epilogue; read(lane, position): the sums.
 
-    channels: image, first channel, how many; `lane` is that of the first one. Squares inside the line begin where
+    channels: image, first channel, how many; `lane` is that of the first one. Strips inside the line begin where
     vectors of the plane do.
     """
     (n, oc, width), positions = channels, int(planes.y.shape[2])
-    side = square_width(lanes, width, positions)
+    _, side = shape = strip_shape(lanes, width, positions)
 
     def move(_: Expr, c: Expr, p: Expr, value: Expr) -> Stmt:
         return planes.store_flat(n, oc + (c - lane), p, value)
-
-    def across(p: Expr) -> Stmt:
-        starts = dict.fromkeys(min(c, width - side) for c in range(0, width, side))
-        return sequence([square(n, lane + c, p, side, lambda _, c, p: read(c, p), False, move) for c in starts])
 
     one_by_one = loop(0, width, lambda c: loop(first, stop, lambda p: move(n, lane + c, p, read(lane + c, p))))
     if side == 1:
         return one_by_one
 
-    def squares(begin: Expr) -> Stmt:
-        def one(k: Expr) -> Stmt:
-            return named(most(first, least(begin + k * side, stop - side)), "position", across)
+    def moved(begin: Expr) -> Stmt:
+        place = lambda k: most(first, least(begin + k * side, stop - side))  # noqa: E731
+        count = (stop - begin + side - 1) // side
+        return strips(n, (lane, width), count, place, shape, lambda _, c, p: read(c, p), False, move)
 
-        return loop(0, (stop - begin + side - 1) // side, one, name="square")
-
-    return when([stop - first >= side], named(first // side * side, "begin", squares), one_by_one)
+    return when([stop - first >= side], named(first // side * side, "begin", moved), one_by_one)
 
 
 def _all_named(values: Sequence[Expr], names: Sequence[str], body: Callable[..., Stmt]) -> Stmt:

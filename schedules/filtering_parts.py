@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.estimate import BARRIER_CYCLES
+from convtune.schedules.estimate import BARRIER_CYCLES, LONG_RUN_BYTES, write_cycles
 from convtune.schedules.filtering_axis import Axis
 from convtune.schedules.filtering_plan import Plan
+from convtune.schedules.tiling import round_up
+
+if TYPE_CHECKING:
+    from convtune.targets import CpuTarget
 
 MOST_MOVED = 3.0  # times the input: beyond it tasks read the same again and again
 COPIED_PER_CYCLE = 1.0  # elements that are transposed in squares, of a thread, and go to another thread
-READ_CYCLES = 0.4  # of an element that a task transposes; of 16 lanes, at 64 channels of 4096
-STORED_CYCLES = 0.6
+READ_CYCLES = 0.32  # of an element that a task transposes; of 16 lanes, from 17 x 17 to 16 x 56 x 56 positions
+STORED_CYCLES = 0.48
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def output_part(plan: Plan) -> Part:
 def _moved(plan: Plan) -> int:
     """Positions of x that all tasks move."""
     part = input_part(plan)
-    return plan.tasks * prod(part.lines) * (part.length + plan.lanes)
+    return plan.tasks * prod(part.lines) * round_up(part.length + plan.lanes - 1, plan.lanes)
 
 
 def reads_near(plan: Plan) -> bool:
@@ -63,7 +67,7 @@ def stores_near(plan: Plan) -> bool:
     return part.length >= plan.lanes and (not part.whole or plan.block % line.tiles == 0 or line.out >= plan.lanes)
 
 
-def moving_cycles(plan: Plan, threads: int) -> float:
+def moving_cycles(plan: Plan, target: CpuTarget) -> float:
     """What it takes to move x and y between channels first and last, of a call."""
     outputs = plan.batch * prod(axis.out for axis in plan.axes)
     lines = outputs / output_part(plan).length
@@ -71,12 +75,18 @@ def moving_cycles(plan: Plan, threads: int) -> float:
     if reads_near(plan):
         cycles += _moved(plan) * plan.channels * READ_CYCLES
     else:
-        cycles += plan.x_bytes / 4 / COPIED_PER_CYCLE + BARRIER_CYCLES * threads
+        cycles += _copying_cycles(plan.x_bytes, target)
     if stores_near(plan):
         cycles += (outputs + lines * plan.lanes / 2) * plan.groups * plan.run * STORED_CYCLES
     else:
-        cycles += plan.y_bytes / 4 / COPIED_PER_CYCLE + BARRIER_CYCLES * threads
-    return cycles / threads
+        cycles += _copying_cycles(plan.y_bytes, target)
+    return cycles / target.threads
+
+
+def _copying_cycles(size_bytes: int, target: CpuTarget) -> float:
+    """Of all threads: a parallel region of its own, and a tensor more to write."""
+    written = write_cycles(target, size_bytes, LONG_RUN_BYTES, size_bytes)
+    return size_bytes / 4 / COPIED_PER_CYCLE + written + BARRIER_CYCLES * target.threads
 
 
 def _tile_rows(plan: Plan) -> int:

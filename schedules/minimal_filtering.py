@@ -134,7 +134,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = plan_of(spec, target, knobs)
-        moving = 0.0 if spec.channels_last else moving_cycles(plan, target.threads)
+        moving = 0.0 if spec.channels_last else moving_cycles(plan, target)
         return estimated_cycles(plan, target) + moving
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:

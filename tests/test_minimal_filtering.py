@@ -11,6 +11,7 @@ import pytest
 from convtune.schedules.filtering_axis import axes_of
 from convtune.schedules.filtering_plan import plan_of
 from convtune.schedules.filtering_points import Exchanged
+from convtune.schedules.filtering_strips import strip_shape
 from filtering_kernels import Case, check_odd
 
 from convtune import accuracy, space, targets, variants
@@ -153,6 +154,8 @@ ODD: tuple[Case, ...] = (
     ("conv,n=2,ic=21,oc=37,in=211,k=3,p=1,bias,residual,act=relu", {"w_tile": 4, "order": "tiles", "row_blocks": 1}),
     ("conv,n=2,ic=18,oc=33,in=13x37,k=3x3,p=1:2x0:3,residual", {"h_tile": 2, "w_tile": 4, "order": "channels"}),
     ("transposed,n=2,ic=17,oc=20,in=9x19,k=4x4,s=2,p=1,bias", {"h_tile": 2, "w_tile": 3, "order": "tiles"}),
+    # planes that share sets of the first caches
+    ("conv,ic=21,oc=37,in=4096,k=3,p=1,bias,residual,act=relu", {"w_tile": 4, "order": "tiles", "row_blocks": 1}),
     # fewer inputs than taps: the two change places
     ("conv,n=2,ic=20,oc=33,in=2x7x5,k=3x3x3,p=1,bias,layout=NDHWC", {"d_tile": 2, "h_tile": 4, "order": "tiles"}),
     ("conv,n=3,ic=18,oc=17,in=2x2,k=5x4,p=3x2,act=relu", {"h_tile": 4, "w_tile": 3, "order": "channels"}),
@@ -183,6 +186,23 @@ def test_the_cache_model_counts_what_is_fetched_ahead_once() -> None:
 @pytest.mark.parametrize(("turn", "case"), list(enumerate(ODD)), ids=[text for text, _ in ODD])
 def test_kernels_of_odd_sizes(tmp_path: Path, turn: int, case: Case) -> None:
     check_odd(FILTERING, tmp_path, turn, case)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "channels", "positions", "shape"),
+    [
+        (16, 64, 4096, (8, 16)),
+        (16, 64, 3136, (16, 16)),
+        (16, 64, 50176, (16, 16)),  # 49 pages apart: they share sets of the first cache alone
+        (8, 64, 4096, (8, 8)),
+        (16, 21, 13, (8, 8)),
+        (16, 3, 4096, (1, 1)),
+    ],
+)
+def test_strips_have_no_more_planes_than_a_set_has_lines(
+    lanes: int, channels: int, positions: int, shape: tuple[int, int]
+) -> None:
+    assert strip_shape(lanes, channels, positions) == shape
 
 
 def test_larger_tiles_are_expected_to_lose_more() -> None:
