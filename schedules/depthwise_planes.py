@@ -79,7 +79,7 @@ class DepthwisePlanes(Estimating[CpuTarget]):
         parts = [target.threads << shift for shift in range(6)]
         return {
             "shape": _shapes(spec, target),
-            "rows": spaced(even_blocks(view.rows.out, most), 8),
+            "rows": tuple(sorted({*spaced(even_blocks(view.rows.out, most), 8), min(3, view.rows.out)})),
             "vectors": spaced(even_blocks(pieces, most), 4),
             "parts": spaced({1, *(count for count in parts if count <= spec.out_channels)}, 5),
             "row_blocks": spaced({1, *(count for count in parts if count <= view.rows.out)}, 4),
