@@ -165,7 +165,7 @@ def test_what_cannot_be_followed_is_an_error(function: Any, message: str) -> Non
 
 
 SMALL = (
-    "conv,ic=13,oc=24,in=15x17,k=3x3,p=1",
+    "conv,ic=13,oc=24,in=7x11,k=3x3,p=1",
     "conv,ic=5,oc=8,in=101,k=5,p=2",
     "conv,ic=4,oc=8,in=3x7x9,k=3x3x3,p=1",
     "pointwise,n=2,ic=37,oc=40,in=9x11,k=1x1,layout=NHWC",
