@@ -48,6 +48,7 @@ class Axis:
     phases: int = 1
     cut: int = 0  # outputs of the first u that the padding takes away
     short: int = 0  # phases, the first ones, that lack the last tap
+    unmet: tuple[int, int] = (0, 0)  # taps of the kernel before and after these, by which no output meets an input
 
     @functools.cached_property
     def exchanged(self) -> bool:
@@ -209,8 +210,17 @@ def axes_of(spec: ConvSpec, tiles: Dims) -> tuple[Axis, Axis, Axis]:
         return first, second, third
     geometry = Geometry.of(spec)
     dense = zip(tiles, geometry.kernel, geometry.stride, geometry.dilation, pads, sizes, outs)
-    first, second, third = (Axis(*field) for field in dense)
+    first, second, third = (_inside(*field) for field in dense)
     return first, second, third
+
+
+def _inside(m: int, kernel: int, stride: int, dilation: int, before: int, size: int, out: int) -> Axis:
+    """With the taps from the first to the last one that meet inputs: of one frame the middle one of three."""
+    last = (out - 1) * stride - before
+    met = [j for j in range(kernel) if last + j * dilation >= 0 and j * dilation - before < size] or [0]
+    taps = met[-1] + 1 - met[0]
+    unmet = (met[0], kernel - 1 - met[-1])
+    return Axis(m, taps, stride, dilation, before - met[0] * dilation, size, out, unmet=unmet)
 
 
 def _transposed(m: int, kernel: int, stride: int, before: int, size: int, out: int) -> Axis:

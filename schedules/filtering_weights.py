@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def packed(spec: ConvSpec, plan: Plan) -> tuple[PackStep, ...]:
     """PyTorch's weights to (pass, point, block, part, ic, channel in block), zeros where taps or a run end."""
     axes, rank = plan.axes[3 - spec.rank :], spec.rank
-    steps = _phases(spec, plan) if spec.variant == "transposed" else []
+    steps = _phases(spec, plan) if spec.variant == "transposed" else _met(plan, rank)
     ends = [[0, axis.parts * axis.r - axis.taps] for axis in axes]
     polyphase = [axis.m > 1 and axis.stride > 1 for axis in axes]
     sizes = [n for axis, poly in zip(axes, polyphase) for n in ((axis.r, axis.parts) if poly else (axis.parts, axis.r))]
@@ -40,6 +40,17 @@ def packed(spec: ConvSpec, plan: Plan) -> tuple[PackStep, ...]:
         {"op": "transpose", "axes": [0, *after[:rank], 1, *after[rank:], 3, 2]},
         {"op": "reshape", "shape": list(plan.u_shape)},
     )
+
+
+def _met(plan: Plan, rank: int) -> list[PackStep]:
+    """Leaves out the taps by which no output meets an input."""
+    steps: list[PackStep] = []
+    for i, axis in enumerate(plan.axes[3 - rank :]):
+        before, after = axis.unmet
+        if before or after:
+            rows = [[int(k == before + j) for k in range(before + axis.taps + after)] for j in range(axis.taps)]
+            steps.append({"op": "matmul", "axis": 2 + i, "matrix": rows})
+    return steps
 
 
 def _phases(spec: ConvSpec, plan: Plan) -> list[PackStep]:

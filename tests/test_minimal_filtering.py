@@ -59,6 +59,8 @@ def test_what_it_filters(text: str, filtered: set[str] | None) -> None:
     [
         "conv,ic=1,oc=1,in=20,k=3,p=2:-19",
         "conv,ic=1,oc=1,in=20,k=3,p=2:-13",
+        "conv,ic=1,oc=1,in=2,k=7,p=3:2",  # the first taps and the last ones meet nothing
+        "dilated,ic=1,oc=1,in=20,k=7,p=9:-3,d=3",
         "dilated,ic=1,oc=1,in=20,k=3,p=2:-5,d=2",
         "dilated,ic=1,oc=1,in=20,k=3,p=2:1,d=9",  # more residues than outputs
         "dilated,ic=1,oc=1,in=47,k=11,p=9,d=3",  # parts of taps
@@ -89,6 +91,9 @@ def test_tiles_cover_every_output_once_with_its_inputs(m: int, text: str) -> Non
             read += [axis.input(residue, tile, part) + (i + j) * axis.pitch for j in taps]
         assert min(read) >= axis.reach[0] and max(read) <= axis.reach[1]
         wanted = [*variants.get(spec.variant).reads(spec, 0, output)]
+        met = wanted[axis.unmet[0] : len(wanted) - axis.unmet[1]]
+        assert not [place for place in {*wanted} - {*met} if 0 <= place < axis.size]
+        wanted = met
         assert not Counter(wanted) - Counter(read)
         assert len(read) < len(wanted) + axis.r - 1 or len(read) == len(wanted)
     assert found == Counter(range(spec.out_size[0]))
@@ -159,6 +164,9 @@ ODD: tuple[Case, ...] = (
     # fewer inputs than taps: the two change places
     ("conv,n=2,ic=20,oc=33,in=2x7x5,k=3x3x3,p=1,bias,layout=NDHWC", {"d_tile": 2, "h_tile": 4, "order": "tiles"}),
     ("conv,n=3,ic=18,oc=17,in=2x2,k=5x4,p=3x2,act=relu", {"h_tile": 4, "w_tile": 3, "order": "channels"}),
+    # taps that meet no input: of one frame, and of rows fewer than the dilation
+    ("conv,n=2,ic=18,oc=20,in=1x7x9,k=3x3x3,p=1,bias,layout=NDHWC", {"h_tile": 2, "w_tile": 3, "order": "tiles"}),
+    ("dilated,ic=17,oc=18,in=3x23,k=4x3,p=9x2,d=5x2,residual,layout=NHWC", {"w_tile": 4, "order": "tiles"}),
     # nine points, and ten
     ("conv,n=2,ic=17,oc=21,in=13x21,k=3x3,p=1,layout=NHWC", {"h_tile": 3, "w_tile": 7, "order": "tiles"}),
     ("conv,n=2,ic=17,oc=21,in=29x14,k=3x3,s=2,p=1,layout=NHWC", {"h_tile": 3, "w_tile": 7, "order": "channels"}),
