@@ -72,12 +72,15 @@ class Part:
     program: str = ""
 
 
+_PEERS, _REPORT = "pip install 'convtune[peers]'", "pip install 'convtune[report]'"
 OPTIONAL = (
-    Part("onnx", "onnx", "workloads from ONNX files", "pip install onnx"),
-    Part("torch", "torch", "PyTorch tensors as arguments, and `convtune bench` against PyTorch", "pip install torch"),
-    Part("torchvision", "torchvision", "`convtune bench` of deformable layers against it", "pip install torchvision"),
-    Part("onnxruntime", "onnxruntime", "`convtune bench` against ONNX Runtime", "pip install onnxruntime onnx"),
-    Part("openvino", "openvino", "`convtune bench` against OpenVINO", "pip install openvino onnx"),
+    Part("onnx", "onnx", "workloads from ONNX files", "pip install 'convtune[onnx]'"),
+    Part("torch", "torch", "PyTorch tensors as arguments, and `convtune bench` against PyTorch", _PEERS),
+    Part("torchvision", "torchvision", "`convtune bench` of deformable layers against it", _PEERS),
+    Part("onnxruntime", "onnxruntime", "`convtune bench` against ONNX Runtime", _PEERS),
+    Part("openvino", "openvino", "`convtune bench` against OpenVINO", _PEERS),
+    Part("jinja2", "jinja2", "pages of `convtune report`", _REPORT),
+    Part("vl-convert", "vl-convert-python", "the same: their pictures", _REPORT),
     Part("ziglang", "ziglang", "a C compiler where there is none, or for other machines", "pip install ziglang"),
     Part("unicorn", "unicorn", "emulating ARM CPUs, to verify and tune for them", "pip install 'convtune[arm]'"),
     Part("capstone", "capstone", "the same: what its instructions are", "pip install 'convtune[arm]'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from convtune.comparison.comparison import Entrants
 from convtune.comparison.layer import _peer, failed
 from convtune.comparison.result_file import _difference
 from convtune.comparison.side import Entry, Side
-from convtune.peers import Configuration
+from convtune.peers import Configuration, Peer, known
 from convtune.spec import ConvSpec
+
+NAMES = ("torch", "onnxruntime", "openvino")
 
 
 class Script:
@@ -94,6 +97,18 @@ def test_the_difference_of_two_machines_is_told_in_facts() -> None:
     ours = {"model": "M", "threads": 1, "fingerprint": "a"}
     assert _difference({**ours, "threads": 2, "fingerprint": "b"}, ours) == "threads 2, here 1"
     assert _difference({**ours, "fingerprint": "b"}, ours) == "fingerprint 'b', here 'a'"
+
+
+def test_a_library_comes_with_the_extra_that_pins_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = [peer for peer in known().values() if not peer.engine]
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    pinned = re.findall(r'"([\w-]+)==', text)
+    assert {peer.name: peer.distributions[0] in pinned for peer in libraries} == dict.fromkeys(NAMES, True)
+    monkeypatch.setattr(Peer, "versions", lambda _: {})
+    for peer in libraries:
+        monkeypatch.setattr(convtune.peers, "known", lambda peer=peer: {peer.name: peer})
+        line = invoke("bench", TINY, "--against", peer.name).stderr
+        assert line.endswith(f"peer {peer.name!r} is not installed; to get it: pip install 'convtune[peers]'\n")
 
 
 @pytest.mark.parametrize(

@@ -261,8 +261,7 @@ def _tell_absent(peers: Sequence[Peer], named: bool) -> None:
 
     for peer in all_peers.known().values():
         if not named and not peer.engine and peer not in peers:
-            missing = " ".join(peer.absent())
-            click.echo(f"convtune: not compared with {peer.name}: not installed; pip install {missing}", err=True)
+            click.echo(f"convtune: not compared with {peer.name}: not installed; {peer.remedy}", err=True)
 
 
 def _line(layer: dict[str, Any]) -> str:

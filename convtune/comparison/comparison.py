@@ -178,8 +178,8 @@ def chosen(names: Sequence[str]) -> list[Peer]:
     if names:
         named = [peers.get(name) for name in dict.fromkeys(names)]
         for peer in named:
-            if missing := peer.absent():
-                raise ConvtuneError(f"peer {peer.name!r} is not installed; to get it: pip install {' '.join(missing)}")
+            if peer.absent():
+                raise ConvtuneError(f"peer {peer.name!r} is not installed; to get it: {peer.remedy}")
         return named
     libraries = [peer for peer in peers.known().values() if not peer.engine]
     installed = [peer for peer in libraries if not peer.absent()]

@@ -82,13 +82,15 @@ class Peer(ABC):
     """One peer. Its instance is stateless but for what `start` sets in the process; its module is its registration.
 
     name: for --against. order: where it stands in tables. distributions: for pip, the one whose version counts first.
-    engine: the tuner's engine whose winner it runs; "" for a library.
+    engine: the tuner's engine whose winner it runs; "" for a library. extra: of convtune's own, which installs it in
+    the version that figures are of.
     """
 
     name: str
     order: int = 0
     distributions: tuple[str, ...] = ()
     engine: str = ""
+    extra: str = ""
 
     def versions(self) -> Mapping[str, str]:
         """Of its distributions, those that are installed."""
@@ -104,6 +106,11 @@ class Peer(ABC):
         """What has to be installed before it can be used."""
         there = self.versions()
         return tuple(name for name in self.required if name not in there)
+
+    @property
+    def remedy(self) -> str:
+        """The command that installs what is absent."""
+        return f"pip install 'convtune[{self.extra}]'" if self.extra else f"pip install {' '.join(self.absent())}"
 
     def start(self, threads: int) -> None:  # noqa: B027  # a peer may have nothing to start
         """Imports its library, in the process that is the peer's, and has it use so many threads."""

@@ -17,6 +17,7 @@ class OnnxRuntime(Peer):
     name = "onnxruntime"
     order = 1
     distributions = ("onnxruntime", "onnx")
+    extra = "peers"
 
     def start(self, threads: int) -> None:
         import onnxruntime  # noqa: F401  # before memory is limited by what the process has when it starts

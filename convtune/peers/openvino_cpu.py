@@ -17,6 +17,7 @@ class OpenVino(Peer):
     name = "openvino"
     order = 2
     distributions = ("openvino", "onnx")
+    extra = "peers"
 
     def start(self, threads: int) -> None:
         import openvino

@@ -37,6 +37,7 @@ class PyTorch(Peer):
     name = "torch"
     order = 0
     distributions = ("torch", "torchvision")
+    extra = "peers"
 
     @property
     def required(self) -> tuple[str, ...]:
