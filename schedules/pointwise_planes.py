@@ -3,10 +3,11 @@
     parallel task = (n, group, part of the blocks of output channels, block of positions):
         for block of output channels:
             for tile of the block of positions:
+                fetch x of the next block of positions, some channels           where it is not in the second caches
                 acc[channel, vector, lane] = 0                                  in registers
                 for ic:
                     s[vector, lane] = x[ic, position]                           panel: none, or first block of channels
-                    fetch x of the next tile, or of channels ahead              where it is not in the second caches
+                    fetch x of channels ahead                                   the same, where planes displace others
                     panel[tile, ic, vector, lane] = s                           panel: copied, first block of channels
                     s[vector, lane] = panel[tile, ic, vector, lane]             panel: copied, other blocks of channels
                     acc[channel, vector, :] += s[vector, :] * weight[block, ic, channel]
@@ -66,7 +67,6 @@ MOST_WASTE = 1.1  # times as many channels are computed as there are
 LARGEST_BLOCK = 64  # vectors
 RUN_BYTES = 600  # that could have been written while a thread turned to another plane
 LINES_AT_ONCE = 3  # which are written while others are computed
-TILES_AHEAD = 2
 CHANNELS_AHEAD = 8  # as many lines as surely share a set of the first cache
 
 
@@ -316,10 +316,13 @@ class _Kernel:
                 return sequence(bind.statements)
 
             vectors = loop(0, plan.lanes, body, "VECTORIZED", "lane")
-            return sequence([*self._fetches(place, ic), vectors]) if fills and self.ahead else vectors
+            far = fills and self.ahead and planes_collide(self.spec)
+            return sequence([*self._fetches(place, ic + CHANNELS_AHEAD, place.start), vectors]) if far else vectors
 
         cleared = loop(0, plan.lanes, clear, "VECTORIZED", "lane")
-        return sequence([cleared, loop(0, plan.depth, step, name="ic"), *self._stores(acc, place)])
+        return sequence(
+            [*self._following(place), cleared, loop(0, plan.depth, step, name="ic"), *self._stores(acc, place)]
+        )
 
     def _input(self, place: _Place, ic: Expr, vector: int, lane: Expr) -> Expr:
         channel = place.group * self.plan.depth + ic
@@ -327,14 +330,21 @@ class _Kernel:
             self.arguments.x(place.n, channel, *self._position(place.start + vector * self.plan.lanes + lane))
         )
 
-    def _fetches(self, place: _Place, ic: Expr) -> list[Stmt]:
-        """Of the next tiles, or of the next channels, where tiles displace each other. Beyond x they do no harm."""
-        collide, width = planes_collide(self.spec), self.plan.width
-        channel = ic + CHANNELS_AHEAD if collide else ic
-        start = place.start if collide else place.start + TILES_AHEAD * width
+    def _following(self, place: _Place) -> list[Stmt]:
+        """Fetches of the next block of positions: each block of channels has its share of the input channels."""
+        plan = self.plan
+        if not self.ahead or planes_collide(self.spec):
+            return []
+        blocks = ceil_div(plan.blocks, plan.parts)
+        channels = part(plan.depth, blocks, place.block % blocks)
+        start = place.start + plan.block_positions
+        return [loop(*channels, lambda ic: sequence(self._fetches(place, ic, start)), name="ic_ahead")]
+
+    def _fetches(self, place: _Place, ic: Expr, start: Expr) -> list[Stmt]:
+        """Of a tile's lines; beyond x they do no harm."""
         line = max(1, LINE_BYTES // 4 // self.plan.lanes)
         at = _Place(place.n, place.group, place.block, place.tile, start, place.vectors)
-        return [fetched(self._line(at, channel, v)) for v in range(0, place.vectors, line)]
+        return [fetched(self._line(at, ic, v)) for v in range(0, place.vectors, line)]
 
     def _line(self, place: _Place, ic: Expr, vector: int) -> Expr:
         channel = place.group * self.plan.depth + ic
