@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,3 +65,10 @@ def test_corners_are_right(spec: ConvSpec, wanted: dict[str, Any]) -> None:
 @pytest.mark.parametrize("target", runnable_targets(), ids=lambda target: target.name)
 def test_the_default_of_each_vector_width_is_right(target: CpuTarget) -> None:
     check(pointwise_planes, SHUFFLED, target, pointwise_planes.default(SHUFFLED, target))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [SHUFFLED, FAR], ids=str)
+def test_fetching_ahead_changes_nothing(spec: ConvSpec) -> None:
+    target = replace(runnable("x86-64-v3"), l2_bytes=1024)  # less than x
+    check(pointwise_planes, spec, target, pointwise_planes.default(spec, target))
