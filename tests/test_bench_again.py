@@ -117,6 +117,7 @@ def test_a_library_comes_with_the_extra_that_pins_its_version(monkeypatch: pytes
         (("bench", TINY, "--turn", "nan"), "nan is not a finite number"),
         (("bench", TINY, "--turn", "inf"), "inf is not in the range"),
         (("bench", TINY, "--turn", "10001"), "10001.0 is not in the range 0<x<=10000"),
+        (("bench", TINY, "-o", Path(__file__)), "it is not the JSON that `convtune bench` writes (Extra data: "),
         (("bench", TINY, "--against", ""), "unknown peer ''; known: "),
         (("bench", TINY, "--against", "one,,two"), "unknown peer ''; known: "),
         (("bench", "conv,ic=100000,oc=100000,in=9999x9999,k=3"), "has more than 2147483647 elements"),
@@ -125,7 +126,7 @@ def test_a_library_comes_with_the_extra_that_pins_its_version(monkeypatch: pytes
     ],
 )
 @pytest.mark.usefixtures("script")
-def test_options_that_cannot_be(arguments: tuple[str, ...], said: str) -> None:
+def test_options_that_cannot_be(arguments: tuple[str | Path, ...], said: str) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()

@@ -123,8 +123,11 @@ def _loaded(path: Path) -> Mapping[str, Any]:
     """The file's data, as far checked as it is used. Raises ConvtuneError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as problem:
-        raise ConvtuneError(f"{path} cannot be gone on with: {problem}; name another file") from problem
+    except OSError as problem:
+        raise ConvtuneError(f"{path} cannot be gone on with: {problem.strerror}; name another file") from problem
+    except (ValueError, RecursionError) as problem:
+        what = f"it is not the JSON that `convtune bench` writes ({problem})"
+        raise ConvtuneError(f"{path} cannot be gone on with: {what}; name another file") from problem
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise ConvtuneError(f"{path} is not what `convtune bench` writes: no schema {SCHEMA!r}; name another file")
     if found.get("version") != VERSION:
