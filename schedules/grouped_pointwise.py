@@ -12,13 +12,13 @@
 
 s is the ic-th input of the lane's group: a broadcast, or where a vector has channels of two groups or more a permute of
 their broadcasts. So a group that ends within a vector leaves no lane empty. A last vector that is at most half full is
-shared by two positions. A register tile of all channels is shuffled and stored from the registers.
+shared by two positions. A register tile is stored from the registers
+where its channels are not shuffled, or it has all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import loop, named, part, pieces
@@ -33,6 +33,7 @@ from convtune.schedules.estimate import (
     overlapped,
     stream_cycles,
 )
+from convtune.schedules.grouped_pointwise_plan import Plan
 from convtune.schedules.pointwise_gemm import positions_of
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, sequence, spread_over
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, LONG_ACTIVATIONS, ceil_div, spaced
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 BLEND_FMAS = 0.5  # of two inputs: some ports blend that do not multiply
 STORE_CYCLES = 6.0  # of a vector of outputs: its sums are stored, read again, permuted or not, and stored
-AT_ONCE_CYCLES = 3.0  # of one whose sums are permuted and stored from registers
+AT_ONCE_CYCLES = 3.0  # of one whose sums are permuted or not, and stored from registers
 
 
 class GroupedPointwise(Estimating[CpuTarget]):
@@ -102,7 +103,7 @@ class GroupedPointwise(Estimating[CpuTarget]):
             step = max((max(sums, FEWEST_SUMS) + BLEND_FMAS * permutes) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
             size = 4 * plan.depth * len(block) * plan.lanes
             cycles += tiles * overlapped(plan.depth * step + 2 * sums + TILE_CYCLES, stream_cycles(target, size, size))
-        stores = positions * len(plan.all) * (AT_ONCE_CYCLES if plan.at_once else STORE_CYCLES)
+        stores = positions * len(plan.all) * (AT_ONCE_CYCLES if plan.at_once or plan.in_place else STORE_CYCLES)
         return Tasks(plan.parts, cycles + stores).on(target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
@@ -121,114 +122,6 @@ class GroupedPointwise(Estimating[CpuTarget]):
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = _plan(spec, target, knobs)
         return written(spec, plan.weight_shape, lambda buffers, y: Tiles(spec, plan, Held(spec, buffers), y).kernel())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """columns x vectors: positions and vectors of a register tile. tiles: of positions whose sums are stored together.
-    parts: of the positions, a task each."""
-
-    channels: int
-    groups: int
-    depth: int
-    lanes: int
-    columns: int
-    vectors: int
-    tiles: int
-    parts: int
-    shuffled: bool
-    long: bool = False  # the activation, which is not written out for each vector of a register tile
-
-    @property
-    def at_once(self) -> bool:
-        """Whether a register tile is stored as it is, since it has all channels of its positions."""
-        return len(self.blocks) == 1 and not self.long
-
-    @property
-    def block(self) -> int:
-        """Positions whose sums are stored together."""
-        return self.columns * self.tiles
-
-    @property
-    def run(self) -> int:
-        """Output channels of a group."""
-        return self.channels // self.groups
-
-    @property
-    def all(self) -> range:
-        """The vectors of output channels, those of a group side by side."""
-        return range(ceil_div(self.channels, self.lanes))
-
-    @property
-    def blocks(self) -> list[range]:
-        """The vectors that a register tile has at a time."""
-        starts = range(0, len(self.all), self.vectors)
-        return [range(start, min(start + self.vectors, len(self.all))) for start in starts]
-
-    @property
-    def half(self) -> int:
-        """Lanes of a position in the last vector where two positions share it, else 0."""
-        few = 0 < self.channels % self.lanes <= self.lanes // 2
-        return self.lanes // 2 if few and self.lanes >= 2 * FEWEST_LANES and not self.at_once else 0
-
-    def shares(self, vectors: range) -> bool:
-        """Whether the last of these vectors is one that two positions share."""
-        return self.half > 0 and vectors.stop == len(self.all)
-
-    def sums(self, vectors: range) -> int:
-        """Vectors of sums of a register tile."""
-        return self.columns * len(vectors) - (self.columns // 2 if self.shares(vectors) else 0)
-
-    def place(self, vectors: range, column: int, i: int) -> tuple[int, int]:
-        """Which of these sums are those of the i-th vector of a position, and their first lane there."""
-        if not self.shares(vectors):
-            return column * len(vectors) + i, 0
-        if i + 1 < len(vectors):
-            return column * (len(vectors) - 1) + i, 0
-        return self.columns * i + column // 2, column % 2 * self.half
-
-    def kept(self, vectors: range) -> list[tuple[int, int, int, int, int]]:
-        """Of each vector of a position: column, number and first lane of its sums, first channel, channels."""
-        shared = vectors.stop - 1 if self.shares(vectors) else None
-        return [
-            (c, *self.place(vectors, c, i), vector * self.lanes, self.half if vector == shared else self.lanes)
-            for c in range(self.columns)
-            for i, vector in enumerate(vectors)
-        ]
-
-    @property
-    def padded(self) -> int:
-        """Output channels in whole vectors."""
-        return len(self.all) * self.lanes
-
-    @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        return len(self.blocks), self.depth, self.vectors, self.lanes
-
-    def owners(self, vector: int) -> tuple[int, ...]:
-        """Whose channel each lane of a vector has."""
-        shared = self.half if vector == self.all[-1] else 0
-        channels = (vector * self.lanes + lane % (shared or self.lanes) for lane in range(self.lanes))
-        return tuple(min(channel, self.channels - 1) // self.run for channel in channels)
-
-    def groups_of(self, vectors: range | list[int]) -> tuple[int, ...]:
-        """Whose channels they have."""
-        return tuple(sorted({group for vector in vectors for group in self.owners(vector)}))
-
-    def mixed(self, vectors: range | list[int]) -> set[int]:
-        """The groups whose inputs share one of these vectors with other inputs."""
-        shared = self.all[-1] if self.half else None
-        owners = [(vector, self.groups_of([vector])) for vector in vectors]
-        return {group for vector, found in owners if len(found) > 1 or vector == shared for group in found}
-
-    def source(self, first: int) -> tuple[int, ...]:
-        """Where the sums of a vector of outputs from that channel of y are."""
-        channels = range(first, first + self.lanes)
-        return tuple(c % self.groups * self.run + c // self.groups if self.shuffled else c for c in channels)
-
-    def whole_vectors(self, source: tuple[int, ...]) -> tuple[int, ...]:
-        """Where the vectors of sums begin that a source is in."""
-        return tuple(sorted({place // self.lanes * self.lanes for place in source}))
 
 
 class Tiles:
@@ -258,8 +151,8 @@ class Tiles:
             sums = [tiles(number, vectors, result) for number, vectors in enumerate(plan.blocks)]
             return sequence([*sums, loop(0, plan.block, lambda at: self._kept(result, first, at), name="position")])
 
-        if plan.at_once:
-            return tiles(0, plan.blocks[0], None)
+        if plan.at_once or plan.in_place:
+            return sequence([tiles(number, vectors, None) for number, vectors in enumerate(plan.blocks)])
         return allocated((plan.block, plan.padded), "result", "global", body)
 
     def _tile(self, result: Any, first: Expr, at: Expr, number: int, vectors: range) -> Stmt:
@@ -278,6 +171,10 @@ class Tiles:
             zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
             clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
             products = loop(0, plan.depth, lambda ic: self._step(acc, first + at, number, vectors, ic))
+            if plan.in_place:
+                return sequence(
+                    [*clear, products, *(self._placed(acc, first + at, *each) for each in plan.kept(vectors))]
+                )
             if result is None:
                 return sequence([*clear, products, *(stored(acc, c) for c in range(plan.columns))])
             kept = [
@@ -336,6 +233,17 @@ class Tiles:
                 value = bind(tirx.Shuffle([value, spread[(group,) * plan.lanes]], order))
             spread[wanted] = value
         return spread[wanted]
+
+    def _placed(self, acc: list[Any], first: Expr, column: int, number: int, lane: int, start: int, width: int) -> Stmt:
+        """The outputs of a vector that are where its sums are."""
+        from tvm import tirx
+
+        def output(i: Expr) -> Stmt:
+            where = as_row(self.spec.rank, first + column, start + i)
+            value = epilogue(self.arguments, tirx.BufferLoad(acc[number], [lane + i]), where[0], where[-1], where[1:-1])
+            return tirx.BufferStore(self.y, value, where)
+
+        return loop(0, min(width, self.plan.channels - start), output, "VECTORIZED", "lane")
 
     def _kept(self, result: Any, first: Expr, at: Expr) -> Stmt:
         """The outputs of a position whose sums are in `result`, where a vector may begin at any of them."""

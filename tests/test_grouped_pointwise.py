@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conformance_cases import corner, runnable
-from convtune.schedules.grouped_pointwise import Plan, grouped_pointwise
+from convtune.schedules.grouped_pointwise import grouped_pointwise
+from convtune.schedules.grouped_pointwise_plan import Plan
 from synthetic_spaces import machine
 from test_conformance import check
 
