@@ -126,6 +126,19 @@ def test_the_nearest_specs_winner_comes_second() -> None:
     assert second.knobs == fast.knobs
 
 
+def test_what_won_here_before_is_tried_before_what_won_elsewhere() -> None:
+    """A layer that is tuned again, in few trials, must not end behind the winner that was shipped."""
+    elsewhere = Domain(TILE, SPECS[1], TARGET).sample(np.random.default_rng(0), 1)[0]
+    slow, fast = (c for c in Domain(TILE, SPEC, TARGET).sample(np.random.default_rng(1), 2))
+    knowledge = [
+        record(SPECS[1], TARGET, elsewhere, 9.0),
+        record(SPEC, TARGET, slow, 300.0),
+        record(SPEC, TARGET, fast, 200.0),
+    ]
+    search = Search(SPEC, TARGET, [TILE], trials=10, knowledge=knowledge)
+    assert search.ask(2)[1] == fast
+
+
 def test_a_small_space_is_searched_whole() -> None:
     search = Search(SPEC, TARGET, [SMALL], trials=32)
     records = run(search, SPEC, TARGET, [SMALL], batch=5)

@@ -105,7 +105,7 @@ def test_finals_decide_and_not_the_search(tmp_path: Path, monkeypatch: pytest.Mo
     fastest = min(space.all_knobs(space.get("dense_direct"), SPEC, NATIVE), key=lambda k: _time(k))
     slowed = Candidate("dense_direct", dict(fastest))
     bench = _bench(lambda c: 5.0 if c == slowed else 1.0)
-    result = _tuner(tmp_path / "log", bench, monkeypatch).tune(SPEC, 64)
+    result = _tuner(tmp_path / "log", bench, monkeypatch).tune(SPEC, 96)
     assert slowed.key in bench.measured, "the search did not find the formula's best; the test needs it to"
     assert result.best is not None and result.best.round == "final" and result.best.candidate != slowed
 

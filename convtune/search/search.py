@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.search.domain import Domain
 from convtune.search.propose import Proposer
-from convtune.search.transfer import nearest
+from convtune.search.transfer import nearest, own_winner
 from convtune.search.trial import Trial, trials_of
 
 if TYPE_CHECKING:
@@ -85,8 +85,9 @@ class Search:
         return "exhausted" if self._exhausted else None
 
     def ask(self, n: int = 1) -> list[Candidate]:
-        """Up to n candidates to try next, none given twice: each space's default first, then what won on the nearest
-        spec, then what the proposer picks. Empty when finished; while some are still to be told, more may follow."""
+        """Up to n candidates to try next, none given twice: each space's default first, then what another log says won
+        on this spec, and on the nearest one, then what the proposer picks. Empty when finished; while some are still
+        to be told, more may follow."""
         if self.finished:
             return []
         n = min(n, self._limit - len(self._told) - len(self._waiting))
@@ -120,16 +121,11 @@ class Search:
     @functools.cached_property
     def _first(self) -> list[Candidate]:
         found = [domain.default for domain in self._domains.values()]
-        for domain in self._domains.values():
-            winner = nearest(
-                self._spec,
-                self._target,
-                self._knowledge,
-                domain.space,
-                max_error=self._max_error,
-                origin=self._origin,
-            )
-            found += [winner] if winner and winner not in found else []
+        for known in (own_winner, nearest):
+            for domain in self._domains.values():
+                about = (self._spec, self._target, self._knowledge, domain.space)
+                winner = known(*about, max_error=self._max_error, origin=self._origin)
+                found += [winner] if winner and winner not in found else []
         return found
 
 

@@ -61,6 +61,25 @@ def fitted(found: Record, spec: ConvSpec, target: Target, *spaces: Space[Any]) -
     return Domain(space, spec, target).snap(found.candidate.knobs)
 
 
+def own_winner(
+    spec: ConvSpec,
+    target: Target,
+    records: Iterable[Record],
+    space: Space[Any],
+    max_error: float | None = None,
+    origin: str = "measured",
+) -> Candidate | None:
+    """What won on this very spec and machine, its knobs snapped to the domain, which may have changed since; None where
+    nothing did.
+
+    records: without the history of the search; the shipped log's are such.
+    """
+    own = (str(spec), target.fingerprint)
+    same = [r for r in records if (r.spec, r.fingerprint) == own and r.candidate.space == space.name]
+    found = winner(same, max_error=max_error, origin=origin)
+    return None if found is None else fitted(found, spec, target, space)
+
+
 def nearest_winner(
     spec: ConvSpec,
     target: Target,
