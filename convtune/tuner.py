@@ -125,11 +125,15 @@ class Tuner:
         seed: int = 0,
         engine: str = "convtune",
         remote: Remote | None = None,
+        known: tuple[Layer, ...] = (),
     ) -> None:
-        """Raises as `tune` does; a log that cannot be read is found out here."""
-        for kind, name, known in (("accuracy", accuracy, accuracies.NAMES), ("engine", engine, ENGINES)):
-            if name not in known:
-                raise UnknownNameError(kind, name, known)
+        """known: logs to learn from besides; the shipped one is where `log` is the user's own.
+
+        Raises as `tune` does; a log that cannot be read is found out here.
+        """
+        for kind, name, names in (("accuracy", accuracy, accuracies.NAMES), ("engine", engine, ENGINES)):
+            if name not in names:
+                raise UnknownNameError(kind, name, names)
         if not isinstance(target, targets.Target):
             raise TargetError(f"target is {target!r}; it must be a name as for --target, or a Target")
         if not _is_integer(seed):
@@ -138,7 +142,7 @@ class Tuner:
         self.origin, self.remote = _origin(target, remote), remote
         self.log = Log(log if log is not None else log_path())
         self.log.records()
-        self._layers: tuple[Layer, ...] = (self.log, ShippedLog()) if log is None else (self.log,)
+        self._known = known if log is not None else (*known, ShippedLog())
         self._bench: Bench | None = None
         self._run: Run | None = None
 
@@ -190,8 +194,8 @@ class Tuner:
     def _knowledge(self, spec: ConvSpec) -> list[Record]:
         """Every record that is not this spec's history."""
         own = (str(spec), self.target.fingerprint)
-        shipped = [record for layer in self._layers if layer is not self.log for record in layer.records()]
-        return [r for r in self.log.records() if (r.spec, r.fingerprint) != own] + shipped
+        others = [record for layer in self._known for record in layer.records()]
+        return [r for r in self.log.records() if (r.spec, r.fingerprint) != own] + others
 
     def _try(self, run: Run, engine: Engine | None, candidates: Sequence[Candidate], budget_s: float | None) -> None:
         """Builds, measures and logs a batch; the rest is given up when the time is over, save the engine's first."""

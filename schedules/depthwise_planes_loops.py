@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.depthwise_loops import Range, least, loop, named, part, pieces, valid_taps
 from convtune.schedules.depthwise_plan import axes_of
 from convtune.schedules.depthwise_planes_plan import ZERO, PlanesPlan, Source, windows
-from convtune.schedules.statements import Binder, Expr, Stmt, sequence, when
-from convtune.schedules.statements import vector_sums as vector_sums
+from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums, when
 from convtune.schedules.written import Held
 
 from convtune.expression import epilogue

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import least, loop, named, part, valid_taps
 from convtune.schedules.depthwise_plan import View, view_of
-from convtune.schedules.depthwise_planes_loops import plane_index, vector_sums
+from convtune.schedules.depthwise_planes_loops import plane_index
 from convtune.schedules.estimate import FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES
-from convtune.schedules.statements import Binder, Expr, Stmt, sequence
+from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div
 from convtune.schedules.written import Held
 

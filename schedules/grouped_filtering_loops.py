@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import least, loop, named, part
-from convtune.schedules.depthwise_planes_loops import vector_sums
 from convtune.schedules.grouped_filtering_plan import Plan
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, when
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, vector_sums, when
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 from convtune.schedules.written import Held
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.depthwise_cost import STREAM_BYTES_PER_CYCLE
 from convtune.schedules.depthwise_loops import loop, valid_taps
 from convtune.schedules.depthwise_plan import view_of
-from convtune.schedules.depthwise_planes_loops import Place, Planes, vector_sums
+from convtune.schedules.depthwise_planes_loops import Place, Planes
 from convtune.schedules.depthwise_planes_plan import (
     PlanesPlan,
     lanes_of,
@@ -36,7 +36,7 @@ from convtune.schedules.depthwise_planes_plan import (
     suits,
 )
 from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, overlapped
-from convtune.schedules.statements import Binder, Expr, Stmt, sequence
+from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
 

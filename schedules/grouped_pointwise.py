@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import loop, named, part, pieces
-from convtune.schedules.depthwise_planes_loops import lanewise, vector_sums
+from convtune.schedules.depthwise_planes_loops import lanewise
 from convtune.schedules.depthwise_planes_plan import windows
 from convtune.schedules.estimate import (
     FEWEST_SUMS,
@@ -35,7 +35,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.grouped_pointwise_plan import Plan
 from convtune.schedules.pointwise_gemm import positions_of
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, sequence, spread_over
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, sequence, spread_over, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, LONG_ACTIVATIONS, ceil_div, spaced
 from convtune.schedules.written import Held, written
 

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import least, loop, named, part, valid_taps
 from convtune.schedules.depthwise_plan import View, axes_of, view_of
-from convtune.schedules.depthwise_planes_loops import vector_sums
 from convtune.schedules.estimate import (
     FEWEST_SUMS,
     FMAS_PER_CYCLE,
@@ -31,7 +30,7 @@ from convtune.schedules.estimate import (
     Tasks,
     stream_cycles,
 )
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, when
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, vector_sums, when
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced
 from convtune.schedules.written import Held, written
 

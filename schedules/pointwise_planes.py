@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import least, loop, named, part
-from convtune.schedules.depthwise_planes_loops import vector_sums
 from convtune.schedules.estimate import (
     L3_BYTES_PER_CYCLE,
     RUN_CYCLES,
@@ -38,7 +37,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     write_cycles,
 )
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, fetched, sequence, when
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, fetched, sequence, vector_sums, when
 from convtune.schedules.tiling import (
     LINE_BYTES,
     LONG_ACTIVATIONS,

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import loop, part, pieces
-from convtune.schedules.depthwise_planes_loops import vector_sums
 from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, stream_cycles
 from convtune.schedules.pointwise_gemm import MOST_HALVINGS, MOST_VECTORS, is_product, positions_of
-from convtune.schedules.statements import Binder, Expr, Stmt, as_row, sequence, spread_over
+from convtune.schedules.statements import Binder, Expr, Stmt, as_row, sequence, spread_over, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
