@@ -143,6 +143,10 @@ def test_it_goes_on_where_it_stopped(written: tuple[dict[str, Any], str, Path], 
     assert [layer["run"] for layer in found["layers"]] == [0, 1]
     assert found["layers"][0]["ours"] == data["layers"][0]["ours"]
     assert json.loads(result.stdout)["layers"][1] == found["layers"][1]
+    peak, read = max(data["runs"][0]["peak_gflops"].values()), data["runs"][0]["bandwidth_gbs"]["read"]
+    for layer in found["layers"]:  # the second run's peaks are far lower, which are not the machine's
+        spec = ConvSpec.parse(layer["spec"])
+        assert layer["bound_us"] == pytest.approx(max(spec.flops / peak, spec.bytes / read) / 1e3)
 
 
 @pytest.mark.parametrize("change", [("--again",), ("--rounds", "7"), ("--against", "slow")])
