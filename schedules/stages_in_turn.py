@@ -69,7 +69,7 @@ class StagesInTurn(Estimating["CpuTarget"]):
         return found
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1 << 12)
 def _choices(stage: ConvSpec, target: CpuTarget) -> Mapping[str, Knobs]:
     """The spaces that have a model of their time on this stage, and their defaults among what is accurate enough twice:
     errors of stages add up."""
