@@ -58,7 +58,8 @@ def test_every_space_makes_vector_code_for_arm(owner: str, name: str, spec: Conv
     text = assembly(spec, on(name), owner)
     assert re.search(r"\bfn?m(l[as]|ad|sb)\s+[vz]\d+\.", text)
     longer = re.search(r"\bz\d+\.s", text)
-    assert bool(longer) == (name == "neoverse-v1")
+    short = owner == "input_lanes" and spec.in_channels % on(name).lanes != 0  # its vectors divide the input channels
+    assert bool(longer) == (name == "neoverse-v1" and not short)
     assert not re.search(r"\bbl\s+(?!memset|memcpy|memmove|main_|__tvm|TVM)\w", text), "libraries are for no inner loop"
 
 

@@ -115,5 +115,5 @@ def test_only_what_reads_padding_is_accepted() -> None:
 @pytest.mark.parametrize("name", ["x86-64-v4", "x86-64-v3"])
 def test_a_layer_with_most_taps_on_padding_is_computed_without_them(name: str) -> None:
     target = replace(targets.resolve(name, threads=2), l2_bytes=1 << 20)
-    spec = ConvSpec.parse("dilated,ic=512,oc=64,in=65x65,k=3x3,p=36,d=36,layout=NHWC")
+    spec = ConvSpec.parse("dilated,ic=512,oc=64,in=41x41,k=3x3,s=2,p=20,d=20,layout=NHWC")
     assert space.default_candidate(spec, target).space == INSIDE.name
