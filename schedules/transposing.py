@@ -27,15 +27,19 @@ SQUARES = 8  # of a part, where there are enough: half a KiB of each plane is re
 FEWEST_TASKS = 8
 
 
-def transposed(vectors: Sequence[Expr], bind: Callable[[Expr], Expr]) -> list[Expr]:
-    """The columns of a square of vectors, whose number is a power of two, as vectors."""
+def transposed(vectors: Sequence[Expr], bind: Callable[[Expr], Expr], lanes: int | None = None) -> list[Expr]:
+    """The columns of a square of vectors, whose number is a power of two, as vectors.
+
+    lanes: of a vector, where they are more than there are vectors; of each square side by side, the transposed one.
+    """
     from tvm import tirx
 
-    rows, lanes, half = list(vectors), len(vectors), 1
-    while half < lanes:
+    rows, half = list(vectors), 1
+    lanes = len(rows) if lanes is None else lanes
+    while half < len(rows):
         low = [k if not k & half else lanes + k - half for k in range(lanes)]
         high = [k + half if not k & half else lanes + k for k in range(lanes)]
-        for i in (i for i in range(lanes) if not i & half):
+        for i in (i for i in range(len(rows)) if not i & half):
             pair = [rows[i], rows[i + half]]
             rows[i], rows[i + half] = (bind(tirx.Shuffle(pair, order)) for order in (low, high))
         half *= 2
@@ -63,8 +67,12 @@ def transpose(shape: tuple[int, int, int], lanes: int, source: Any, by_channel: 
         if width == 1:
             return move(n, block, place, read(n, block, place))
         channel, position = _start(block, width, channels), _start(place, width, positions)
-        of_position = lambda c: named(position, "position", lambda p: square(n, c, p, width, read, by_channel, move))  # noqa: E731
-        return named(channel, "channel", of_position)
+
+        def square(c: Expr) -> Stmt:
+            moving = (width, width), read, by_channel, move
+            return named(position, "position", lambda p: rectangle(n, c, p, *moving))
+
+        return named(channel, "channel", square)
 
     def task(number: Expr) -> Stmt:
         n, number = number // (along * across), number % (along * across)
@@ -87,39 +95,64 @@ def _start(number: Expr, width: int, size: int) -> Expr:
     return number * width if size % width == 0 else least(number * width, size - width)
 
 
-def square(
-    n: Expr, channel: Expr, position: Expr, lanes: int, read: Callable[..., Expr], by_channel: bool, move: Move
+def rectangle(
+    n: Expr,
+    channel: Expr,
+    position: Expr,
+    shape: tuple[int, int],
+    read: Callable[[Expr, Expr, Expr], Expr],
+    by_channel: bool,
+    move: Move,
 ) -> Stmt:
-    """Moves a square of so many channels and positions; by_channel: elements of a channel lie side by side.
+    """Moves so many channels of so many positions, which are powers of two, the channels not more than the positions.
 
-    read(n, channel, position), where either may be a vector; move: as of `transpose`.
+    shape: channels and positions. read(n, channel, position), where either may be a vector; by_channel: elements of a
+    channel lie side by side; move: as of `transpose`.
     """
     from tvm import tirx
 
+    planes, lanes = shape
     if lanes == 1:
         return move(n, channel, position, read(n, channel, position))
     bind = Binder(f"float32x{lanes}")
-    vectors = []
-    for i in range(lanes):
-        place = (
-            (channel + i, tirx.Ramp(position, 1, lanes)) if by_channel else (tirx.Ramp(channel, 1, lanes), position + i)
-        )
-        value = read(n, *place)
-        vectors.append(bind(value if str(value.ty) == bind.dtype else tirx.Cast(bind.dtype, value)))
-    columns = transposed(vectors, bind)
 
-    def stored(square: Any) -> Stmt:
-        for i, column in enumerate(columns):
-            bind.store(square, [i, tirx.Ramp(0, 1, lanes)], column)
+    if by_channel:
+        ramp = tirx.Ramp(position, 1, lanes)
+        rows = [bind(_widened(read(n, channel + i, ramp), lanes)) for i in range(planes)]
+    else:
+        ramp = tirx.Ramp(channel, 1, planes)
+        pieces = [_widened(read(n, ramp, position + i), planes) for i in range(lanes)]
+        rows = [bind(_side_by_side(pieces[i::planes], planes)) for i in range(planes)]
+    rows = transposed(rows, bind, lanes)
 
-        def moved(i: int) -> Stmt:
+    def stored(strip: Any) -> Stmt:
+        for i, row in enumerate(rows):
+            bind.store(strip, [i, tirx.Ramp(0, 1, lanes)], row)
+
+        def moved(row: int, begin: int, width: int) -> Stmt:
             def element(lane: Expr) -> Stmt:
-                value = tirx.BufferLoad(square, [i, lane])
-                c, p = (channel + lane, position + i) if by_channel else (channel + i, position + lane)
-                return move(n, c, p, value)
+                c, p = (channel + lane, position + begin + row) if by_channel else (channel + row, position + lane)
+                return move(n, c, p, tirx.BufferLoad(strip, [row, begin + lane]))
 
-            return loop(0, lanes, element, "VECTORIZED", "lane")
+            return loop(0, width, element, "VECTORIZED", "lane")
 
-        return sequence([*bind.statements, *(moved(i) for i in range(lanes))])
+        width = planes if by_channel else lanes
+        moves = [moved(row, begin, width) for begin in range(0, lanes, width) for row in range(planes)]
+        return sequence([*bind.statements, *moves])
 
-    return allocated((lanes, lanes), "square", "local", stored)
+    return allocated((planes, lanes), "strip", "local", stored)
+
+
+def _widened(value: Expr, width: int) -> Expr:
+    """A vector as one of float32."""
+    from tvm import tirx
+
+    dtype = f"float32x{width}"
+    return value if str(value.ty) == dtype else tirx.Cast(dtype, value)
+
+
+def _side_by_side(pieces: list[Expr], width: int) -> Expr:
+    """Vectors of so many lanes as one."""
+    from tvm import tirx
+
+    return tirx.Shuffle(pieces, list(range(width * len(pieces)))) if len(pieces) > 1 else pieces[0]
