@@ -16,8 +16,9 @@ whatever the number of channels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.channel_blocks import ChannelBlocks
@@ -29,7 +30,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     tile_step_cycles,
 )
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, loop, sequence, vector_sums
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, columns_collide, round_up
 from convtune.schedules.written import Buffers, Held, written
 
@@ -244,18 +245,17 @@ class _Kernel:
         return loop(plan.tile_block, existing)
 
     def _tile(self, block: Expr, vectors: int, at: Expr) -> Stmt:
-        shape = (self.plan.columns, vectors, self.plan.lanes)
-        return allocated(shape, "acc", "local", lambda acc: self._sums(acc, block, vectors, at))
+        sums = self.plan.columns * vectors
+        return vector_sums(sums, self.plan.lanes, lambda acc: self._sums(acc, block, vectors, at))
 
-    def _sums(self, acc: Any, block: Expr, vectors: int, at: Expr) -> Stmt:
+    def _sums(self, acc: list[Any], block: Expr, vectors: int, at: Expr) -> Stmt:
         from tvm import tirx
 
         plan = self.plan
-        places = list(itertools.product(range(plan.columns), range(vectors)))
 
         def clear(bind: Binder, lane: Expr) -> None:
-            for column, cv in places:
-                bind.store(acc, [column, cv, lane], tirx.const(0.0, "float32"))
+            for total in acc:
+                bind.store(total, [lane], tirx.const(0.0, "float32"))
 
         def step(ic: Expr) -> Stmt:
             def body(bind: Binder, lane: Expr) -> None:
@@ -264,10 +264,9 @@ class _Kernel:
                     for cv in range(vectors)
                 ]
                 for column in range(plan.columns):
-                    value = widened(self.arguments.x(*self._place(at + column), ic))
-                    for cv in range(vectors):
-                        total = tirx.BufferLoad(acc, [column, cv, lane])
-                        bind.store(acc, [column, cv, lane], total + value * filters[cv])
+                    value = widened(self.arguments.x(*as_row(self.spec.rank, at + column, ic)))
+                    for total, weight in zip(acc[column * vectors :], filters):
+                        bind.store(total, [lane], tirx.BufferLoad(total, [lane]) + value * weight)
 
             return self._vector(plan.lanes, body)
 
@@ -275,38 +274,32 @@ class _Kernel:
             [self._vector(plan.lanes, clear), loop(plan.depth, step), self._stores(acc, block, vectors, at)]
         )
 
-    def _stores(self, acc: Any, block: Expr, vectors: int, at: Expr) -> Stmt:
-        from tvm import tirx
-
+    def _stores(self, acc: list[Any], block: Expr, vectors: int, at: Expr) -> Stmt:
         plan = self.plan
         rest = plan.channels % plan.lanes
         ends = isinstance(block, int) and block == plan.blocks - 1 and rest > 0
-        whole = vectors - ends
 
-        def stored(bind: Binder, source: Any, column: Expr, cv: Expr, lane: Expr) -> None:
-            oc, place = block * plan.block + cv * plan.lanes + lane, self._place(at + column)
-            value = epilogue(self.arguments, tirx.BufferLoad(source, [column, cv, lane]), place[0], oc, place[1:])
-            bind.store(self.y, [*place, oc], value)
+        def stored(column: Expr, cv: int, source: Callable[[Expr], Expr]) -> Stmt:
+            def body(bind: Binder, lane: Expr) -> None:
+                where = as_row(self.spec.rank, at + column, block * plan.block + cv * plan.lanes + lane)
+                value = epilogue(self.arguments, source(lane), where[0], where[-1], where[1:-1])
+                bind.store(self.y, where, value)
 
-        def of(source: Any, column: Expr) -> list[Stmt]:
-            full = [
-                self._vector(plan.lanes, lambda bind, lane, cv=cv: stored(bind, source, column, cv, lane))
-                for cv in range(whole)
-            ]
-            part = [self._vector(rest, lambda bind, lane: stored(bind, source, column, whole, lane))] if ends else []
-            return [*full, *part]
+            return self._vector(rest if ends and cv == vectors - 1 else plan.lanes, body)
 
         if self.spec.activation not in LONG_ACTIVATIONS:
-            return sequence([statement for column in range(plan.columns) for statement in of(acc, column)])
+            places = itertools.product(range(plan.columns), range(vectors))
+            return sequence([stored(*place, partial(_load, total)) for place, total in zip(places, acc)])
 
         def through(tile: Any) -> Stmt:  # a long activation is once in the code, not for each vector
             def keep(bind: Binder, lane: Expr) -> None:
-                for column, cv in itertools.product(range(plan.columns), range(vectors)):
-                    bind.store(tile, [column, cv, lane], tirx.BufferLoad(acc, [column, cv, lane]))
+                for (column, cv), total in zip(itertools.product(range(plan.columns), range(vectors)), acc):
+                    bind.store(tile, [column, cv, lane], _load(total, lane))
 
-            return sequence(
-                [self._vector(plan.lanes, keep), loop(plan.columns, lambda column: sequence(of(tile, column)))]
-            )
+            def row(column: Expr) -> Stmt:
+                return sequence([stored(column, cv, partial(_load, tile, column, cv)) for cv in range(vectors)])
+
+            return sequence([self._vector(plan.lanes, keep), loop(plan.columns, row)])
 
         return allocated((plan.columns, vectors, plan.lanes), "tile", "global", through)
 
@@ -318,13 +311,11 @@ class _Kernel:
 
         return loop(width, statements, "VECTORIZED", "lane")
 
-    def _place(self, position: Expr) -> list[Expr]:
-        """The image and where in it a position is; TVM takes the divisions apart again when it flattens buffers."""
-        sizes = self.spec.in_shape[:-1]  # the first of them without a modulo: TVM does not know how large a position is
-        return [
-            position // count(sizes[axis + 1 :]) % size if axis else position // count(sizes[1:])
-            for axis, size in enumerate(sizes)
-        ]
+
+def _load(buffer: Any, *index: Expr) -> Expr:
+    from tvm import tirx
+
+    return tirx.BufferLoad(buffer, list(index))
 
 
 pointwise_gemm = PointwiseGemm()
