@@ -41,7 +41,7 @@ from convtune.schedules.filtering_plan import TILE_KNOBS, Place, Plan, plan_of, 
 from convtune.schedules.filtering_products import nonzero
 from convtune.schedules.filtering_tensors import Tensors, viewed, with_tensors
 from convtune.schedules.filtering_weights import packed
-from convtune.schedules.statements import Binder, allocated, flat, loop, nest, sequence, unflat, when
+from convtune.schedules.statements import Binder, allocated, flat, loop, nest, sequence, unflat, vector_sums, when
 from convtune.schedules.tiling import ceil_div, round_up
 from convtune.schedules.written import written
 
@@ -332,22 +332,22 @@ def _product(plan: Plan, row: _Row, buffers: tuple[Any, Any, Any], point: Any, n
     from tvm import tirx
 
     v, u, m = buffers
-    places = [(r, cv) for r in range(plan.rows) for cv in range(plan.vectors)]
 
-    def with_sums(acc: Any) -> Any:
+    def with_sums(acc: list[Any]) -> Any:
         def clear(bind: Binder, lane: Any) -> None:
-            for r, cv in places:
-                bind.store(acc, [r, cv, lane], tirx.const(0.0, "float32"))
+            for total in acc:
+                bind.store(total, [lane], tirx.const(0.0, "float32"))
 
         def keep(bind: Binder, lane: Any) -> None:
-            for r, cv in places:
+            for i, total in enumerate(acc):
+                r, cv = divmod(i, plan.vectors)
                 at = [point, r * plan.m_row + cv * plan.lanes + lane]
-                bind.store(m, at, tirx.BufferLoad(acc, [r, cv, lane]))
+                bind.store(m, at, tirx.BufferLoad(total, [lane]))
 
         summed = _sums(plan, row, (v, u, acc), point, number, column)
         return sequence([_vector(plan.lanes, clear), summed, _vector(plan.lanes, keep)])
 
-    return allocated((plan.rows, plan.vectors, plan.lanes), "acc", "local", with_sums)
+    return vector_sums(plan.rows * plan.vectors, plan.lanes, with_sums)
 
 
 def _sums(plan: Plan, row: _Row, buffers: tuple[Any, Any, Any], point: Any, number: Any, column: Any) -> Any:
@@ -369,9 +369,8 @@ def _sums(plan: Plan, row: _Row, buffers: tuple[Any, Any, Any], point: Any, numb
             filters = [bind(widened(tirx.BufferLoad(u, place))) for place in places]
             for r in range(plan.rows):
                 value = tirx.BufferLoad(v, [point, first + r * axis.stride * channels])
-                for cv in range(plan.vectors):
-                    total = tirx.BufferLoad(acc, [r, cv, lane])
-                    bind.store(acc, [r, cv, lane], total + value * filters[cv])
+                for total, factor in zip(acc[r * plan.vectors :], filters):
+                    bind.store(total, [lane], tirx.BufferLoad(total, [lane]) + value * factor)
 
         return _vector(plan.lanes, body)
 
