@@ -35,7 +35,17 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.grouped_pointwise_plan import Plan
 from convtune.schedules.pointwise_gemm import positions_of
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, sequence, spread_over, vector_sums
+from convtune.schedules.statements import (
+    Binder,
+    Expr,
+    Stmt,
+    allocated,
+    as_row,
+    joined,
+    sequence,
+    spread_over,
+    vector_sums,
+)
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, LONG_ACTIVATIONS, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
@@ -191,7 +201,7 @@ class Tiles:
         from tvm import tirx
 
         plan = self.plan
-        lanes, whole, half = plan.lanes, tirx.Ramp(0, 1, plan.lanes), list(range(plan.half))
+        lanes, whole = plan.lanes, tirx.Ramp(0, 1, plan.lanes)
         bind, last = Binder(f"float32x{lanes}"), len(vectors) - 1 if plan.shares(vectors) else None
         weights = [self._weights(number, ic, i, i == last, bind) for i in range(len(vectors))]
         mixed, before = plan.mixed(vectors), None
@@ -204,7 +214,7 @@ class Tiles:
             for i, vector in enumerate(vectors):
                 value, (sums, lane) = self._spread(vector, spread, bind), plan.place(vectors, c, i)
                 if i == last and lane > 0:
-                    value = bind(tirx.Shuffle([before, value], half + [lanes + plan.half + each for each in half]))
+                    value = bind(joined(lanes, before, value, plan.half))
                 elif i == last and c + 1 < plan.columns:
                     before = value
                     continue
@@ -229,8 +239,12 @@ class Tiles:
             first, *others = sorted(set(wanted))
             value = spread[(first,) * plan.lanes]
             for group in others:
-                order = [plan.lanes + lane if owner == group else lane for lane, owner in enumerate(wanted)]
-                value = bind(tirx.Shuffle([value, spread[(group,) * plan.lanes]], order))
+                other = spread[(group,) * plan.lanes]
+                if list(wanted) == sorted(wanted):  # to the end, of which the next group takes its own
+                    value = bind(joined(plan.lanes, value, other, wanted.index(group)))
+                else:  # a vector that two positions share
+                    order = [plan.lanes + lane if owner == group else lane for lane, owner in enumerate(wanted)]
+                    value = bind(tirx.Shuffle([value, other], order))
             spread[wanted] = value
         return spread[wanted]
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.depthwise_loops import loop, part, pieces
 from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, stream_cycles
 from convtune.schedules.pointwise_gemm import MOST_HALVINGS, MOST_VECTORS, is_product, positions_of
-from convtune.schedules.statements import Binder, Expr, Stmt, as_row, sequence, spread_over, vector_sums
+from convtune.schedules.statements import Binder, Expr, Stmt, as_row, joined, sequence, spread_over, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
@@ -216,12 +216,9 @@ class Tiles:
 
     def _blended(self, values: list[Expr], bind: Binder) -> Expr:
         """Each position's input in its lanes of a shared vector."""
-        from tvm import tirx
-
         plan, blended = self.plan, values[0]
-        for owner, value in enumerate(values[1:], 1):
-            order = [plan.lanes + lane if lane // plan.width == owner else lane for lane in range(plan.lanes)]
-            blended = bind(tirx.Shuffle([blended, value], order))
+        for owner, value in enumerate(values[1:], 1):  # each in all lanes to the end, of which the next takes its own
+            blended = bind(joined(plan.lanes, blended, value, owner * plan.width))
         return blended
 
     def _store(self, acc: Any, lane: int, position: Expr, channel: int, size: int) -> Stmt:
