@@ -87,11 +87,11 @@ class DenseSquares(Estimating[CpuTarget]):
         compute = steps * tile_step_cycles(target, tile.columns, tile.vectors) + 2 * sums + TILE_CYCLES
         compute = overlapped(compute, stream_cycles(target, panel, panel * tile.blocks))
         tiles = rows * ceil_div(out[2], tile.columns)
-        near = rows * out[2] * tile.block * 4
+        near = rows * out[2] * tile.block * tile.blocks * 4  # it holds all channels of a task
         vectors = rows * out[2] * tile.vectors
-        stored = vectors * SQUARE_CYCLES + stream_cycles(target, 2 * near, near)
+        stored = overlapped(vectors * SQUARE_CYCLES, stream_cycles(target, 2 * near, near) / tile.blocks)
         written = write_cycles(target, near, rows * out[2] * 4, 4 * count(spec.out_shape))
-        cycles = tile.blocks * overlapped(tiles * compute + stored, written)
+        cycles = overlapped(tile.blocks * (tiles * compute + stored), written)
         if plan.padded:
             cycles += 4 * count(plan.pad_shape) / L2_BYTES_PER_CYCLE + count(plan.pad_shape[:3]) * 4
         return Tasks(count(plan.tasks), cycles).on(target)

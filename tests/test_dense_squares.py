@@ -31,6 +31,12 @@ def test_where_the_default_takes_them(text: str, taken: bool) -> None:
     assert (default.space == SQUARES.name) == taken
 
 
+def test_the_default_tile_has_all_of_few_channels() -> None:
+    """Whatever the tile, all channels of a task's rows wait to be stored, so that narrow ones save no room."""
+    spec = ConvSpec.parse("conv,ic=3,oc=32,in=299x299,k=3x3,s=2,layout=NCHW")
+    assert space.default_candidate(spec, TARGET, accuracy.limit(spec, "standard")).knobs["oc_vectors"] == 2
+
+
 @pytest.mark.parametrize(
     "text",
     [
