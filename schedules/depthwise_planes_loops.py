@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import Range, least, loop, named, part, pieces, valid_taps
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
 Place = tuple[Expr, Expr, Expr]  # image of the view, channel, depth
+Filters = Callable[[int, int], Sequence[Expr]]  # of (kh, kw)
 
 
 class Planes:
@@ -50,7 +52,9 @@ class Planes:
             sources = plan.plane_sources(tile)
             firsts = [vector * plan.side_by_side * columns for vector in tile]
 
-            def taps(acc: Any, source: Place, filters: Any, sources: Any = sources) -> list[Stmt]:
+            def taps(acc: Any, source: Place, filters: Any, guarded: bool, sources: Any = sources) -> list[Stmt]:
+                if guarded:
+                    return []
                 high = plan.view.rows.size * plan.view.columns.size - plan.lanes
                 return [self._products(acc, source, 0, (0, high), sources, filters)]
 
@@ -89,7 +93,7 @@ class Planes:
         bounds = (0, columns.size - plan.lanes - moved)
         last = rows.first(rows.out - plan.rows)
 
-        def taps(acc: Any, source: Place, filters: Any) -> list[Stmt]:
+        def taps(acc: Any, source: Place, filters: Any, guarded: bool) -> list[Stmt]:
             found = []
             for offset, pairs in plan.row_reads().items():
                 row = rows.first(h) + offset
@@ -99,16 +103,18 @@ class Planes:
                 }
                 code = self._products(acc, source, row * columns.size + shift, bounds, uses, filters)
                 conditions = [row >= 0] * (offset < rows.before) + [row < rows.size] * (last + offset >= rows.size)
-                found.append(when(conditions, code))
+                if bool(conditions) == guarded:
+                    found.append(when(conditions, code))
             return found
 
         firsts = [(h + row) * columns.out + w + offset for row in range(plan.rows) for offset in plan.offsets]
         return self._tile(at, len(firsts), taps, firsts, [plan.lanes] * len(firsts))
 
     def _tile(self, at: Place, vectors: int, taps: Any, firsts: Sequence[Expr], stored: Sequence[int]) -> Stmt:
-        """taps(acc, place of the input, filters) for all planes, and the outputs, whose vectors begin at `firsts`.
+        """taps(acc, place of the input, filters, guarded) for all planes, and the outputs, in vectors from `firsts` on.
 
         acc: the vectors of the first channel, then those of the next. filters: of each tap one of each channel.
+        guarded: whether the products that have conditions are wanted, or the others.
         """
         from tvm import tirx
 
@@ -117,16 +123,10 @@ class Planes:
         kernel = [axis.taps for axis in self.plan.view.axes]
 
         def plane(acc: Any, kd: Expr) -> Stmt:
-            found = []
-            for held in self.plan.held(vectors):
-                bind = Binder()
-                filters = {
-                    (kh, kw): [bind(tirx.BufferLoad(self.weight, [c, (kd * kernel[1] + kh) * kernel[2] + kw]))]
-                    for kh in range(kernel[1])
-                    for kw in held
-                }
-                found += [*bind.statements, *taps(acc, (n, c, depth.first(d) + kd * depth.dilation), filters)]
-            return sequence(found)
+            def filters(kh: int, kw: int) -> list[Expr]:
+                return [tirx.BufferLoad(self.weight, [c, (kd * kernel[1] + kh) * kernel[2] + kw])]
+
+            return self._parts(acc, (n, c, depth.first(d) + kd * depth.dilation), vectors, filters, taps)
 
         def body(acc: Any) -> Stmt:
             zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
@@ -135,6 +135,20 @@ class Planes:
             return sequence([*clear, planes, *self._store(acc, at, firsts, stored)])
 
         return vector_sums(vectors, lanes, body)
+
+    def _parts(self, acc: Any, source: Place, vectors: int, filters: Filters, taps: Any) -> Stmt:
+        """An input plane's products, some columns of the kernel at a time.
+
+        Those that have conditions come first. After a condition LLVM 22 multiplies for those rows of outputs that it
+        does not concern, and stores what it loaded for them before.
+        """
+        found = []
+        for guarded, held in itertools.product((True, False), self.plan.held(vectors)):
+            bind, rows = Binder(), range(self.plan.view.rows.taps)
+            bound = {(kh, kw): [bind(each) for each in filters(kh, kw)] for kw in held for kh in rows}
+            products = taps(acc, source, bound, guarded)
+            found += [*bind.statements, *products] if products else []
+        return sequence(found)
 
     def _products(
         self,

@@ -36,7 +36,7 @@ from convtune.schedules.depthwise_planes_plan import (
     suits,
 )
 from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, overlapped
-from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
+from convtune.schedules.statements import Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
 
@@ -132,17 +132,12 @@ class Channels(Planes):
         group, within = block // (run // plan.outputs), block % (run // plan.outputs) * plan.outputs
 
         def channel(acc: Any, kd: Expr, ic: Expr) -> Stmt:
-            found: list[Stmt] = []
             source = n, group * inputs + ic, depth.first(d) + kd * depth.dilation
-            for held in plan.held(vectors):
-                bind = Binder()
-                filters = {
-                    (kh, kw): [bind(tirx.BufferLoad(self.weight, [block, kd * inputs + ic, kw, kh, i])) for i in oc]
-                    for kw in held
-                    for kh in range(plan.view.rows.taps)
-                }
-                found += [*bind.statements, *taps(acc, source, filters)]
-            return sequence(found)
+
+            def filters(kh: int, kw: int) -> list[Expr]:
+                return [tirx.BufferLoad(self.weight, [block, kd * inputs + ic, kw, kh, i]) for i in oc]
+
+            return self._parts(acc, source, vectors, filters, taps)
 
         def body(acc: Any) -> Stmt:
             zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)

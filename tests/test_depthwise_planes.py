@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tvm
 from conformance_cases import corner, runnable
 from convtune.schedules.depthwise_plan import view_of
 from convtune.schedules.depthwise_planes import depthwise_planes
@@ -14,8 +15,13 @@ from convtune.schedules.depthwise_woven import WovenPlan, planes_of
 from synthetic_spaces import machine
 from test_conformance import check
 
-from convtune.space import Space, all_knobs
+from convtune import codegen, targets
+from convtune.assembly import listing
+from convtune.measure.builder import scheduled
+from convtune.space import Candidate, Space, all_knobs
 from convtune.spec import ConvSpec
+
+TARGET = targets.resolve("x86-64-v4", threads=2)
 
 SPECS = [
     ConvSpec.parse(text)
@@ -157,3 +163,14 @@ def test_loads_cover_a_source_and_stay_inside(source: Source, have: tuple[int, .
 def test_corners_are_right(owner: Space[Any], number: int, wanted: dict[str, Any]) -> None:
     target = runnable("x86-64-v3")
     check(owner, SPECS[number], target, corner(owner, SPECS[number], target, wanted))
+
+
+@pytest.mark.parametrize(("rows", "vectors"), [(2, 7), (3, 7)])
+def test_sums_and_inputs_of_tiles_at_borders_stay_in_registers(rows: int, vectors: int) -> None:
+    spec = ConvSpec.parse("depthwise,ic=16,oc=16,in=112x112,k=3x3,p=1,layout=NCHW")
+    knobs = {"shape": "rows", "rows": rows, "vectors": vectors, "parts": 2, "row_blocks": 1}
+    module, _ = scheduled(spec, TARGET, Candidate(depthwise_planes.name, knobs))
+    text = str(tvm.compile(codegen.any_alignment(module), target=TARGET.to_tvm()).mod.inspect_source("asm"))
+    loop = listing(text).loop
+    assert loop
+    assert loop.stack_stores <= 2
