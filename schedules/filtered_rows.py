@@ -6,7 +6,7 @@
         for oc_outer, column_outer:
             for point:
                 acc[column_inner, oc_vector, lane] = 0                  in registers
-                for part, kw, ic:
+                for part, kw, ic:                                       of planes: part, ic, kw
                     acc[...] += v[point, part, (column * stride + kw * dilation) * channels + ic]
                                 * U[oc_outer, point, part, kw, ic, oc_vector, lane]
                 m[point, column_inner, oc_vector, lane] = acc           in the first cache
@@ -14,18 +14,19 @@
 
 `minimal_filtering` makes vectors of input channels, of which the first layer of a network has one to four: most lanes
 of its transform would be idle. Here a row is transformed as it lies in memory, and the taps along it are summed in the
-products, which read each transformed element kw times. Parts are those of `filtering_axis`.
+products, which read each transformed element kw times. Channels first, rows of each plane are: V holds a plane after
+the other there, and products sum over one after the other. Parts are those of `filtering_axis`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import TILE_CYCLES, Tasks, overlapped, stream_cycles, tile_step_cycles, write_cycles
-from convtune.schedules.filtering_axis import Axis, axes_of
+from convtune.schedules.filtered_rows_input import Row, transformed
+from convtune.schedules.filtering_axis import axes_of
 from convtune.schedules.filtering_estimate import (
     MOST_AMPLIFICATION,
     OPERATION_CYCLES,
@@ -34,7 +35,6 @@ from convtune.schedules.filtering_estimate import (
     expected_error,
     output_cycles,
 )
-from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_near import stored_columns
 from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_plan import TILE_KNOBS, Place, Plan, plan_of, register_tiles, tile_sizes
@@ -42,7 +42,7 @@ from convtune.schedules.filtering_products import nonzero
 from convtune.schedules.filtering_tensors import Tensors, viewed, with_tensors
 from convtune.schedules.filtering_weights import packed
 from convtune.schedules.statements import Binder, allocated, flat, loop, nest, sequence, unflat, vector_sums, when
-from convtune.schedules.tiling import ceil_div, round_up
+from convtune.schedules.tiling import ceil_div
 from convtune.schedules.written import written
 
 from convtune.accuracy import LOOSE
@@ -98,9 +98,9 @@ class FilteredRows(Estimating[CpuTarget]):
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         plan = _plan(spec, target, knobs)
-        row, filters = _Row.of(spec, plan), [axis.filter for axis in plan.axes if axis.filter]
+        row, filters = Row.of(spec, plan), [axis.filter for axis in plan.axes if axis.filter]
         operations = sum(plan.points / f.alpha * f.operations[0] for f in filters)
-        vectors = ceil_div(row.inside * spec.in_channels, plan.lanes) + row.parts
+        vectors = row.planes * ceil_div(row.inside * row.channels, plan.lanes) + row.parts
         made = row.parts * vectors * (plan.points * len(filters) * STORE_CYCLES + operations * OPERATION_CYCLES)
         steps = plan.depth * plan.taps * plan.density
         panel = plan.points * steps * plan.width * 4
@@ -113,7 +113,7 @@ class FilteredRows(Estimating[CpuTarget]):
         run_bytes = 4 * min(plan.width, plan.run) * (plan.rows if plan.passes == 1 else 1)
         written = write_cycles(target, plan.y_bytes, run_bytes, plan.y_bytes) / tasks
         cycles = Tasks(tasks, overlapped(made + tiles * (product + stored), written)).on(target)
-        copied = 0 if spec.channels_last else count(spec.in_shape) + count(spec.out_shape)
+        copied = 0 if spec.channels_last else count(spec.out_shape)
         return cycles + copied / COPIED_PER_CYCLE / target.threads
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
@@ -121,56 +121,18 @@ class FilteredRows(Estimating[CpuTarget]):
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = _plan(spec, target, knobs)
-        row = _Row.of(spec, plan)
+        row = Row.of(spec, plan)
 
         def made(tensors: Tensors) -> Any:
             depth, height, width = cube(spec.in_size)
-            shape = (spec.batch, depth, height, width * spec.in_channels)
-            return viewed([tensors.source], shape, lambda views: _tasks(spec, plan, row, tensors, views[0]))
+            shape = (spec.batch, row.planes, depth, height, width * row.channels)
+            source = tensors.planes.source
+            return viewed([source], shape, lambda views: _tasks(spec, plan, row, tensors, views[0]))
 
         return written(
             spec,
             plan.u_shape,
-            lambda buffers, y: with_tensors(spec, plan.lanes, buffers, y, made, (False, not spec.channels_last)),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """Of the transformed inputs: a row of `length` elements for each point and part."""
-
-    axis: Axis
-    parts: int  # of the taps of the other dimensions
-    channels: int
-    columns: int  # of the output
-    inside: int  # columns of x that a row holds
-    first: int  # element of the first column of x
-    start: int  # element of the first column that an output reads
-    end: int  # element after the last one that an output reads
-    length: int
-
-    @classmethod
-    def of(cls, spec: ConvSpec, plan: Plan) -> _Row:
-        axis, channels = plan.axes[2], spec.in_channels
-        first = round_up(axis.before * channels, plan.lanes)
-
-        def after(columns: int) -> int:
-            """Columns of x up to the last one that so many outputs read."""
-            return (columns - 1) * axis.stride + (axis.taps - 1) * axis.dilation + 1 - axis.before
-
-        needed = after(axis.out)
-        inside = max(0, min(axis.size, needed))
-        most = max(after(round_up(axis.out, plan.rows)), inside)
-        return cls(
-            axis=axis,
-            parts=plan.axes[0].parts * plan.axes[1].parts,
-            channels=channels,
-            columns=axis.out,
-            inside=inside,
-            first=first,
-            start=first - axis.before * channels,
-            end=first + max(needed, 0) * channels,
-            length=round_up(first + max(most, 0) * channels, plan.lanes),
+            lambda buffers, y: with_tensors(spec, plan.lanes, buffers, y, made, (not spec.channels_last,) * 2),
         )
 
 
@@ -183,58 +145,18 @@ def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     return plan_of(spec, target, {**knobs, "tile_rows": knobs["columns"], "row_blocks": 1, "pass_blocks": 1})
 
 
-def _tasks(spec: ConvSpec, plan: Plan, row: _Row, tensors: Tensors, x: Any) -> Any:
+def _tasks(spec: ConvSpec, plan: Plan, row: Row, tensors: Tensors, x: Any) -> Any:
     def task(index: Any) -> Any:
         def with_v(v: Any) -> Any:
-            parts = [*_zeros(plan, row, v), *_rows(spec, plan, row, v, x, index)]
-            return sequence([*parts, _outputs(spec, plan, row, tensors, v, index)])
+            made = transformed(spec, plan, row, v, x, index)
+            return sequence([made, _outputs(spec, plan, row, tensors, v, index)])
 
-        return allocated((plan.points, row.parts * row.length), "v", "global", with_v)
+        return allocated((plan.points, row.parts * row.planes * row.length), "v", "global", with_v)
 
     return loop(plan.tiles // row.columns, task, "PARALLEL", "task")
 
 
-def _zeros(plan: Plan, row: _Row, v: Any) -> list[Any]:
-    """What lies around x in a row, of all points and parts."""
-    from tvm import tirx
-
-    def zeros(begin: int, end: int) -> Any:
-        def of_row(index: Sequence[Any]) -> Any:
-            point, part = index
-            store = lambda lane: tirx.BufferStore(  # noqa: E731
-                v, tirx.const(0.0, "float32"), [point, part * row.length + begin + lane]
-            )
-            return loop(end - begin, store, "VECTORIZED" if end - begin <= plan.lanes else "SERIAL", "lane")
-
-        return nest([plan.points, row.parts], of_row)
-
-    last = row.first + row.inside * row.channels
-    return [zeros(begin, end) for begin, end in ((row.start, row.first), (last, row.end)) if end > begin]
-
-
-def _rows(spec: ConvSpec, plan: Plan, row: _Row, v: Any, x: Any, index: Any) -> list[Any]:
-    """The transform of the tile's rows: that of a column whose channels are all elements of a row."""
-    from tvm import tirx
-
-    elements = row.inside * row.channels
-    column = dataclasses.replace(row.axis, taps=1, stride=1, dilation=1, before=0, size=1, out=1)
-    flat_plan = dataclasses.replace(
-        plan, axes=(*plan.axes[:2], column), channels=row.length, depth=row.length, rows=1, block=1
-    )
-    transform = InputTransform(
-        spec,
-        flat_plan,
-        lambda n, element, lane, position: tirx.BufferLoad(x, [n, *position[:2], element + lane]),
-        lambda point, _row, element: (v, (point, row.first + element)),
-    )
-    whole, rest = divmod(elements, plan.lanes)
-    if not whole:
-        return [transform.tile(index, 0, 0, rest)] if rest else []
-    parts = [loop(whole, lambda i: transform.tile(index, 0, i * plan.lanes, plan.lanes), name="vector")]
-    return [*parts, transform.tile(index, 0, elements - plan.lanes, plan.lanes)] if rest else parts
-
-
-def _outputs(spec: ConvSpec, plan: Plan, row: _Row, tensors: Tensors, v: Any, index: Any) -> Any:
+def _outputs(spec: ConvSpec, plan: Plan, row: Row, tensors: Tensors, v: Any, index: Any) -> Any:
     """All columns of the tile's rows."""
     axes = plan.axes
     extents = [*(axis.residues for axis in axes[:2]), *(axis.tiles for axis in axes[:2])]
@@ -262,7 +184,7 @@ def _outputs(spec: ConvSpec, plan: Plan, row: _Row, tensors: Tensors, v: Any, in
 
 
 def _through_chunks(
-    spec: ConvSpec, plan: Plan, row: _Row, tensors: Tensors, buffers: tuple[Any, Any], at: tuple[Any, ...]
+    spec: ConvSpec, plan: Plan, row: Row, tensors: Tensors, buffers: tuple[Any, Any], at: tuple[Any, ...]
 ) -> Any:
     """All columns of the tile's rows, some at a time with channels last in a copy, then stored to planes."""
     from tvm import tirx
@@ -327,7 +249,7 @@ def _pass_stored(
     )
 
 
-def _product(plan: Plan, row: _Row, buffers: tuple[Any, Any, Any], point: Any, number: Any, column: Any) -> Any:
+def _product(plan: Plan, row: Row, buffers: tuple[Any, Any, Any], point: Any, number: Any, column: Any) -> Any:
     """A register tile: columns x vectors of channels, of a point."""
     from tvm import tirx
 
@@ -350,19 +272,24 @@ def _product(plan: Plan, row: _Row, buffers: tuple[Any, Any, Any], point: Any, n
     return vector_sums(plan.rows * plan.vectors, plan.lanes, with_sums)
 
 
-def _sums(plan: Plan, row: _Row, buffers: tuple[Any, Any, Any], point: Any, number: Any, column: Any) -> Any:
+def _sums(plan: Plan, row: Row, buffers: tuple[Any, Any, Any], point: Any, number: Any, column: Any) -> Any:
     """Over parts, taps along the row, and channels."""
     from tvm import tirx
 
     (v, u, acc), axis, channels = buffers, row.axis, row.channels
     outer = [a.parts for a in plan.axes[:2]]
-    together = axis.taps * channels if axis.dilation == 1 else channels  # steps that read neighbouring elements
+    # steps that read neighbouring elements; planes are one loop, for LLVM 22 unrolls short ones and spills the sums
+    together = axis.taps * channels if axis.dilation == 1 else channels
+    together = axis.taps * row.planes if row.planes > 1 else together
 
     def step(part: Any, k: Any) -> Any:
-        kw, ic = k // channels, k % channels
+        if row.planes > 1:
+            plane, kw, ic = k // axis.taps, k % axis.taps, k // axis.taps
+        else:
+            plane, kw, ic = 0, k // channels, k % channels
         panel = [number, point, 0, part * axis.taps + kw, ic]
-        shift = (column * axis.stride + kw * (axis.dilation - 1)) * channels + k
-        first = part * row.length + row.start + shift
+        offset = kw * axis.dilation if row.planes > 1 else kw * (axis.dilation - 1) * channels + k
+        first = (part * row.planes + plane) * row.length + row.start + column * axis.stride * channels + offset
 
         def body(bind: Binder, lane: Any) -> None:
             places = [[*panel, cv * plan.lanes + lane] for cv in range(plan.vectors)]
@@ -375,7 +302,7 @@ def _sums(plan: Plan, row: _Row, buffers: tuple[Any, Any, Any], point: Any, numb
         return _vector(plan.lanes, body)
 
     def of_part(parts: Sequence[Any]) -> Any:
-        part, runs = flat(parts, outer), axis.taps * channels // together
+        part, runs = flat(parts, outer), axis.taps * channels * row.planes // together
         run = lambda i: loop(together, lambda k: step(part, i * together + k), name="k")  # noqa: E731
         return when(nonzero(plan, point, (*parts, 0), 0), loop(runs, run, name="kw"))
 

@@ -46,6 +46,11 @@ ODD: tuple[Case, ...] = (
     ("conv,ic=3,oc=16,in=6x9x7,k=3x3x3,s=1x1x2,p=1,layout=NDHWC", {"d_tile": 1, "h_tile": 3}),
     ("conv,ic=3,oc=21,in=7x5x1,k=3x3x3,p=1,act=silu,bias", {"d_tile": 4, "h_tile": 1}),
     ("conv,n=3,ic=1,oc=20,in=12x9,k=5x2,p=7x0,act=gelu", {"h_tile": 2}),
+    # planes: strides and dilation along them, rows of whole vectors and some that no output reads as a whole
+    ("conv,n=2,ic=3,oc=40,in=17x37,k=7x7,s=2,p=3", {"h_tile": 5}),
+    ("dilated,n=2,ic=2,oc=17,in=19x23,k=3x3,p=3,d=2x3", {"h_tile": 2}),
+    ("conv,n=2,ic=3,oc=40,in=14x20,k=3x3,p=4:0x2:-5,residual", {"h_tile": 3}),
+    ("conv,ic=7,oc=33,in=4x9x40,k=3x3x3,s=1x1x3,p=1", {"d_tile": 2, "h_tile": 2}),
 )  # fmt: skip
 
 
