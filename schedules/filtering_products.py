@@ -72,7 +72,11 @@ def _register_tile(
             bind.store(m, at, tirx.BufferLoad(acc, [r, cv, lane]))
 
     summed = when(_needed(plan, point, first + rows * plan.rows), nest([axis.parts for axis in plan.axes], reduced))
-    return sequence([_vector(plan.lanes, clear), summed, _vector(plan.lanes, keep)])
+    parts = [_vector(plan.lanes, clear), summed, _vector(plan.lanes, keep)]
+    if plan.passes > 1:
+        # else LLVM 22 has the sums in registers all along the loop of passes, where what comes next spills
+        parts.append(_vector(plan.lanes, clear))
+    return sequence(parts)
 
 
 def _vector(lanes: int, body: Callable[[Binder, Expr], None]) -> Stmt:
