@@ -49,9 +49,9 @@ def amplification(plan: Plan) -> float:
     return prod(axis.filter.amplification for axis in plan.axes if axis.filter)
 
 
-def estimated_cycles(plan: Plan, target: CpuTarget) -> float:
-    """Cycles of one call."""
-    v_bytes, m_bytes = 4 * prod(plan.v_shape), 4 * prod(plan.m_shape)
+def estimated_cycles(plan: Plan, target: CpuTarget, moved: tuple[int, int] = (0, 0)) -> float:
+    """Cycles of one call. moved: bytes that tasks have beside V, and beside M, which displace these."""
+    v_bytes, m_bytes = 4 * prod(plan.v_shape) + moved[0], 4 * prod(plan.m_shape) + moved[1]
     tiles = plan.block
     made = tiles * _input_cycles(plan, target, v_bytes * plan.tasks if plan.shared else v_bytes)
     stored = tiles * plan.per_pass * plan.vectors * output_cycles(plan, target, m_bytes)

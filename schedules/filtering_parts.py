@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import BARRIER_CYCLES, LONG_RUN_BYTES, write_cycles
 from convtune.schedules.filtering_axis import Axis
 from convtune.schedules.filtering_plan import Plan
-from convtune.schedules.tiling import round_up
+from convtune.schedules.tiling import ceil_div, round_up
 
 if TYPE_CHECKING:
     from convtune.targets import CpuTarget
@@ -18,6 +18,8 @@ MOST_MOVED = 3.0  # times the input: beyond it tasks read the same again and aga
 COPIED_PER_CYCLE = 1.0  # elements that are transposed in squares, of a thread, and go to another thread
 READ_CYCLES = 0.32  # of an element that a task transposes; of 16 lanes, from 17 x 17 to 16 x 56 x 56 positions
 STORED_CYCLES = 0.48
+READ_RUN_CYCLES = 30.0  # of a run of a plane, whose first lines nothing fetches ahead
+STORED_RUN_CYCLES = 10.0
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,45 @@ def stores_near(plan: Plan) -> bool:
 def moving_cycles(plan: Plan, target: CpuTarget) -> float:
     """What it takes to move x and y between channels first and last, of a call."""
     outputs = plan.batch * prod(axis.out for axis in plan.axes)
-    lines = outputs / output_part(plan).length
     cycles = 0.0
     if reads_near(plan):
-        cycles += _moved(plan) * plan.channels * READ_CYCLES
+        runs = _input_runs(plan) * round_up(plan.channels, plan.lanes)
+        cycles += _moved(plan) * plan.channels * READ_CYCLES + runs * READ_RUN_CYCLES
     else:
         cycles += _copying_cycles(plan.x_bytes, target)
     if stores_near(plan):
-        cycles += (outputs + lines * plan.lanes / 2) * plan.groups * plan.run * STORED_CYCLES
+        lines, channels = _output_runs(plan), plan.groups * plan.run
+        cycles += (outputs + lines * plan.lanes / 2) * channels * STORED_CYCLES
+        cycles += lines * channels * STORED_RUN_CYCLES
     else:
         cycles += _copying_cycles(plan.y_bytes, target)
     return cycles / target.threads
+
+
+def moved_bytes(plan: Plan) -> tuple[int, int]:
+    """Of x, and of y, what is moved at once: as parts of planes, and as vectors of channels."""
+    sizes = (
+        prod(part.lines) * part.length * near
+        for part, near in ((input_part(plan), reads_near(plan)), (output_part(plan), stores_near(plan)))
+    )
+    read, stored = (2 * 4 * plan.lanes * size for size in sizes)
+    return read, stored
+
+
+def _input_runs(plan: Plan) -> int:
+    """Runs of a plane that all tasks read."""
+    part = input_part(plan)
+    return pieces(plan, plan.axes[2].tiles * (plan.axes[1].tiles if part.whole else 1)) * prod(part.lines)
+
+
+def _output_runs(plan: Plan) -> int:
+    """Runs of a plane that all tasks store."""
+    return pieces(plan, plan.axes[2].tiles) * prod(output_part(plan).lines)
+
+
+def pieces(plan: Plan, size: int) -> int:
+    """Parts of blocks that lie in one of the runs of so many tiles: these and blocks begin together at times."""
+    return plan.tasks + plan.tiles // size - ceil_div(plan.tiles, lcm(plan.block, size))
 
 
 def _copying_cycles(size_bytes: int, target: CpuTarget) -> float:

@@ -36,7 +36,7 @@ from convtune.schedules.filtering_estimate import MOST_AMPLIFICATION, amplificat
 from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_near import NearInputs, NearOutputs
 from convtune.schedules.filtering_output import OutputTransform
-from convtune.schedules.filtering_parts import moving_cycles, reads_near, stores_near
+from convtune.schedules.filtering_parts import moved_bytes, moving_cycles, reads_near, stores_near
 from convtune.schedules.filtering_plan import (
     TILE_KNOBS,
     Plan,
@@ -68,8 +68,10 @@ VARIANTS = ("conv", "dilated", "grouped", "transposed")
 MOST_POINTS = 256
 FEW_TILES = 64  # of the whole output
 MOST_TILES = 64  # of a block: the weights are read often enough then
+MOST_MOVED_TILES = 128  # of a block that moves its parts of planes, which are longer then
 MOST_TASK_BYTES = 4  # times the second cache: V and M of a task
 ROW_BLOCKS = (1, 2, 4, 8)
+MOST_ROW_BLOCKS = 16  # channels first, where one dimension is filtered
 
 
 class MinimalFiltering(Estimating[CpuTarget]):
@@ -90,11 +92,13 @@ class MinimalFiltering(Estimating[CpuTarget]):
         rows, vectors = zip(*register_tiles(spec, target))
         rows = (*rows, *_fitting_rows(spec, target))
         passes = {part for v in vectors for part in _passes(spec, target, v)}
+        tiles = _tile_values(spec)
+        larger = not spec.channels_last and sum(len(values) > 1 for values in tiles.values()) == 1
         return {
-            **_tile_values(spec),
+            **tiles,
             "tile_rows": tuple(sorted(set(rows))),
             "oc_vectors": tuple(sorted(set(vectors))),
-            "row_blocks": ROW_BLOCKS,
+            "row_blocks": (*ROW_BLOCKS, MOST_ROW_BLOCKS) if larger else ROW_BLOCKS,
             "pass_blocks": spaced(passes, 3),
             **({"order": ("tiles", "channels")} if spec.groups == 1 else {}),
         }
@@ -104,8 +108,8 @@ class MinimalFiltering(Estimating[CpuTarget]):
         tiles = [m for name in TILE_KNOBS if (m := int(knobs.get(name, 1))) > 1]
         if not tiles or max(tiles) > MOST_UNEVEN * min(tiles):
             return False
-        block = rows * int(knobs["row_blocks"])
-        if knobs["pass_blocks"] not in _passes(spec, target, vectors) or (block > MOST_TILES and block > rows):
+        block, most = rows * int(knobs["row_blocks"]), (MOST_TILES if spec.channels_last else MOST_MOVED_TILES)
+        if knobs["pass_blocks"] not in _passes(spec, target, vectors) or (block > most and block > rows):
             return False
         plan = plan_of(spec, target, knobs)
         if (rows, vectors) not in register_tiles(spec, target) and (
@@ -119,6 +123,8 @@ class MinimalFiltering(Estimating[CpuTarget]):
         if expected_error(plan) > LOOSE[spec.dtype]:
             return False
         task_bytes = 4 * (prod(plan.m_shape) + (0 if plan.shared else prod(plan.v_shape)))
+        if block > MOST_TILES and block > rows and task_bytes > target.l2_bytes / 2:
+            return False
         return task_bytes <= MOST_TASK_BYTES * target.l2_bytes or (plan.per_pass == 1 and knobs["row_blocks"] == 1)
 
     def default(self, spec: ConvSpec, target: CpuTarget) -> Knobs:
@@ -134,8 +140,9 @@ class MinimalFiltering(Estimating[CpuTarget]):
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = plan_of(spec, target, knobs)
-        moving = 0.0 if spec.channels_last else moving_cycles(plan, target)
-        return estimated_cycles(plan, target) + moving
+        if spec.channels_last:
+            return estimated_cycles(plan, target)
+        return estimated_cycles(plan, target, moved_bytes(plan)) + moving_cycles(plan, target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         return (packed(spec, plan_of(spec, target, knobs)),)
@@ -300,9 +307,10 @@ def _fastest(space: MinimalFiltering, spec: ConvSpec, target: CpuTarget, max_err
     """Of each combination of tiles the other knobs that are estimated to be the fastest, a few at a time."""
     domain = space.knobs(spec, target)
     tiles = [name for name in TILE_KNOBS if name in domain]
+    together = () if spec.channels_last else ("row_blocks",)  # runs of planes, which count there, are of whole blocks
     stages = [
         [name for name in names if name in domain]
-        for names in (("tile_rows", "oc_vectors", "order"), ("row_blocks", "order", "pass_blocks"))
+        for names in (("tile_rows", "oc_vectors", "order", *together), ("row_blocks", "order", "pass_blocks"))
     ]
 
     def cycles(knobs: Knobs) -> float:

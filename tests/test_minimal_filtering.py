@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from convtune.schedules.filtering_axis import axes_of
+from convtune.schedules.filtering_parts import pieces
 from convtune.schedules.filtering_plan import plan_of
 from convtune.schedules.filtering_points import Exchanged
 from convtune.schedules.filtering_strips import strip_shape
@@ -159,6 +160,7 @@ ODD: tuple[Case, ...] = (
     ("conv,n=2,ic=21,oc=37,in=211,k=3,p=1,bias,residual,act=relu", {"w_tile": 4, "order": "tiles", "row_blocks": 1}),
     ("conv,n=2,ic=18,oc=33,in=13x37,k=3x3,p=1:2x0:3,residual", {"h_tile": 2, "w_tile": 4, "order": "channels"}),
     ("transposed,n=2,ic=17,oc=20,in=9x19,k=4x4,s=2,p=1,bias", {"h_tile": 2, "w_tile": 3, "order": "tiles"}),
+    ("conv,n=2,ic=21,oc=37,in=5x11x13,k=3x1x1,p=1x0x0,residual", {"d_tile": 2, "order": "tiles", "row_blocks": 16}),
     # planes that share sets of the first caches
     ("conv,ic=21,oc=37,in=4096,k=3,p=1,bias,residual,act=relu", {"w_tile": 4, "order": "tiles", "row_blocks": 1}),
     # fewer inputs than taps: the two change places
@@ -211,6 +213,25 @@ def test_strips_have_no_more_planes_than_a_set_has_lines(
     lanes: int, channels: int, positions: int, shape: tuple[int, int]
 ) -> None:
     assert strip_shape(lanes, channels, positions) == shape
+
+
+@pytest.mark.parametrize("row_blocks", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("in_size", ["16x56x56", "3x5x41"])
+def test_blocks_are_cut_where_a_row_of_tiles_ends(row_blocks: int, in_size: str) -> None:
+    spec = ConvSpec.parse(f"conv,ic=45,oc=64,in={in_size},k=3x1x1,p=1x0x0")
+    knobs = {**FILTERING.default(spec, TARGET), "tile_rows": 6, "row_blocks": row_blocks}
+    plan = plan_of(spec, TARGET, knobs)
+    size = plan.axes[2].tiles
+    assert pieces(plan, size) == len({(q // plan.block, q // size) for q in range(plan.tiles)})
+
+
+def test_channels_first_takes_larger_blocks_of_whole_rows() -> None:
+    first = ConvSpec.parse("conv,ic=45,oc=64,in=16x56x56,k=3x1x1,p=1x0x0")
+    last = first.replace(layout="NDHWC")
+    blocks = [plan_of(spec, TARGET, FILTERING.default(spec, TARGET)) for spec in (first, last)]
+    assert blocks[0].block % 56 == 0 and blocks[0].block > 64 > blocks[1].block
+    knobs = {**FILTERING.default(last, TARGET), "tile_rows": 14, "oc_vectors": 2, "row_blocks": 8}
+    assert [FILTERING.allows(spec, TARGET, knobs) for spec in (first, last)] == [True, False]
 
 
 def test_larger_tiles_are_expected_to_lose_more() -> None:
