@@ -2,7 +2,7 @@
 
     parallel task = (n, ud, uh_outer, uw_outer [, block]):            order: parallel
         pad: the task's input rows, zeros around                      pad_at: task, root (once for all), none
-        for [block,] uh, uw tiles:                                    order: outer
+        for [block,] uh, uw tiles [, block]:                          order: outer, inner
             acc[uw_inner, vector, lane] = 0                           in registers
             for jd, jh, jw, ic:
                 acc[...] += pad[..., uw_inner - jw, ic] * weight[block, j, ic, vector, lane]
@@ -26,6 +26,7 @@ from convtune.schedules.estimate import (
     L3_BYTES_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
+    burst_cycles,
     overlapped,
     stream_cycles,
     tile_step_cycles,
@@ -82,7 +83,7 @@ class TransposedLanes(Estimating[CpuTarget]):
             "oc_vectors": tuple(v for v in (1, 2, 3, 4, 5, 6, 8, 12) if v <= min(most, vectors) or v == vectors <= 6),
             "oh_block": spaced(even_blocks(out[1], 32), 5),
             "ow_block": spaced(even_blocks(tiles, 64), 4) if spec.rank == 1 else (out[2],),
-            "oc_order": ("parallel", "outer"),
+            "oc_order": ("parallel", "outer", "inner"),
             "pad_at": ("none", "root", "task") if geometry.inside(spec) else ("root", "task"),
         }
 
@@ -98,20 +99,24 @@ class TransposedLanes(Estimating[CpuTarget]):
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         tile, geometry = self.tile(spec, target, knobs), fold_geometry(spec)
-        out, parallel, pad_at = geometry.out, knobs["oc_order"] == "parallel", knobs["pad_at"]
+        out, order, pad_at = geometry.out, knobs["oc_order"], knobs["pad_at"]
+        parallel, inner = order == "parallel", order == "inner"
         oh_block, tiles_wide = int(knobs["oh_block"]), ceil_div(out[2], tile.columns)
         ow_block = min(int(knobs["ow_block"]), tiles_wide)
         depth = spec.in_channels * count(geometry.kernel)
         step = tile_step_cycles(target, tile.columns, tile.vectors)
         compute = depth * step * far_rows(spec, target, tile.columns)
         compute += tile.columns * tile.vectors * (1 + _store_cycles(spec, tile)) + TILE_CYCLES
+        compute += burst_cycles(target, tile.columns * tile.vectors, 4 * count(spec.out_shape))
         block_bytes = depth * tile.block * 4
-        per_tile = overlapped(compute, stream_cycles(target, block_bytes, block_bytes))
         first_tile = overlapped(compute, stream_cycles(target, block_bytes, depth * tile.blocks * tile.block * 4))
+        resident = overlapped(compute, stream_cycles(target, block_bytes, block_bytes))
+        per_tile = first_tile if inner else resident
         rows = (oh_block + geometry.kernel[1] - 1) * geometry.kernel[0]
         rows_bytes = rows * (ow_block * tile.columns + geometry.kernel[2] - 1) * spec.in_channels * 4
-        per_pass = first_tile + (oh_block * ow_block - 1) * per_tile + stream_cycles(target, rows_bytes, rows_bytes) / 2
-        cycles = per_pass * (1 if parallel else tile.blocks)
+        rows_cycles = stream_cycles(target, rows_bytes, rows_bytes) / 2
+        per_pass = first_tile + (oh_block * ow_block - 1) * per_tile + (0 if inner else rows_cycles)
+        cycles = per_pass * (1 if parallel else tile.blocks) + (rows_cycles if inner else 0)
         if pad_at == "task":
             cycles += 2 * rows_bytes / L2_BYTES_PER_CYCLE
         tasks = spec.batch * out[0] * ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
@@ -151,19 +156,20 @@ class TransposedLanes(Estimating[CpuTarget]):
         uh_outer, uh = sch.split(uh, [None, int(knobs["oh_block"])])
         tiles, column = sch.split(uw, [None, tile.columns])
         uw_outer, uw = sch.split(tiles, [None, min(int(knobs["ow_block"]), int(sch.get(tiles).extent))])
-        outer = [n, ud, uh_outer, uw_outer]
-        sch.reorder(*outer, block, uh, uw, column, vector, lane)
+        outer, tile_loops = [n, ud, uh_outer, uw_outer], [uh, uw]
+        tile_loops.insert(2 if knobs["oc_order"] == "inner" else 0, block)
+        sch.reorder(*outer, *tile_loops, column, vector, lane)
         task = sch.fuse(*outer, *([block] if knobs["oc_order"] == "parallel" else []))
         sch.parallel(task)
         if _stages(spec, tile):
             staged = sch.get_sblock("tile")
-            sch.compute_at(staged, uw, preserve_unit_loops=True)
+            sch.compute_at(staged, tile_loops[-1], preserve_unit_loops=True)
             unroll(sch, sch.get_loops(staged)[-4:])
             if stored_lanes(spec, tile) > 1:
                 sch.vectorize(sch.split(lane, [None, stored_lanes(spec, tile)])[1])
         else:
             unroll(sch, [column, vector, lane])
-        place_accumulators(sch, uw, reductions=4, order=(0, 1, 2, 3), unrolled=0)
+        place_accumulators(sch, tile_loops[-1], reductions=4, order=(0, 1, 2, 3), unrolled=0)
         if knobs["pad_at"] != "none":
             place_pad(sch, spec, target, task if knobs["pad_at"] == "task" else None)
         places = Places(spec)

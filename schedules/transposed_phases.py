@@ -27,6 +27,7 @@ from convtune.schedules.estimate import (
     L3_BYTES_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
+    burst_cycles,
     overlapped,
     stream_cycles,
     tile_step_cycles,
@@ -177,6 +178,7 @@ class TransposedPhases(Estimating[CpuTarget]):
         compute *= far_rows(spec, target, tile.columns)
         stored = 1 if spec.channels_last and tile.run % tile.lanes == 0 else tile.lanes
         compute += (1 + stored) * tile.columns * tile.vectors + TILE_CYCLES
+        compute += burst_cycles(target, tile.columns * tile.vectors, 4 * count(spec.out_shape))
         per_tile = overlapped(compute, stream_cycles(target, block_bytes, block_bytes))
         task_bytes = block_bytes * strides * (1 if order == "parallel" else tile.groups * tile.blocks)
         first_tile = overlapped(compute, stream_cycles(target, block_bytes, task_bytes))

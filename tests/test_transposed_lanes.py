@@ -47,3 +47,30 @@ def test_kernels_that_store_parts_are_right(turn: int, text: str) -> None:
     target, spec = runnable_targets()[turn % len(runnable_targets())], ConvSpec.parse(text)
     vectors = max(int(v) for v in transposed_lanes.knobs(spec, target)["oc_vectors"])
     check(transposed_lanes, spec, target, corner(transposed_lanes, spec, target, {"oc_vectors": vectors}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "transposed,n=2,ic=5,oc=19,in=3x7,k=2x3,s=2,p=0x1,bias,act=gelu,layout=NHWC",
+        "transposed,ic=3,oc=33,in=5x11,k=2x2,s=2,bias,residual,layout=NHWC",
+        "transposed,n=3,ic=7,oc=18,in=13,k=5,s=3,p=1,layout=NWC",
+    ],
+)
+@pytest.mark.parametrize("pad_at", ["root", "task"])
+def test_all_channel_blocks_of_a_tile_in_turn(text: str, pad_at: str) -> None:
+    target, spec = runnable_targets()[0], ConvSpec.parse(text)
+    knobs = corner(transposed_lanes, spec, target, {"oc_order": "inner", "oc_vectors": 1, "pad_at": pad_at})
+    assert transposed_lanes.tile(spec, target, knobs).blocks > 1
+    check(transposed_lanes, spec, target, knobs)
+
+
+def test_tiles_store_few_lines_at_once_to_memory() -> None:
+    knobs = {"oc_vectors": 2, "oh_block": 2, "ow_block": 196, "oc_order": "outer", "pad_at": "none"}
+
+    def ratio(height: int) -> float:
+        spec = ConvSpec.parse(f"transposed,ic=128,oc=64,in={height}x196,k=2x2,s=2,layout=NHWC")
+        many, few = ({**knobs, "ow_tile": columns} for columns in (14, 7))
+        return transposed_lanes.estimate(spec, TARGET, many) / transposed_lanes.estimate(spec, TARGET, few)
+
+    assert ratio(2) < 1 < ratio(784)
