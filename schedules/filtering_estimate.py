@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from convtune.targets import CpuTarget
 
 MEMORY_BYTES_PER_CYCLE = 6.0  # of a core, where all read at once
+APART_CYCLES = 8.0  # of a line, by the passes that a row of the output is written in
+MOST_APART_CYCLES = 32.0
+L2_SHARE = 0.9  # of the second cache that U, V and M fill together and still stay in
 STORE_CYCLES = 1.0
 OPERATION_CYCLES = 0.5
 PLACE_CYCLES = 30.0  # where a tile is, and whether it lies inside
@@ -53,17 +56,38 @@ def estimated_cycles(plan: Plan, target: CpuTarget, moved: tuple[int, int] = (0,
     """Cycles of one call. moved: bytes that tasks have beside V, and beside M, which displace these."""
     v_bytes, m_bytes = 4 * prod(plan.v_shape) + moved[0], 4 * prod(plan.m_shape) + moved[1]
     tiles = plan.block
-    made = tiles * _input_cycles(plan, target, v_bytes * plan.tasks if plan.shared else v_bytes)
-    stored = tiles * plan.per_pass * plan.vectors * output_cycles(plan, target, m_bytes)
+    beside = v_bytes + m_bytes + 4 * prod(plan.u_shape) if _far_phases(plan, target) else 0
+    made = tiles * _input_cycles(plan, target, v_bytes * plan.tasks if plan.shared else max(v_bytes, beside))
+    stored = tiles * plan.per_pass * plan.vectors * output_cycles(plan, target, max(m_bytes, beside))
     of_pass = _product_cycles(plan, target, v_bytes + m_bytes) + stored
     written = write_cycles(target, plan.y_bytes, LONG_RUN_BYTES, plan.y_bytes) / plan.tasks
+    apart = _apart_cycles(plan, target) / plan.tasks
     if plan.shared:
         first = Tasks(plan.tasks * tiles, made / tiles).on(target)
-        second = Tasks(plan.tasks * plan.passes, overlapped(of_pass, written / plan.passes)).on(target)
+        second = Tasks(plan.tasks * plan.passes, overlapped(of_pass, written / plan.passes) + apart / plan.passes).on(
+            target
+        )
         return first + BARRIER_CYCLES + HANDED_CYCLES * handed_lines(plan, target.threads) + second
     if plan.groups > 1:
         return Tasks(plan.tasks * plan.passes, overlapped(made + of_pass, written / plan.passes)).on(target)
-    return Tasks(plan.tasks, overlapped(made + plan.passes * of_pass, written)).on(target)
+    return Tasks(plan.tasks, overlapped(made + plan.passes * of_pass, written) + apart).on(target)
+
+
+def _far_phases(plan: Plan, target: CpuTarget) -> bool:
+    """Whether the phases' outputs pass through the second cache, so that U, V and M only stay there all together."""
+    return plan.phases > 1 and plan.y_bytes > target.l2_bytes * target.threads / 2
+
+
+def _apart_cycles(plan: Plan, target: CpuTarget) -> float:
+    """What writing a transposed convolution's output takes more where a pass has not all phases of it.
+
+    Lines are written apart from each other then, of rows that later passes come back to. Of 8.4 MB, with four passes
+    it took 38 cycles a line more than with one, and 17 with two.
+    """
+    passes = plan.phases * plan.blocks / plan.per_pass
+    if passes <= 1 or not _far_phases(plan, target):
+        return 0.0
+    return plan.y_bytes / (4 * LINE) * min(MOST_APART_CYCLES, APART_CYCLES * passes)
 
 
 def handed_lines(plan: Plan, threads: int) -> float:
@@ -116,7 +140,9 @@ def _product_cycles(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
     compute = row_tiles * (steps + 2 * plan.rows * plan.vectors + TILE_CYCLES)
     panel = depth * plan.width * 4
     whole = panel / plan.needed  # some register tile of a block needs it
-    streamed = whole / _weights_bandwidth(plan, target) + (row_tiles - 1) * stream_cycles(target, panel, panel)
+    streamed = whole / _weights_bandwidth(plan, target, task_bytes) + (row_tiles - 1) * stream_cycles(
+        target, panel, panel
+    )
     rows = plan.block_rows * depth * 4
     held = task_bytes if plan.per_pass == 1 else max(rows, task_bytes / plan.per_pass)
     again = stream_cycles(target, rows, held)
@@ -125,9 +151,9 @@ def _product_cycles(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
     return plan.points * plan.per_pass * overlapped(compute, streamed)
 
 
-def _weights_bandwidth(plan: Plan, target: CpuTarget) -> float:
-    """Bytes a cycle at which transformed weights come, which a call reads as a whole."""
+def _weights_bandwidth(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
+    """Bytes a cycle at which transformed weights come, which a call reads as a whole, beside V and M of a task."""
     size = 4 * prod(plan.u_shape)
-    if size <= 0.75 * target.l2_bytes:
+    if size + task_bytes <= L2_SHARE * target.l2_bytes:
         return L2_BYTES_PER_CYCLE
     return L3_BYTES_PER_CYCLE if size <= target.l3_bytes / 2 else MEMORY_BYTES_PER_CYCLE

@@ -249,3 +249,15 @@ def test_many_channels_are_filtered_and_few_are_not() -> None:
     few = ConvSpec.parse("conv,ic=1,oc=4,in=28x28,k=3x3,p=1,layout=NHWC")
     assert space.default_candidate(many, TARGET).space == FILTERING.name
     assert space.default_candidate(few, TARGET).space != FILTERING.name
+
+
+def test_a_pass_has_all_phases_where_the_output_goes_to_memory() -> None:
+    """Written a phase at a time, lines lie apart from each other."""
+    for text in (
+        "transposed,ic=64,oc=16,in=128x256,k=3x3,s=2,p=1,op=1,layout=NHWC",
+        "transposed,ic=128,oc=64,in=64x128,k=3x3,s=2,p=1,op=1,layout=NHWC",
+    ):
+        spec = ConvSpec.parse(text)
+        plan = plan_of(spec, TARGET, FILTERING.default(spec, TARGET))
+        assert plan.phases == 4
+        assert plan.per_pass == plan.phases * plan.blocks
