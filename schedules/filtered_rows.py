@@ -284,11 +284,12 @@ def _sums(plan: Plan, row: Row, buffers: tuple[Any, Any, Any], point: Any, numbe
 
     def step(part: Any, k: Any) -> Any:
         if row.planes > 1:
-            plane, kw, ic = k // axis.taps, k % axis.taps, k // axis.taps
+            plane, kw = k // axis.taps, k % axis.taps
+            ic, offset = plane, kw * axis.dilation
         else:
             plane, kw, ic = 0, k // channels, k % channels
-        panel = [number, point, 0, part * axis.taps + kw, ic]
-        offset = kw * axis.dilation if row.planes > 1 else kw * (axis.dilation - 1) * channels + k
+            offset = kw * (axis.dilation - 1) * channels + k
+        panel = [number, point, 0, (part * axis.taps + kw) * row.planes * channels + ic]
         first = (part * row.planes + plane) * row.length + row.start + column * axis.stride * channels + offset
 
         def body(bind: Binder, lane: Any) -> None:

@@ -54,6 +54,30 @@ class Plan:
         return prod(axis.parts for axis in self.axes)
 
     @functools.cached_property
+    def together(self) -> int:
+        """Parts, of the last dimensions, that products sum as one: all of them are needed, and they lie side by side.
+
+        Of loops around the sum LLVM unrolls those of three steps, and with six sums in a row it kept the accumulators
+        in memory.
+        """
+        return self.taps // prod(self.parts_apart)
+
+    @functools.cached_property
+    def parts_apart(self) -> list[int]:
+        """How many parts of each dimension, or runs of them, products sum one by one."""
+        found = [axis.parts for axis in self.axes]
+        for i in reversed(range(3)):
+            if self.axes[i].lacking or self.groups > 1:
+                break
+            found[i] = 1
+        return found
+
+    @functools.cached_property
+    def steps(self) -> int:
+        """Of a sum: input channels of a group, of all parts that are summed together."""
+        return self.together * self.depth
+
+    @functools.cached_property
     def phases(self) -> int:
         return prod(axis.phases for axis in self.axes)
 
@@ -171,8 +195,8 @@ class Plan:
 
     @functools.cached_property
     def u_shape(self) -> Dims:
-        """(pass, point, channel block of it, part, input channel of a group, output channel of a block)."""
-        return (self.passes, self.points, self.per_pass, self.taps, self.depth, self.width)
+        """(pass, point, channel block of it, part and input channel of a group, output channel of a block)."""
+        return (self.passes, self.points, self.per_pass, self.taps * self.depth, self.width)
 
 
 def _unaliased(elements: int, lanes: int) -> int:

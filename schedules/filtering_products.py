@@ -43,6 +43,7 @@ def _register_tile(
 
     (u, m, acc), (number, point, block, rows) = buffers, index
     group = block // (plan.blocks * plan.phases) if plan.groups > 1 else 0  # of the pass
+    apart = plan.steps if plan.together > 1 else plan.v_channels
     places = list(itertools.product(range(plan.rows), range(plan.vectors)))
 
     def clear(bind: Binder, lane: Expr) -> None:
@@ -50,15 +51,15 @@ def _register_tile(
             bind.store(acc, [r, cv, lane], tirx.const(0.0, "float32"))
 
     def reduced(parts: Sequence[Expr]) -> Stmt:
-        part = flat(parts, [axis.parts for axis in plan.axes])
-        return when(nonzero(plan, point, parts, run), loop(plan.depth, lambda ic: step(part, ic), name="ic"))
+        part = flat(parts, plan.parts_apart)
+        return when(nonzero(plan, point, parts, run), loop(plan.steps, lambda ic: step(part, ic), name="ic"))
 
     def step(part: Expr, ic: Expr) -> Stmt:
         def body(bind: Binder, lane: Expr) -> None:
-            at = (number, point, block, part, ic)
+            at = (number, point, block, part * plan.steps + ic)
             filters = [bind(widened(tirx.BufferLoad(u, [*at, cv * plan.lanes + lane]))) for cv in range(plan.vectors)]
             for r in range(plan.rows):
-                source, place = v(point, rows * plan.rows + r, part * plan.v_channels + group * plan.depth + ic)
+                source, place = v(point, rows * plan.rows + r, part * apart + group * plan.depth + ic)
                 value = tirx.BufferLoad(source, list(place))
                 for cv in range(plan.vectors):
                     total = tirx.BufferLoad(acc, [r, cv, lane])
@@ -71,7 +72,7 @@ def _register_tile(
             at = [point, (rows * plan.rows + r) * plan.m_row + (block * plan.vectors + cv) * plan.lanes + lane]
             bind.store(m, at, tirx.BufferLoad(acc, [r, cv, lane]))
 
-    summed = when(_needed(plan, point, first + rows * plan.rows), nest([axis.parts for axis in plan.axes], reduced))
+    summed = when(_needed(plan, point, first + rows * plan.rows), nest(plan.parts_apart, reduced))
     parts = [_vector(plan.lanes, clear), summed, _vector(plan.lanes, keep)]
     if plan.passes > 1:
         # else LLVM 22 has the sums in registers all along the loop of passes, where what comes next spills

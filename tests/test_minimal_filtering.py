@@ -141,6 +141,8 @@ def test_a_dimension_of_stride_3_is_direct_beside_a_filtered_one() -> None:
 
 
 ODD: tuple[Case, ...] = (
+    # three direct columns summed as one, of two parts of the rows
+    ("conv,n=2,ic=5,oc=19,in=11x9,k=3x3,s=2,p=1,layout=NHWC", {"h_tile": 2, "w_tile": 1}),
     # blocks that span images, a last block that is not full
     ("conv,n=3,ic=5,oc=19,in=7x11,k=3x3,p=1,bias,layout=NHWC", {"h_tile": 2, "w_tile": 4, "order": "channels"}),
     # tiles and padding beyond the input on all sides
@@ -261,3 +263,18 @@ def test_a_pass_has_all_phases_where_the_output_goes_to_memory() -> None:
         plan = plan_of(spec, TARGET, FILTERING.default(spec, TARGET))
         assert plan.phases == 4
         assert plan.per_pass == plan.phases * plan.blocks
+
+
+@pytest.mark.parametrize(
+    ("tiles", "apart", "together"),
+    [
+        ((7, 1), [1, 2, 1], 3),  # one sum of three columns; the second of two parts of the rows lacks a tap
+        ((1, 7), [1, 3, 2], 1),  # whose last dimension lacks one
+        ((2, 2), [1, 2, 2], 1),
+    ],
+)
+def test_direct_taps_at_the_end_are_one_sum(tiles: tuple[int, int], apart: list[int], together: int) -> None:
+    spec = ConvSpec.parse("conv,ic=32,oc=64,in=14x14,k=3x3,s=2,p=1")
+    sizes = dict(zip(("h_tile", "w_tile"), tiles))
+    plan = plan_of(spec, TARGET, {**FILTERING.default(spec, TARGET), **sizes})
+    assert (plan.parts_apart, plan.together, plan.steps) == (apart, together, together * 32)
