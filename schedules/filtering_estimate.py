@@ -10,7 +10,6 @@ from convtune.schedules.estimate import (
     BARRIER_CYCLES,
     L2_BYTES_PER_CYCLE,
     L3_BYTES_PER_CYCLE,
-    LONG_RUN_BYTES,
     TILE_CYCLES,
     Tasks,
     overlapped,
@@ -60,7 +59,7 @@ def estimated_cycles(plan: Plan, target: CpuTarget, moved: tuple[int, int] = (0,
     made = tiles * _input_cycles(plan, target, v_bytes * plan.tasks if plan.shared else max(v_bytes, beside))
     stored = tiles * plan.per_pass * plan.vectors * output_cycles(plan, target, max(m_bytes, beside))
     of_pass = _product_cycles(plan, target, v_bytes + m_bytes) + stored
-    written = write_cycles(target, plan.y_bytes, LONG_RUN_BYTES, plan.y_bytes) / plan.tasks
+    written = write_share(plan, target)
     apart = _apart_cycles(plan, target) / plan.tasks
     if plan.shared:
         first = Tasks(plan.tasks * tiles, made / tiles).on(target)
@@ -88,6 +87,12 @@ def _apart_cycles(plan: Plan, target: CpuTarget) -> float:
     if passes <= 1 or not _far_phases(plan, target):
         return 0.0
     return plan.y_bytes / (4 * LINE) * min(MOST_APART_CYCLES, APART_CYCLES * passes)
+
+
+def write_share(plan: Plan, target: CpuTarget) -> float:
+    """Cycles in which the outputs of a block are written, whose runs are of a pass."""
+    run_bytes = 4 * min(plan.run, plan.per_pass * plan.width)
+    return write_cycles(target, plan.y_bytes, run_bytes, plan.y_bytes) / plan.tasks
 
 
 def handed_lines(plan: Plan, threads: int) -> float:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from convtune.schedules import filtering_estimate
 from convtune.schedules.filtering_axis import axes_of
 from convtune.schedules.filtering_parts import pieces
 from convtune.schedules.filtering_plan import plan_of
@@ -278,3 +279,11 @@ def test_direct_taps_at_the_end_are_one_sum(tiles: tuple[int, int], apart: list[
     sizes = dict(zip(("h_tile", "w_tile"), tiles))
     plan = plan_of(spec, TARGET, {**FILTERING.default(spec, TARGET), **sizes})
     assert (plan.parts_apart, plan.together, plan.steps) == (apart, together, together * 32)
+
+
+def test_of_a_large_output_long_runs_are_stored() -> None:
+    spec = ConvSpec.parse("conv,ic=64,oc=144,in=16x56x56,k=1x3x3,p=0x1x1,layout=NDHWC")
+    knobs = {**FILTERING.default(spec, TARGET), "tile_rows": 9, "oc_vectors": 3, "row_blocks": 1}
+    short, long = ({**knobs, "pass_blocks": blocks} for blocks in (1, 3))
+    written = [filtering_estimate.write_share(plan_of(spec, TARGET, k), TARGET) for k in (short, long)]
+    assert written[0] > written[1]
