@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 import convtune
 from convtune import accuracy, space, targets, workloads
+from convtune.cli.options import FiniteRange
 from convtune.runtime.arrays import empty_aligned
 from convtune.runtime.compiled import CompiledConv
 from convtune.runtime.kernel import Call
@@ -41,7 +42,15 @@ class Row:
 @click.argument("names", nargs=-1, required=True, metavar="WORKLOAD...")
 @click.option("--build", is_flag=True, help="Compile only.")
 @click.option("--rounds", type=click.IntRange(min=1), default=9, show_default=True, help="Of turns.")
-@click.option("--turn", "turn_ms", type=float, default=5.0, show_default=True, metavar="MS", help="Of a turn's calls.")
+@click.option(
+    "--turn",
+    "turn_ms",
+    type=FiniteRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    metavar="MS",
+    help="Of a turn's calls.",
+)
 @click.option("--target", default="native", show_default=True)
 def main(names: tuple[str, ...], build: bool, rounds: int, turn_ms: float, target: str) -> None:
     """Print a table of WORKLOADs: channels last, channels first, and their ratio."""

@@ -22,6 +22,7 @@ from tabulate import tabulate
 
 import convtune
 from convtune import assembly, probe, targets, workloads
+from convtune.cli.options import FiniteRange
 from convtune.measure.inspection import inspect
 from convtune.runtime.compiled import CompiledConv
 from convtune.space import Candidate
@@ -61,7 +62,13 @@ class Region:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="WORKLOAD...")
-@click.option("--seconds", type=float, default=1.0, show_default=True, help="Of samples, a layer.")
+@click.option(
+    "--seconds",
+    type=FiniteRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of samples, a layer.",
+)
 @click.option("--target", default="native", show_default=True)
 def main(names: tuple[str, ...], seconds: float, target: str) -> None:
     """Print a row for each of WORKLOADs, as compiled from the logs.
