@@ -84,9 +84,9 @@ def test_the_nearest_spec_lends_its_knobs(tmp_path: Path) -> None:
     assert space.contains(space.get("dense_direct"), SPEC, NATIVE, choices[0].candidate.knobs)
 
 
-@pytest.mark.parametrize(("default_us", "kinds"), [(10.5, ["default"]), (12.0, ["transfer", "default"])])
+@pytest.mark.parametrize(("default_us", "kinds"), [(10.01, ["default"]), (12.0, ["transfer", "default"])])
 def test_knobs_are_lent_only_where_they_gained_much(tmp_path: Path, default_us: float, kinds: list[str]) -> None:
-    """By estimates that are some per cent above the default's."""
+    """By estimates that are some per cent above the default's, of which the log corrects at most ten elevenths."""
     near = SPEC.replace(in_channels=32)
     default = space.default_candidate(near, NATIVE)
     cycles = {candidate: dense_direct.estimate(near, NATIVE, candidate.knobs) for candidate in _candidates(near)}

@@ -78,7 +78,7 @@ def registered(remote: Remote) -> int:
 
 
 class Killer(threading.Thread):
-    """Kills the first server whose kernel has run for a second: none does of those that come to an end."""
+    """Kills the first server whose kernel has run for three seconds: none does of those that come to an end."""
 
     def __init__(self, servers: dict[str, subprocess.Popen[bytes]]) -> None:
         super().__init__(daemon=True)
@@ -94,7 +94,7 @@ class Killer(threading.Thread):
     def _look_at(self, address: str, supervisor: psutil.Process) -> None:
         for server_process in supervisor.children():
             kernels_of_sessions = [kernel for session in server_process.children() for kernel in session.children()]
-            if any(time.time() - kernel.create_time() > 1 for kernel in kernels_of_sessions):
+            if any(time.time() - kernel.create_time() > 3 for kernel in kernels_of_sessions):
                 server_process.kill()
                 self.killed = address
 
