@@ -52,9 +52,14 @@ def stream_cycles(target: CpuTarget, size_bytes: float, resident_bytes: float) -
     return size_bytes / (L3_BYTES_PER_CYCLE if resident_bytes <= target.l3_bytes / 2 else MEMORY_BYTES_PER_CYCLE)
 
 
+def second_caches_hold(target: CpuTarget, size_bytes: float) -> bool:
+    """Whether a tensor stays in the second caches of all cores, beside as much again."""
+    return size_bytes <= target.l2_bytes * target.threads / 2
+
+
 def write_cycles(target: CpuTarget, size_bytes: float, run_bytes: float, whole_bytes: float) -> float:
     """Writing `size_bytes` in pieces of `run_bytes` to a tensor of `whole_bytes`; nothing where caches hold it."""
-    if whole_bytes <= target.l2_bytes * target.threads / 2:
+    if second_caches_hold(target, whole_bytes):
         return 0.0
     cycles = size_bytes / WRITTEN_BYTES_PER_CYCLE * (1 if run_bytes >= LONG_RUN_BYTES else 2)
     return cycles / 2 if whole_bytes <= target.l3_bytes / 2 else cycles

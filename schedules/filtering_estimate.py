@@ -13,12 +13,13 @@ from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,
     overlapped,
+    second_caches_hold,
     stream_cycles,
     tile_step_cycles,
     write_cycles,
 )
 from convtune.schedules.filtering_plan import Plan
-from convtune.schedules.tiling import LINE, ceil_div
+from convtune.schedules.tiling import LINE, LINE_BYTES, ceil_div
 
 if TYPE_CHECKING:
     from convtune.targets import CpuTarget
@@ -63,9 +64,8 @@ def estimated_cycles(plan: Plan, target: CpuTarget, moved: tuple[int, int] = (0,
     apart = _apart_cycles(plan, target) / plan.tasks
     if plan.shared:
         first = Tasks(plan.tasks * tiles, made / tiles).on(target)
-        second = Tasks(plan.tasks * plan.passes, overlapped(of_pass, written / plan.passes) + apart / plan.passes).on(
-            target
-        )
+        of_task = overlapped(of_pass, written / plan.passes) + apart / plan.passes
+        second = Tasks(plan.tasks * plan.passes, of_task).on(target)
         return first + BARRIER_CYCLES + HANDED_CYCLES * handed_lines(plan, target.threads) + second
     if plan.groups > 1:
         return Tasks(plan.tasks * plan.passes, overlapped(made + of_pass, written / plan.passes)).on(target)
@@ -74,7 +74,7 @@ def estimated_cycles(plan: Plan, target: CpuTarget, moved: tuple[int, int] = (0,
 
 def _far_phases(plan: Plan, target: CpuTarget) -> bool:
     """Whether the phases' outputs pass through the second cache, so that U, V and M only stay there all together."""
-    return plan.phases > 1 and plan.y_bytes > target.l2_bytes * target.threads / 2
+    return plan.phases > 1 and not second_caches_hold(target, plan.y_bytes)
 
 
 def _apart_cycles(plan: Plan, target: CpuTarget) -> float:
@@ -86,7 +86,7 @@ def _apart_cycles(plan: Plan, target: CpuTarget) -> float:
     passes = plan.phases * plan.blocks / plan.per_pass
     if passes <= 1 or not _far_phases(plan, target):
         return 0.0
-    return plan.y_bytes / (4 * LINE) * min(MOST_APART_CYCLES, APART_CYCLES * passes)
+    return plan.y_bytes / LINE_BYTES * min(MOST_APART_CYCLES, APART_CYCLES * passes)
 
 
 def write_share(plan: Plan, target: CpuTarget) -> float:
