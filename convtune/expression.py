@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from convtune import activations, variants
@@ -49,9 +50,10 @@ class Geometry:
     padded: Dims  # input elements that the outputs reach, these zeros included
 
     @classmethod
-    def of(cls, spec: ConvSpec, out: Sequence[int] | None = None) -> Geometry:
+    @lru_cache(maxsize=1 << 10)  # choosing a default asks for it once per candidate
+    def of(cls, spec: ConvSpec, out: Dims | None = None) -> Geometry:
         """The geometry; `out` replaces the output size where a schedule rounds it up."""
-        size = cube(spec.out_size) if out is None else tuple(out)
+        size = cube(spec.out_size) if out is None else out
         reach = cube(variants.primitive(spec).reach(spec, size[3 - spec.rank :]), (0, 0))
         return cls(
             out=size,

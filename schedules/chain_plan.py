@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from convtune.schedules.row_tiling import RowTile
@@ -113,12 +114,16 @@ def plan(spec: ConvSpec, block: Dims, tile_of: Callable[[ConvSpec, Dims, bool], 
         step = tuple(a * s for a, s in zip(step, stride))
         shift = tuple(a * s - b for a, s, b in zip(shift, stride, before))
         source = Region(step, shift, reach, cube(stage.in_size), blocks)
-        part = stage.replace(
-            in_size=reach[3 - spec.rank :], padding=0, layout=LAYOUTS[spec.rank][1], bias=False, residual=False, batch=1
-        )
-        found.insert(0, Stage(part, tile, source, out))
+        found.insert(0, Stage(_of_block(stage, reach), tile, source, out))
         out = reach
     return tuple(found)
+
+
+@lru_cache(maxsize=1 << 10)  # of a spec's thousands of plans, few differ in what a stage reads
+def _of_block(stage: ConvSpec, reach: Dims) -> ConvSpec:
+    """The stage on so much of its input, zeros included, channels last."""
+    size = reach[3 - stage.rank :]
+    return stage.replace(in_size=size, padding=0, layout=LAYOUTS[stage.rank][1], bias=False, residual=False, batch=1)
 
 
 def _whole_tiles(size: Dims, tile: Tile | RowTile) -> Dims:
