@@ -202,7 +202,8 @@ def _padded(plan: _Plan, x: Any, pad: Any, at: tuple[Expr, ...]) -> list[Stmt]:
 def _blocks(plan: _Plan, tensors: Tensors, pad: Any, near: Any, at: tuple[Expr, ...]) -> Stmt:
     """All output channels of a task, block by block.
 
-    They are stored afterwards: within one loop LLVM 22 has sums and squares in registers at the same time.
+    They are stored afterwards, so that what is stored of a plane is long: each 16 KiB of a block's sums stored at once
+    took 1.11 (32 channels of 149x149) to 1.30 times as long (96 of 56x56) on Zen 4, whose caches wait for the lines.
     """
     (_, _, _, rows), tile, out = at, plan.tile, plan.geometry.out
     rest = out[2] % tile.columns

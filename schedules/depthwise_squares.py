@@ -174,11 +174,12 @@ class Squares(Tiles):
 
         def square(position: Expr, within: Expr) -> Stmt:
             bind = Binder(f"float32x{lanes}")
-            places = [
-                plane_index(self.spec, n, first + within + i, 0, tirx.Ramp(position, 1, lanes)) for i in range(lanes)
-            ]
-            columns = transposed([bind(tirx.BufferLoad(self.x, place)) for place in places], bind)
-            for i, column in enumerate(columns):
+
+            def read(row: int, column: int, width: int) -> Expr:
+                place = plane_index(self.spec, n, first + within + row, 0, tirx.Ramp(position + column, 1, width))
+                return tirx.BufferLoad(self.x, place)
+
+            for i, column in enumerate(transposed((lanes, lanes), read, bind)):
                 bind.store(self.source, [position + i, tirx.Ramp(within, 1, lanes)], column)
             return sequence(bind.statements)
 
@@ -192,13 +193,12 @@ class Squares(Tiles):
 
         def square(position: Expr, within: Expr) -> Stmt:
             bind, whole = Binder(f"float32x{lanes}"), tirx.Ramp(0, 1, lanes)
-            rows = [
-                bind(tirx.BufferLoad(self.result, [position + i, tirx.Ramp(within, 1, lanes)])) for i in range(lanes)
-            ]
-            columns = transposed(rows, bind)
+
+            def read(row: int, column: int, width: int) -> Expr:
+                return tirx.BufferLoad(self.result, [position + row, tirx.Ramp(within + column, 1, width)])
 
             def stored(copy: Any) -> Stmt:
-                for i, column in enumerate(columns):
+                for i, column in enumerate(transposed((lanes, lanes), read, bind)):
                     bind.store(copy, [i, whole], column)
 
                 def output(i: Expr) -> Stmt:

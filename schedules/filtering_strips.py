@@ -2,11 +2,11 @@
 
     for strip of planes:
         for `lanes` positions of the run:
-            vectors of positions <-> vectors of channels: log2(planes) stages of shuffles, and parts side by side
+            vectors of positions <-> vectors of channels, by squares of pieces: see `transposing`
 
 Planes a power of two apart share sets of the first two caches, and the first one has fewer ways than a strip of 16 has
 planes: lines were displaced while they were stored, as were those that prefetchers had brought. Half as many
-planes need no more shuffles.
+planes need no more shuffles of an element.
 """
 
 from __future__ import annotations

@@ -136,8 +136,11 @@ class PlanesKernel(Kernel):
         plan, lanes = self.plan, self.plan.lanes
         bind = Binder(f"float32x{lanes}")
         base = (vector * plan.rows.out * plan.columns.out + position) * lanes
-        sums = [bind(tirx.BufferLoad(self.sums, [_vector(base + i * lanes, lanes)])) for i in range(lanes)]
-        made = transposed(sums, bind)
+
+        def read(row: int, column: int, width: int) -> Expr:
+            return tirx.BufferLoad(self.sums, [_vector(base + row * lanes + column, width)])
+
+        made = list(transposed((lanes, lanes), read, bind))
 
         def output(sums: Callable[[Expr], Expr], i: Expr, lane: Expr) -> Stmt:
             channel = i % plan.shared * plan.run + i // plan.shared if plan.shared > 1 else i
