@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from convtune.targets import CpuTarget
 
 MEMORY_BYTES_PER_CYCLE = 6.0  # of a core, where all read at once
+FETCHED_BYTES_PER_CYCLE = 9.0  # by products that fetch ahead what they read
 APART_CYCLES = 8.0  # of a line, by the passes that a row of the output is written in
 MOST_APART_CYCLES = 32.0
 L2_SHARE = 0.9  # of the second cache that U, V and M fill together and still stay in
@@ -161,4 +162,11 @@ def _weights_bandwidth(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
     size = 4 * prod(plan.u_shape)
     if size + task_bytes <= L2_SHARE * target.l2_bytes:
         return L2_BYTES_PER_CYCLE
-    return L3_BYTES_PER_CYCLE if size <= target.l3_bytes / 2 else MEMORY_BYTES_PER_CYCLE
+    if size <= target.l3_bytes / 2:
+        return L3_BYTES_PER_CYCLE
+    return FETCHED_BYTES_PER_CYCLE if plan.weights_ahead else MEMORY_BYTES_PER_CYCLE
+
+
+def worth_fetching(size_bytes: float, target: CpuTarget) -> bool:
+    """Whether to try to fetch U of that size ahead: from memory, or from a third cache that it fills to a good part."""
+    return size_bytes > max(target.l3_bytes / 4, target.l2_bytes)

@@ -43,6 +43,7 @@ class Plan:
     per_pass: int  # channel blocks of a pass
     shared: bool  # V is made for all tiles first, and tasks are passes
     ahead: bool = False  # x lies far away: what a tile reads is fetched while the one before it is transformed
+    weights_ahead: bool = False  # products fetch U, which lies in memory
 
     @functools.cached_property
     def points(self) -> int:
@@ -251,7 +252,8 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         rows=int(knobs["tile_rows"]),
         block=int(knobs["tile_rows"]) * int(knobs["row_blocks"]),
         per_pass=int(knobs["pass_blocks"]),
-        shared=knobs.get("order") == "channels",
+        shared=knobs.get("order") in ("channels", "fetched"),
+        weights_ahead=knobs.get("order") == "fetched",
         ahead=spec.channels_last and spec.in_channels >= target.lanes and 4 * count(spec.in_shape) > target.l2_bytes,
     )
 

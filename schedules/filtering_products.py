@@ -6,10 +6,25 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from convtune.schedules.filtering_ahead import fetching_weights
 from convtune.schedules.filtering_plan import Plan, place_of
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, flat, loop, nest, sequence, unflat, when
+from convtune.schedules.statements import (
+    Binder,
+    Expr,
+    Stmt,
+    allocated,
+    flat,
+    loop,
+    nest,
+    sequence,
+    unflat,
+    vector_sums,
+    when,
+)
 
 from convtune.expression import widened
+
+Place = Callable[[int, int, Expr], tuple[Any, list[Expr]]]
 
 
 def products(plan: Plan, v: Callable[..., tuple[Any, Any]], u: Any, m: Any, task: Expr, number: Expr) -> Stmt:
@@ -21,20 +36,32 @@ def products(plan: Plan, v: Callable[..., tuple[Any, Any]], u: Any, m: Any, task
     def tile(index: Sequence[Expr]) -> Stmt:
         point, block, rows = index
         run = (number * plan.per_pass + block) // plan.blocks if plan.runs > 1 else 0
-        return allocated(
-            (plan.rows, plan.vectors, plan.lanes),
-            "acc",
-            "local",
-            lambda acc: _register_tile(plan, v, (u, m, acc), (number, point, block, rows), run, task * plan.block),
-        )
+        at, first = (number, point, block, rows), task * plan.block
+        return _sums(plan, lambda acc: _register_tile(plan, v, (u, m, acc), at, run, first))
 
     return nest([plan.points, plan.per_pass, plan.block_rows // plan.rows], tile)
+
+
+def _sums(plan: Plan, body: Callable[[Place], Stmt]) -> Stmt:
+    """body(acc): acc(row, vector, lane) is the place of a sum, a buffer and indices.
+
+    In one buffer; but each vector in its own where a sum fetches U: LLVM 22 stores the sums at each step of such a loop
+    that it does not know as registers beforehand, for all it knows of a prefetch.
+    """
+    shape = (plan.rows, plan.vectors, plan.lanes)
+    if not plan.weights_ahead:
+        return allocated(shape, "acc", "local", lambda acc: body(lambda r, cv, lane: (acc, [r, cv, lane])))
+    return vector_sums(
+        plan.rows * plan.vectors,
+        plan.lanes,
+        lambda sums: body(lambda r, cv, lane: (sums[r * plan.vectors + cv], [lane])),
+    )
 
 
 def _register_tile(
     plan: Plan,
     v: Callable[..., tuple[Any, Any]],
-    buffers: tuple[Any, Any, Any],
+    buffers: tuple[Any, Any, Place],
     index: tuple[Expr, ...],
     run: Expr,
     first: Expr,
@@ -48,7 +75,7 @@ def _register_tile(
 
     def clear(bind: Binder, lane: Expr) -> None:
         for r, cv in places:
-            bind.store(acc, [r, cv, lane], tirx.const(0.0, "float32"))
+            bind.store(*acc(r, cv, lane), tirx.const(0.0, "float32"))
 
     def reduced(parts: Sequence[Expr]) -> Stmt:
         part = flat(parts, plan.parts_apart)
@@ -62,15 +89,16 @@ def _register_tile(
                 source, place = v(point, rows * plan.rows + r, part * apart + group * plan.depth + ic)
                 value = tirx.BufferLoad(source, list(place))
                 for cv in range(plan.vectors):
-                    total = tirx.BufferLoad(acc, [r, cv, lane])
-                    bind.store(acc, [r, cv, lane], total + value * filters[cv])
+                    total = tirx.BufferLoad(*acc(r, cv, lane))
+                    bind.store(*acc(r, cv, lane), total + value * filters[cv])
 
-        return _vector(plan.lanes, body)
+        fetches = fetching_weights(plan, u, (number, point, block, part * plan.steps + ic), rows)
+        return sequence([*fetches, _vector(plan.lanes, body)])
 
     def keep(bind: Binder, lane: Expr) -> None:
         for r, cv in places:
             at = [point, (rows * plan.rows + r) * plan.m_row + (block * plan.vectors + cv) * plan.lanes + lane]
-            bind.store(m, at, tirx.BufferLoad(acc, [r, cv, lane]))
+            bind.store(m, at, tirx.BufferLoad(*acc(r, cv, lane)))
 
     summed = when(_needed(plan, point, first + rows * plan.rows), nest(plan.parts_apart, reduced))
     parts = [_vector(plan.lanes, clear), summed, _vector(plan.lanes, keep)]

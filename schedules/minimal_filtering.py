@@ -15,7 +15,8 @@
             for tile, oc_vector: y[...] = activation(transform of M + bias + residual)
 
 With `order` channels V of all tiles is made first, in a parallel region of its own, and a task is a pass of a block:
-each task then reads its part of U once, which counts where there are few tiles and many channels.
+each task then reads its part of U once, which counts where there are few tiles and many channels. With `order` fetched
+products besides fetch U ahead, from memory into the second cache (`filtering_ahead`).
 
 `filtering_axis` says what parts are: the taps of a direct dimension, whose tile is 1; those of each residue of the
 stride; pieces of a long kernel. A dilated convolution is dilation^rank interleaved dense ones, and a transposed one has
@@ -32,7 +33,13 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import least, named
 from convtune.schedules.filtering_axis import axes_of
-from convtune.schedules.filtering_estimate import MOST_AMPLIFICATION, amplification, estimated_cycles, expected_error
+from convtune.schedules.filtering_estimate import (
+    MOST_AMPLIFICATION,
+    amplification,
+    estimated_cycles,
+    expected_error,
+    worth_fetching,
+)
 from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_near import NearInputs, NearOutputs
 from convtune.schedules.filtering_output import OutputTransform
@@ -71,6 +78,7 @@ MOST_TILES = 64  # of a block: the weights are read often enough then
 MOST_MOVED_TILES = 128  # of a block that moves its parts of planes, which are longer then
 MOST_TASK_BYTES = 4  # times the second cache: V and M of a task
 ROW_BLOCKS = (1, 2, 4, 8)
+MOST_FETCHING_BLOCKS = 2  # register tiles of a block, with few tiles in all: with more, products take longer than U
 MOST_ROW_BLOCKS = 16  # channels first, where one dimension is filtered
 
 
@@ -100,7 +108,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
             "oc_vectors": tuple(sorted(set(vectors))),
             "row_blocks": (*ROW_BLOCKS, MOST_ROW_BLOCKS) if larger else ROW_BLOCKS,
             "pass_blocks": spaced(passes, 3),
-            **({"order": ("tiles", "channels")} if spec.groups == 1 else {}),
+            **({"order": _orders(spec, target)} if spec.groups == 1 else {}),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
@@ -117,6 +125,8 @@ class MinimalFiltering(Estimating[CpuTarget]):
         ):
             return False
         if plan.points > MOST_POINTS or plan.block - plan.rows >= plan.tiles:
+            return False
+        if plan.weights_ahead and not _fetches(plan, target):
             return False
         if max(tiles) > LARGEST_TILE and amplification(plan) > MOST_AMPLIFICATION:
             return False
@@ -275,6 +285,22 @@ def _tile_values(spec: ConvSpec) -> Mapping[str, tuple[int, ...]]:
         filtered_anyway = filtered == 3 and name != names[0] and len(values) > 1
         found[name] = tuple(values[1:] if filtered_anyway else values)
     return found
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _orders(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
+    """With the one that fetches U where that may be worth it with any combination of tiles."""
+    values = [_tile_values(spec).get(name, (1,)) for name in TILE_KNOBS]
+    most = max(prod(axis.alpha * axis.parts for axis in axes_of(spec, sizes)) for sizes in itertools.product(*values))
+    phases = prod(axis.phases for axis in axes_of(spec, (1, 1, 1)))
+    fetched = worth_fetching(4 * most * phases * spec.in_channels * spec.out_channels, target)
+    return ("tiles", "channels", *(["fetched"] if fetched else []))
+
+
+def _fetches(plan: Plan, target: CpuTarget) -> bool:
+    """Whether products may wait for U, so that fetching it is a choice."""
+    few = plan.tiles <= FEW_TILES and plan.block <= MOST_FETCHING_BLOCKS * plan.rows
+    return few and worth_fetching(4 * prod(plan.u_shape), target)
 
 
 def _passes(spec: ConvSpec, target: CpuTarget, vectors: int) -> list[int]:

@@ -65,12 +65,13 @@ def kept(buffer: Any) -> Stmt:
     return tirx.Evaluate(buffer.access_ptr("rw"))
 
 
-def fetched(load: Expr) -> Stmt:
-    """A prefetch of the line that an element lies in, to all caches."""
+def fetched(load: Expr, first_cache: bool = True) -> Stmt:
+    """A prefetch of the line that an element lies in, to all caches, or to all but the first one."""
     from tvm import tirx
 
-    to_read, to_all, of_data = 0, 3, 1  # as LLVM's prefetch has them
-    return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(load), to_read, to_all, of_data))
+    to_read, of_data = 0, 1  # as LLVM's prefetch has them
+    locality = 3 if first_cache else 2
+    return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(load), to_read, locality, of_data))
 
 
 def spread_over(lanes: int, value: Expr, blended: bool = False) -> Expr:

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from convtune.schedules import filtering_estimate
+from convtune.schedules import filtering_estimate, minimal_filtering
 from convtune.schedules.filtering_axis import axes_of
 from convtune.schedules.filtering_parts import pieces
 from convtune.schedules.filtering_plan import plan_of
@@ -194,6 +194,38 @@ def test_the_cache_model_counts_what_is_fetched_ahead_once() -> None:
     ahead, behind = (FILTERING.schedule(spec, target, knobs) for target in (far, near))
     assert ("prefetch" in ahead.script(), "prefetch" in behind.script()) == (True, False)
     assert traffic(ahead, far) == traffic(behind, far)
+
+
+FAR: tuple[Case, ...] = (
+    ("conv,n=2,ic=67,oc=83,in=13x11,k=3x3,p=1,bias,layout=NHWC", {"h_tile": 2, "w_tile": 2, "row_blocks": 1}),
+    ("conv,n=3,ic=67,oc=83,in=2x7x7,k=3x3x3,p=1,act=relu", {"h_tile": 2, "w_tile": 4, "row_blocks": 2}),
+    ("transposed,n=3,ic=131,oc=67,in=13,k=8,s=4,p=2,residual,layout=NWC", {"w_tile": 3, "row_blocks": 2}),
+)
+
+
+@pytest.mark.parametrize(("turn", "case"), list(enumerate(FAR)), ids=[text for text, _ in FAR])
+def test_kernels_that_fetch_weights(turn: int, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With small caches in the plan, so that small layers have them."""
+    monkeypatch.setattr("convtune.schedules.minimal_filtering.worth_fetching", lambda size, target: True)
+    monkeypatch.setattr("convtune.schedules.filtering_ahead.AHEAD_BYTES", 1024)
+    minimal_filtering._orders.cache_clear()
+    text, wanted = case
+    check_odd(FILTERING, tmp_path, turn, (text, {**wanted, "order": "fetched"}))
+
+
+def test_weights_are_fetched_where_they_lie_in_memory() -> None:
+    """And sums are then in buffers that LLVM keeps in registers, one of each vector."""
+    many = ConvSpec.parse("conv,ic=512,oc=921,in=2x7x7,k=1x3x3,p=0x1x1,layout=NDHWC")
+    few = ConvSpec.parse("conv,ic=64,oc=64,in=2x7x7,k=1x3x3,p=0x1x1,layout=NDHWC")
+    assert "fetched" not in FILTERING.knobs(few, TARGET)["order"]
+    knobs = {**FILTERING.default(many, TARGET), "order": "fetched"}
+    assert FILTERING.default(many, TARGET)["order"] == "fetched"
+    assert FILTERING.allows(many, TARGET, knobs) and not FILTERING.allows(many, TARGET, {**knobs, "row_blocks": 4})
+    estimate = FILTERING.estimate(many, TARGET, knobs)
+    assert estimate < FILTERING.estimate(many, TARGET, {**knobs, "order": "channels"})
+    script = FILTERING.schedule(many, TARGET, knobs).script()
+    tile = int(knobs["tile_rows"]) * int(knobs["oc_vectors"])
+    assert "prefetch" in script and script.count("acc") > tile
 
 
 @pytest.mark.parametrize(("turn", "case"), list(enumerate(ODD)), ids=[text for text, _ in ODD])
