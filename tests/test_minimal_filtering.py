@@ -197,7 +197,7 @@ def test_the_cache_model_counts_what_is_fetched_ahead_once() -> None:
 
 
 FAR: tuple[Case, ...] = (
-    ("conv,n=2,ic=67,oc=83,in=13x11,k=3x3,p=1,bias,layout=NHWC", {"h_tile": 2, "w_tile": 2, "row_blocks": 1}),
+    ("conv,n=2,ic=67,oc=83,in=13x11,k=3x3,p=1,bias,layout=NHWC", {"h_tile": 2, "w_tile": 4, "row_blocks": 1}),
     ("conv,n=3,ic=67,oc=83,in=2x7x7,k=3x3x3,p=1,act=relu", {"h_tile": 2, "w_tile": 4, "row_blocks": 2}),
     ("transposed,n=3,ic=131,oc=67,in=13,k=8,s=4,p=2,residual,layout=NWC", {"w_tile": 3, "row_blocks": 2}),
 )
