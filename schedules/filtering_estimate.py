@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from convtune.targets import CpuTarget
 
 MEMORY_BYTES_PER_CYCLE = 6.0  # of a core, where all read at once
-FETCHED_BYTES_PER_CYCLE = 9.0  # by products that fetch ahead what they read
+FETCHED_FACTOR = 1.5  # how much more products read of U when they fetch it ahead
 APART_CYCLES = 8.0  # of a line, by the passes that a row of the output is written in
 MOST_APART_CYCLES = 32.0
 L2_SHARE = 0.9  # of the second cache that U, V and M fill together and still stay in
@@ -162,9 +162,8 @@ def _weights_bandwidth(plan: Plan, target: CpuTarget, task_bytes: int) -> float:
     size = 4 * prod(plan.u_shape)
     if size + task_bytes <= L2_SHARE * target.l2_bytes:
         return L2_BYTES_PER_CYCLE
-    if size <= target.l3_bytes / 2:
-        return L3_BYTES_PER_CYCLE
-    return FETCHED_BYTES_PER_CYCLE if plan.weights_ahead else MEMORY_BYTES_PER_CYCLE
+    bandwidth = L3_BYTES_PER_CYCLE if size <= target.l3_bytes / 2 else MEMORY_BYTES_PER_CYCLE
+    return bandwidth * (FETCHED_FACTOR if plan.weights_ahead else 1)
 
 
 def worth_fetching(size_bytes: float, target: CpuTarget) -> bool:
