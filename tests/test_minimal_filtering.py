@@ -205,7 +205,7 @@ FAR: tuple[Case, ...] = (
 
 @pytest.mark.parametrize(("turn", "case"), list(enumerate(FAR)), ids=[text for text, _ in FAR])
 def test_kernels_that_fetch_weights(turn: int, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With small caches in the plan, so that small layers have them."""
+    """Of small layers, as if their U came from memory."""
     monkeypatch.setattr("convtune.schedules.minimal_filtering.worth_fetching", lambda size, target: True)
     monkeypatch.setattr("convtune.schedules.filtering_ahead.AHEAD_BYTES", 1024)
     minimal_filtering._orders.cache_clear()
