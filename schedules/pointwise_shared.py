@@ -46,11 +46,11 @@ class PointwiseShared(Estimating[CpuTarget]):
         if not isinstance(target, CpuTarget) or not is_product(spec):
             return False
         whole, rest = divmod(spec.out_channels, target.lanes)
-        return 0 < whole <= MOST_WHOLE and rest > 0 and _share(rest, target.lanes) > 1
+        return 0 < whole <= MOST_WHOLE and rest > 0 and share_of(rest, target.lanes) > 1
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         positions = positions_of(spec)
-        share = _share(spec.out_channels % target.lanes, target.lanes)
+        share = share_of(spec.out_channels % target.lanes, target.lanes)
         parts = {1, *(target.threads << i for i in range(MOST_HALVINGS + 1))}
         return {
             "columns": tuple(size for size in range(share, target.tile_registers, share) if size <= positions),
@@ -211,15 +211,9 @@ class Tiles:
                 for i, weight in enumerate(weights):
                     add(acc[c * size + i], value, weight)
             if last:
-                add(acc[plan.columns * size + start // plan.share], self._blended(values, bind), shared)
+                value = blended(values, plan.lanes, plan.width, bind)
+                add(acc[plan.columns * size + start // plan.share], value, shared)
         return sequence(bind.statements)
-
-    def _blended(self, values: list[Expr], bind: Binder) -> Expr:
-        """Each position's input in its lanes of a shared vector."""
-        plan, blended = self.plan, values[0]
-        for owner, value in enumerate(values[1:], 1):  # each in all lanes to the end, of which the next takes its own
-            blended = bind(joined(plan.lanes, blended, value, owner * plan.width))
-        return blended
 
     def _store(self, acc: Any, lane: int, position: Expr, channel: int, size: int) -> Stmt:
         """The outputs of so many channels of a position, of the sums from that lane on."""
@@ -233,7 +227,15 @@ class Tiles:
         return loop(0, size, output, "VECTORIZED", "lane")
 
 
-def _share(rest: int, lanes: int) -> int:
+def blended(values: list[Expr], lanes: int, width: int, bind: Binder) -> Expr:
+    """Each position's input in its `width` lanes of a shared vector. values: in all lanes."""
+    joint = values[0]
+    for owner, value in enumerate(values[1:], 1):  # each in all lanes to the end, of which the next takes its own
+        joint = bind(joined(lanes, joint, value, owner * width))
+    return joint
+
+
+def share_of(rest: int, lanes: int) -> int:
     """Of how many positions so many channels share a vector, each in lanes enough to be worth a permute."""
     share = 1
     while 2 * share * max(rest, FEWEST_LANES) <= lanes:
@@ -243,7 +245,7 @@ def _share(rest: int, lanes: int) -> int:
 
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     columns, vectors, parts = (int(knobs[name]) for name in ("columns", "vectors", "parts"))
-    share = _share(spec.out_channels % target.lanes, target.lanes)
+    share = share_of(spec.out_channels % target.lanes, target.lanes)
     return Plan(spec.out_channels, spec.in_channels, target.lanes, share, columns, vectors, parts)
 
 

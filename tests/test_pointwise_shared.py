@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conformance_cases import corner, runnable, runnable_targets
-from convtune.schedules.pointwise_shared import Plan, _share, pointwise_shared
+from convtune.schedules.pointwise_shared import Plan, pointwise_shared, share_of
 from synthetic_spaces import machine
 from test_conformance import check
 
@@ -21,7 +21,7 @@ SPACE = ConvSpec.parse("conv,n=3,ic=5,oc=36,in=2x3x4,k=1x1x1,act=relu,layout=NDH
 
 @pytest.mark.parametrize(("rest", "share"), [(1, 4), (2, 4), (3, 4), (4, 4), (5, 2), (8, 2), (9, 1)])
 def test_positions_share_a_vector_as_long_as_they_fit(rest: int, share: int) -> None:
-    assert _share(rest, 16) == share
+    assert share_of(rest, 16) == share
     assert rest * share <= 16 or share == 1
 
 

@@ -17,6 +17,7 @@ WIDE = "znver4"
 PRODUCT = "pointwise,ic=12,oc=216,in=3x28x28,k=1x1x1,layout=NDHWC"
 STEM = "conv,ic=3,oc=64,in=33x35,k=7x7,s=2,p=3,layout=NHWC"
 SHARED = "pointwise,ic=9,oc=24,in=28x28,k=1x1,layout=NHWC"
+PADDED = "conv,ic=3,oc=24,in=31x64,k=3x3,s=2,p=1,layout=NHWC"
 GROUPS = "shuffled_grouped,ic=24,oc=60,in=28x28,k=1x1,g=3,layout=NHWC"
 
 
@@ -49,6 +50,12 @@ def test_sums_of_filtered_rows_stay_in_registers() -> None:
     assert not spilled(code(STEM, "filtered_rows", h_tile=4, columns=6, oc_vectors=4))
 
 
+@pytest.mark.parametrize(("columns", "oc"), [(16, 24), (14, 32)])
+def test_sums_of_rows_with_taps_on_padding_stay_in_registers(columns: int, oc: int) -> None:
+    spec = PADDED.replace("oc=24", f"oc={oc}")
+    assert not spilled(code(spec, "row_taps", columns=columns, vectors=oc // 16, row_block=4))
+
+
 def test_positions_are_not_taken_apart() -> None:
     """8 positions cross the ends of rows of 28, 7 do not."""
     apart, along = (product(columns, 3, "outer").count("imul") for columns in (8, 7))
@@ -59,6 +66,7 @@ def test_positions_are_not_taken_apart() -> None:
     ("spec", "owner", "knobs"),
     [
         (SHARED, "pointwise_shared", {"columns": 8, "vectors": 1, "parts": 2}),
+        (PADDED, "row_taps", {"columns": 16, "vectors": 1, "row_block": 4}),
         (GROUPS, "grouped_pointwise", {"columns": 4, "vectors": 4, "tiles": 1, "parts": 2}),
     ],
 )

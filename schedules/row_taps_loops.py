@@ -1,0 +1,183 @@
+"""The loops that `row_taps` writes: tasks, rows and tiles, and what a tile computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.depthwise_loops import loop as bounded
+from convtune.schedules.depthwise_loops import valid_taps
+from convtune.schedules.filtering_tensors import viewed
+from convtune.schedules.pointwise_shared import blended
+from convtune.schedules.statements import (
+    Binder,
+    Expr,
+    Stmt,
+    loop,
+    sequence,
+    spread_over,
+    unflat,
+    vector_sums,
+    when,
+)
+from convtune.schedules.tiling import ceil_div
+from convtune.schedules.written import Buffers, Held
+
+from convtune.expression import epilogue
+
+if TYPE_CHECKING:
+    from convtune.schedules.inside_taps_plan import Taps, Tiles
+    from convtune.schedules.row_taps_plan import Plan
+
+    from convtune.spec import ConvSpec
+
+
+def kernel(spec: ConvSpec, plan: Plan, buffers: Buffers, y: Any) -> Stmt:
+    """The kernel, over arguments in the shapes of the view, x with the columns and channels of a row as one."""
+    x, weight, bias, residual = buffers
+    axes = plan.view.axes
+    results = [y] if residual is None else [y, residual]
+
+    def over(xs: list[Any], ys: list[Any]) -> Stmt:
+        given = xs[0], weight, bias, None if residual is None else ys[1]
+        return _Kernel(spec, plan, given, ys[0]).statement()
+
+    def of_x(xs: list[Any]) -> Stmt:
+        outs = [axis.out for axis in axes]
+        return viewed(results, (plan.view.batch, *outs, plan.channels), lambda ys: over(xs, ys))
+
+    depth, rows, columns = (axis.size for axis in axes)
+    return viewed([x], (plan.view.batch, depth, rows, columns * plan.depth), of_x)
+
+
+class _Kernel:
+    def __init__(self, spec: ConvSpec, plan: Plan, buffers: Buffers, y: Any) -> None:
+        self.spec, self.plan, self.arguments, self.y = spec, plan, Held(spec, buffers), y
+
+    def statement(self) -> Stmt:
+        plan = self.plan
+
+        def row(number: Expr) -> Stmt:
+            place = unflat(number, plan.row_shape)
+            parts = [self._tiles(place, group, block) for block in plan.blocks for group in plan.tiles]
+            return when([number < plan.rows] if plan.rows % plan.row_block else [], sequence(parts))
+
+        def task(index: Expr) -> Stmt:
+            return loop(plan.row_block, lambda local: row(index * plan.row_block + local), name="row")
+
+        return loop(plan.row_tasks, task, "PARALLEL", "task")
+
+    def _tiles(self, row: tuple[Expr, ...], group: Tiles, block: range) -> Stmt:
+        """Tiles side by side, of a row and a block of channels. row: image, depth and row."""
+
+        def tile(i: Expr) -> Stmt:
+            first = group.first + i * group.columns
+            body = lambda acc: self._tile(acc, row, first, group, block)  # noqa: E731
+            return vector_sums(self.plan.sums(block, group.columns), self.plan.lanes, body)
+
+        return loop(group.count, tile, name="tile")
+
+    def _tile(self, acc: list[Any], row: tuple[Expr, ...], first: Expr, group: Tiles, block: range) -> Stmt:
+        """The outputs of a register tile from a column on. acc: a vector each, the shared ones last."""
+        from tvm import tirx
+
+        plan, size = self.plan, len(block)
+        zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
+        clear = [tirx.BufferStore(each, zero, [tirx.Ramp(0, 1, plan.lanes)]) for each in acc]
+        products = self._products(acc, row, first, group, block) if group.taps else []
+        stores = [
+            self._store(acc[c * size + i], 0, (*row, first + c), vector * plan.lanes, plan.lanes)
+            for c in range(group.columns)
+            for i, vector in enumerate(block)
+        ]
+        if plan.ends(block):
+            rest, start = acc[group.columns * size :], plan.whole * plan.lanes
+            stores += [
+                self._store(rest[c // plan.share], c % plan.share * plan.width, (*row, first + c), start, plan.left)
+                for c in range(group.columns)
+            ]
+        return sequence([*clear, *products, *stores])
+
+    def _products(self, acc: list[Any], row: tuple[Expr, ...], first: Expr, group: Tiles, block: range) -> list[Stmt]:
+        """All of a tile, for the taps that read inputs."""
+        plan = self.plan
+        depth, rows, columns = plan.view.axes
+        n, *at = row
+
+        firsts = [axis.first(o) for axis, o in zip((depth, rows), at)]
+
+        def one(kd: Expr, kh: Expr) -> Stmt:
+            position = [f + k * axis.dilation for axis, f, k in zip((depth, rows), firsts, (kd, kh))]
+            place = [n, *position, columns.first(first) * plan.depth]
+            return sequence([self._run(acc, (kd, kh), run, place, group, block) for run in group.taps])
+
+        def of_depth(kd: Expr) -> Stmt:
+            return bounded(*valid_taps(rows, firsts[1]), lambda kh: one(kd, kh), name="kh")
+
+        # bounds, for LLVM 22 makes a copy of the loops for each tap that has a condition, and spills sums in some
+        return [bounded(*valid_taps(depth, firsts[0]), of_depth, name="kd")]
+
+    def _run(
+        self, acc: list[Any], taps: tuple[Expr, Expr], run: Taps, place: list[Expr], group: Tiles, block: range
+    ) -> Stmt:
+        """Of taps side by side that the same columns use. Neighbours in memory are one loop, with their channels.
+
+        place: of the first column's first tap and channel, with which the row is one.
+        """
+        depth, apart = self.plan.depth, self.plan.view.columns.dilation
+        together = run.count if apart == 1 else 1
+
+        def steps(number: Expr) -> Stmt:
+            kw = run.first + number * together
+
+            def step(k: Expr) -> Stmt:
+                source = [*place[:-1], place[-1] + kw * apart * depth + k]
+                return self._step(acc, [*taps, kw * depth + k], source, run, group.columns, block)
+
+            return loop(together * depth, step, name="k")
+
+        return loop(run.count // together, steps, name="kw")
+
+    def _step(
+        self, acc: list[Any], tap: list[Expr], source: list[Expr], run: Taps, tile_columns: int, block: range
+    ) -> Stmt:
+        """One tap and channel, for those columns of a tile that use the tap. source: of the tile's first column."""
+        from tvm import tirx
+
+        plan, size, ends = self.plan, len(block), self.plan.ends(block)
+        whole, bind = tirx.Ramp(0, 1, plan.lanes), Binder(f"float32x{plan.lanes}")
+        distance = plan.view.columns.stride * plan.depth
+
+        def add(total: Any, value: Expr, weight: Expr) -> None:
+            bind.store(total, [whole], tirx.BufferLoad(total, [whole]) + value * weight)
+
+        def lanes_of(vector: int, lanes: int) -> Expr:
+            return tirx.BufferLoad(self.arguments.weight, [*tap, tirx.Ramp(vector * plan.lanes, 1, lanes)])
+
+        weights = [bind(lanes_of(vector, plan.lanes)) for vector in block]
+        if ends:
+            repeated = tirx.Shuffle([lanes_of(plan.whole, plan.width)] * plan.share, list(range(plan.lanes)))
+            shared = bind(repeated if plan.share > 1 else lanes_of(plan.whole, plan.lanes))
+        for number in range(ceil_div(tile_columns, plan.share)):
+            columns = range(number * plan.share, min((number + 1) * plan.share, tile_columns))
+            used = [c for c in columns if run.columns[0] <= c < run.columns[1]]
+            values = {}
+            for c in used:
+                value = self.arguments.x(*source[:-1], source[-1] + c * distance)
+                values[c] = bind(spread_over(plan.lanes, value, blended=ends and plan.share > 1))
+                for i, weight in enumerate(weights):
+                    add(acc[c * size + i], values[c], weight)
+            if ends and used:
+                zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
+                together = [values.get(c, zero) for c in columns]
+                add(acc[tile_columns * size + number], blended(together, plan.lanes, plan.width, bind), shared)
+        return sequence(bind.statements)
+
+    def _store(self, acc: Any, lane: int, place: tuple[Expr, ...], channel: int, size: int) -> Stmt:
+        """So many channels of the output at a place, of the sums from that lane on."""
+        from tvm import tirx
+
+        def output(i: Expr) -> Stmt:
+            value = epilogue(self.arguments, tirx.BufferLoad(acc, [lane + i]), place[0], channel + i, place[1:])
+            return tirx.BufferStore(self.y, value, [*place, channel + i])
+
+        return loop(size, output, "VECTORIZED", "lane")
