@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import loop as bounded
@@ -12,6 +13,7 @@ from convtune.schedules.statements import (
     Binder,
     Expr,
     Stmt,
+    allocated,
     loop,
     sequence,
     spread_over,
@@ -19,7 +21,7 @@ from convtune.schedules.statements import (
     vector_sums,
     when,
 )
-from convtune.schedules.tiling import ceil_div
+from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 from convtune.schedules.written import Buffers, Held
 
 from convtune.expression import epilogue
@@ -80,22 +82,42 @@ class _Kernel:
         """The outputs of a register tile from a column on. acc: a vector each, the shared ones last."""
         from tvm import tirx
 
-        plan, size = self.plan, len(block)
+        plan = self.plan
         zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
         clear = [tirx.BufferStore(each, zero, [tirx.Ramp(0, 1, plan.lanes)]) for each in acc]
         products = self._products(acc, row, first, group, block) if group.taps else []
-        stores = [
-            self._store(acc[c * size + i], 0, (*row, first + c), vector * plan.lanes, plan.lanes)
-            for c in range(group.columns)
-            for i, vector in enumerate(block)
-        ]
-        if plan.ends(block):
-            rest, start = acc[group.columns * size :], plan.whole * plan.lanes
-            stores += [
-                self._store(rest[c // plan.share], c % plan.share * plan.width, (*row, first + c), start, plan.left)
-                for c in range(group.columns)
+        return sequence([*clear, *products, self._stores(acc, (*row, first), group.columns, block)])
+
+    def _stores(self, acc: list[Any], place: tuple[Expr, ...], columns: int, block: range) -> Stmt:
+        """The epilogue of a tile. place: of its first column."""
+        from tvm import tirx
+
+        plan, size = self.plan, len(block)
+
+        def of(column: Expr, sums: Callable[[Expr], tuple[Any, Expr]]) -> list[Stmt]:
+            """sums: the buffer of a vector of sums, and where it begins there."""
+            at = (*place[:-1], place[-1] + column)
+            stored = [
+                self._store(*sums(column * size + i), at, vector * plan.lanes, plan.lanes)
+                for i, vector in enumerate(block)
             ]
-        return sequence([*clear, *products, *stores])
+            if plan.ends(block):
+                buffer, start = sums(columns * size + column // plan.share)
+                lane = start + column % plan.share * plan.width
+                stored.append(self._store(buffer, lane, at, plan.whole * plan.lanes, plan.left))
+            return stored
+
+        if self.spec.activation not in LONG_ACTIVATIONS:
+            return sequence([each for column in range(columns) for each in of(column, lambda i: (acc[i], 0))])
+
+        def through(tile: Any) -> Stmt:  # a long activation is once in the code, not for each vector
+            lanes = [tirx.Ramp(i * plan.lanes, 1, plan.lanes) for i in range(len(acc))]
+            whole = tirx.Ramp(0, 1, plan.lanes)
+            keep = [tirx.BufferStore(tile, tirx.BufferLoad(each, [whole]), [at]) for each, at in zip(acc, lanes)]
+            stored = loop(columns, lambda column: sequence(of(column, lambda i: (tile, i * plan.lanes))))
+            return sequence([*keep, stored])
+
+        return allocated((len(acc) * plan.lanes,), "tile", "global", through)
 
     def _products(self, acc: list[Any], row: tuple[Expr, ...], first: Expr, group: Tiles, block: range) -> list[Stmt]:
         """All of a tile, for the taps that read inputs."""
@@ -172,7 +194,7 @@ class _Kernel:
                 add(acc[tile_columns * size + number], blended(together, plan.lanes, plan.width, bind), shared)
         return sequence(bind.statements)
 
-    def _store(self, acc: Any, lane: int, place: tuple[Expr, ...], channel: int, size: int) -> Stmt:
+    def _store(self, acc: Any, lane: Expr, place: tuple[Expr, ...], channel: int, size: int) -> Stmt:
         """So many channels of the output at a place, of the sums from that lane on."""
         from tvm import tirx
 

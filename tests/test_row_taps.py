@@ -18,7 +18,7 @@ STEM = "conv,ic=3,oc=24,in=45x46,k=3x3,s=2,p=1,layout=NHWC"
 ODD = [
     "conv,ic=3,oc=27,in=7x23,k=3x3,n=2,s=2,p=1,layout=NHWC,bias,act=gelu,residual",
     "dilated,ic=5,oc=20,in=13x19,k=3x3,p=3,d=3,layout=NHWC,act=relu",
-    "conv,ic=1,oc=45,in=5x29,k=5x4,p=2x5,layout=NHWC,bias",
+    "conv,ic=1,oc=45,in=5x29,k=5x4,p=2x5,layout=NHWC,bias,act=silu",
     "conv,ic=3,oc=12,in=3x7x9,k=3x3x3,p=1,layout=NDHWC,residual",
     "conv,ic=2,oc=6,in=37,k=7,p=3,layout=NWC,bias",
     "pointwise,ic=19,oc=36,in=2x9x11,k=1x1x1,s=1x2x2,layout=NDHWC,bias",
