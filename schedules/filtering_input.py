@@ -91,11 +91,29 @@ class _PartTransform:
         """All passes of a tile, through as many local buffers as there are `sizes`, each once more than needed."""
         if not sizes:
             return self._first(n, start, at, width, None)
+        inside = self._inside(start)
+        if prod(self.points) > self.plan.registers:
+            return self._staged(n, start, at, width, sizes, inside)
+        fast = self._straight(n, start, at, width)
+        return when(inside, fast, self._staged(n, start, at, width, sizes, [])) if inside else fast
+
+    def _staged(
+        self,
+        n: Expr,
+        start: list[Expr],
+        at: tuple[Expr, Expr, Expr],
+        width: int,
+        sizes: list[int],
+        inside: Sequence[Expr],
+    ) -> Stmt:
+        """Through the local buffers. inside: what to ask for first, of a tile that may lie inside x."""
 
         def with_buffers(made: list[Any]) -> Stmt:
             if len(made) < len(sizes):
                 return allocated((sizes[0], width), "half", "local", lambda buffer: with_buffers([*made, buffer]))
-            parts = [self._first(n, start, at, width, made[0])]
+            checked = self._columns(n, start, at, width, made[0], checked=True)
+            fast = self._columns(n, start, at, width, made[0], checked=False)
+            parts = [when(inside, fast, checked) if inside else checked]
             for number in range(1, len(self.filtered)):
                 source = made[(number - 1) % len(made)]
                 last = number == len(self.filtered) - 1
@@ -106,15 +124,47 @@ class _PartTransform:
 
     def _first(self, n: Expr, start: list[Expr], at: tuple[Expr, Expr, Expr], width: int, to: Any) -> Stmt:
         """The first filtered dimension, read from x: without conditions where the whole tile lies inside."""
-        conditions = [
-            [*_bounds(axis, first, 0, size), *_bounds(axis, first, 1, size)]
-            for axis, first, size in zip(self.plan.axes, start, self.inputs)
-        ]
-        inside = [c for of_axis in conditions for c in of_axis]
+        inside = self._inside(start)
         fast = self._columns(n, start, at, width, to, checked=False)
         if not inside:
             return fast
         return when(inside, fast, self._columns(n, start, at, width, to, checked=True))
+
+    def _inside(self, start: list[Expr]) -> list[Expr]:
+        """That a whole tile lies inside x."""
+        axes = zip(self.plan.axes, start, self.inputs)
+        return [c for axis, first, size in axes for side in range(2) for c in _bounds(axis, first, side, size)]
+
+    def _straight(self, n: Expr, start: list[Expr], at: tuple[Expr, Expr, Expr], width: int) -> Stmt:
+        """A tile that lies inside x, from loads to V in registers.
+
+        LLVM keeps the stores to a local buffer, which tiles at the edge read; `erfnet/up64_16` had twice as many.
+        """
+        axes = self.plan.axes
+
+        def body(lane: Expr) -> Stmt:
+            bind = Binder()
+            sizes, values = list(self.inputs), dict[tuple[int, ...], Expr]()
+            for index in itertools.product(*map(range, sizes)):
+                position = [s + i * a.pitch for s, i, a in zip(start, index, axes)]
+                values[index] = bind(widened(self.read(n, at[2], lane, position)))
+            for current in self.filtered:
+                rule, made = axes[current].filter, dict[tuple[int, ...], Expr]()
+                assert rule is not None
+                around = [[0] if i == current else range(size) for i, size in enumerate(sizes)]
+                for index in itertools.product(*around):
+                    places = [(*index[:current], i, *index[current + 1 :]) for i in range(self.inputs[current])]
+                    outputs = rule.transform_input([values[at_input] for at_input in places], bind)
+                    for i, value in enumerate(outputs[: self.points[current]]):
+                        place = (*index[:current], i, *index[current + 1 :])
+                        made[place] = bind(value)
+                sizes[current], values = self.points[current], made
+            for index, value in values.items():
+                point = flat(index, [axis.alpha for axis in axes])
+                bind.store(*self.v(point, at[0], at[1] + lane), value)
+            return sequence(bind.statements)
+
+        return loop(width, body, "VECTORIZED", "lane")
 
     def _columns(
         self, n: Expr, start: list[Expr], at: tuple[Expr, Expr, Expr], width: int, to: Any, checked: bool

@@ -42,6 +42,7 @@ class Plan:
     block: int  # tiles of a task
     per_pass: int  # channel blocks of a pass
     shared: bool  # V is made for all tiles first, and tasks are passes
+    registers: int = 0  # vectors that the transform of a tile of the input may hold
     ahead: bool = False  # x lies far away: what a tile reads is fetched while the one before it is transformed
     weights_ahead: bool = False  # products fetch U, which lies in memory
 
@@ -254,6 +255,7 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         per_pass=int(knobs["pass_blocks"]),
         shared=knobs.get("order") in ("channels", "fetched"),
         weights_ahead=knobs.get("order") == "fetched",
+        registers=target.vector_registers,
         ahead=spec.channels_last and spec.in_channels >= target.lanes and 4 * count(spec.in_shape) > target.l2_bytes,
     )
 

@@ -178,6 +178,10 @@ ODD: tuple[Case, ...] = (
     ("conv,n=3,ic=17,oc=21,in=47,k=3,p=1,layout=NWC", {"w_tile": 8, "order": "tiles"}),
     # inputs that are fetched ahead
     ("conv,ic=17,oc=19,in=131x137,k=3x3,s=2,p=1,bias,layout=NHWC", {"h_tile": 3, "w_tile": 3, "order": "tiles"}),
+    # tiles that pass through registers, in two dimensions and in three, beside parts that lack a tap
+    ("conv,n=2,ic=35,oc=19,in=17x23,k=3x3,p=1,bias,layout=NHWC", {"h_tile": 2, "w_tile": 3, "order": "tiles"}),
+    ("conv,ic=18,oc=17,in=7x6x9,k=2x2x2,p=1,layout=NDHWC", {"d_tile": 2, "h_tile": 2, "w_tile": 2}),
+    ("conv,n=2,ic=17,oc=21,in=19x14,k=3x3,s=2,p=0x1,layout=NHWC", {"h_tile": 3, "w_tile": 4, "order": "tiles"}),
     # phases of different numbers of taps, outputs cut on both sides or added
     ("transposed,n=3,ic=5,oc=19,in=7x9,k=5x3,s=2,p=3x1,op=1x0,bias,layout=NHWC", {"h_tile": 2, "order": "channels"}),
     ("transposed,n=2,ic=20,oc=42,in=13x6,k=4x4,s=2x3,p=1,g=2,act=silu,residual", {"h_tile": 3}),
@@ -226,6 +230,15 @@ def test_weights_are_fetched_where_they_lie_in_memory() -> None:
     script = FILTERING.schedule(many, TARGET, knobs).script()
     tile = int(knobs["tile_rows"]) * int(knobs["oc_vectors"])
     assert "prefetch" in script and script.count("acc") > tile
+
+
+@pytest.mark.parametrize(("m", "buffers"), [(2, 1), (6, 1), (7, 2)])
+def test_tiles_inside_go_through_registers(m: int, buffers: int) -> None:
+    """Where they hold all points: the only local buffer is of the output's transform then."""
+    spec = ConvSpec.parse("conv,ic=16,oc=16,in=14x14,k=3x3,layout=NHWC")
+    knobs = {**FILTERING.default(spec, TARGET), "h_tile": 2, "w_tile": m}
+    script = FILTERING.schedule(spec, TARGET, knobs).script()
+    assert sum("half" in line and "alloc" in line for line in script.splitlines()) == buffers
 
 
 @pytest.mark.parametrize(("turn", "case"), list(enumerate(ODD)), ids=[text for text, _ in ODD])
