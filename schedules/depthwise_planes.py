@@ -10,11 +10,15 @@
             y[...] = activation(acc + bias + residual)
 
     a whole plane in place of the loops over oh_tile and ow_tile, its vectors of as many rows as fit:   shape: planes
+    the same in narrower vectors, each of a row and what is left of a power of two:                     shape: padded
     a whole plane of several channels, whose columns take turns in vectors of a row, see `Woven`:       shape: woven
 
 Rows that are no multiple of a vector end with a vector that begins earlier. Where a plane's vectors hold several rows,
 lanes that are left are not computed: the next vector's store overwrites them, and the last one is filled from the one
 before it. Tiles at the left and right border have code of their own, with zeros permuted in.
+
+A vector of one row needs no permutes but at the ends of a plane, where loads would leave it: each column of the kernel
+has loads of its own, whose lanes outside of the row are zeroed by units that do not multiply.
 """
 
 from __future__ import annotations
@@ -141,9 +145,9 @@ def _woven(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> WovenPlan:
 
 
 def _flat_plane(plan: PlanesPlan, target: CpuTarget, depth: float) -> float:
-    """Cycles of a plane of the output in vectors of several rows."""
+    """Cycles of a plane of the output in vectors of whole rows; no condition is between it and the next one."""
     tiles = plane_loads(plan)
-    return sum(depth * _bound(plan, target, *tile) + 2 * tile[-1] + TILE_CYCLES for tile in tiles)
+    return sum(depth * _bound(plan, target, *tile) + 2 * tile[-1] for tile in tiles)
 
 
 def _plane_of_rows(plan: PlanesPlan, target: CpuTarget, depth: float) -> float:

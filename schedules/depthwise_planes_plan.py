@@ -21,6 +21,9 @@ ZERO = -1
 ANY = -2
 """A lane whose output is not stored."""
 
+FLAT = ("planes", "padded")
+"""Shapes whose code is that of a whole plane."""
+
 Source = tuple[int, ...]  # for each lane a position, ZERO or ANY
 Use = tuple[int, int, int]  # (vector of the tile, kh, kw)
 AnyUse = TypeVar("AnyUse", tuple[int, int], Use)
@@ -30,10 +33,11 @@ AnyUse = TypeVar("AnyUse", tuple[int, int], Use)
 class PlanesPlan:
     """What a candidate makes of a view.
 
-    flat: whether a vector holds as many whole rows as fit, and the code is that of a whole plane; else vectors are
-    pieces of a row. rows: of a tile; where flat, in vectors. vectors: pieces of a row in a tile, overlapping where they
-    do not divide it. parts, row_blocks: parts that tasks make of the channels and of the rows. outputs: channels that a
-    tile has at a time, of which `channels` counts as one; 1 but where several read the same inputs.
+    flat: whether a vector holds as many whole rows as fit, be it one, and the code is that of a whole plane; else
+    vectors are pieces of a row. rows: of a tile; where flat, in vectors. vectors: pieces of a row in a tile,
+    overlapping where they do not divide it. parts, row_blocks: parts that tasks make of the channels and of the rows.
+    outputs: channels that a tile has at a time, of which `channels` counts as one; 1 but where several read the same
+    inputs.
     """
 
     view: View
@@ -56,6 +60,8 @@ class PlanesPlan:
         """
         axis, outputs = self.view.columns, self.outputs
         most = max(1, (self.registers - vectors * outputs - 3) // (self.view.rows.taps * outputs))
+        if self.flat and self.side_by_side == 1 and axis.stride == 1:
+            most = 1  # no two read the same load, and so a column is added to all sums, none of which waits for itself
         step = self.lanes * axis.stride
         columns = sorted(range(axis.taps), key=lambda tap: (0 if self.flat else tap * axis.dilation % step, tap))
         return [columns[first : first + most] for first in range(0, axis.taps, most)]
@@ -222,14 +228,23 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> PlanesPlan:
     return PlanesPlan(
         view=view,
         channels=spec.out_channels,
-        lanes=lanes_of(view, target, knobs["shape"] == "planes"),
-        flat=knobs["shape"] == "planes",
+        lanes=_lanes(view, target, str(knobs["shape"])),
+        flat=knobs["shape"] in FLAT,
         rows=int(knobs["rows"]),
         vectors=int(knobs["vectors"]),
         parts=int(knobs["parts"]),
         row_blocks=int(knobs["row_blocks"]),
         registers=target.vector_registers,
     )
+
+
+def _lanes(view: View, target: CpuTarget, shape: str) -> int:
+    return _padded_lanes(view) if shape == "padded" else lanes_of(view, target, shape == "planes")
+
+
+def _padded_lanes(view: View) -> int:
+    """The fewest, in powers of two, that hold a row of outputs."""
+    return 1 << (view.columns.out - 1).bit_length()
 
 
 def lanes_of(view: View, target: CpuTarget, flat: bool) -> int:
@@ -242,7 +257,7 @@ def lanes_of(view: View, target: CpuTarget, flat: bool) -> int:
 
 
 def shapes_of(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
-    """What vectors may hold: pieces of rows, or several short rows."""
+    """What vectors may hold: pieces of rows, several short rows, or one each where that takes a narrower vector."""
     view, found = view_of(spec), []
     if lanes_of(view, target, flat=False) >= FEWEST_LANES:
         found.append("rows")
@@ -250,6 +265,8 @@ def shapes_of(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
     short = lanes_of(view, target, flat=False) < target.lanes
     if short and not wide and lanes_of(view, target, flat=True) >= FEWEST_LANES:
         found.append("planes")
+        if FEWEST_LANES <= _padded_lanes(view) < lanes_of(view, target, flat=True):
+            found.append("padded")
     return tuple(found)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.depthwise_loops import least, loop, named, part, valid_taps
 from convtune.schedules.depthwise_plan import View, view_of
 from convtune.schedules.depthwise_planes_loops import plane_index
-from convtune.schedules.estimate import FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES
+from convtune.schedules.estimate import FMAS_PER_CYCLE, LOADS_PER_CYCLE
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div
 from convtune.schedules.written import Held
@@ -137,7 +137,10 @@ class WovenPlan:
 
 
 def group_cycles(plan: WovenPlan) -> float:
-    """Of a plane of outputs of a group, without what it waits for memory: permutes share the ports of multiply-adds."""
+    """Of a plane of outputs of a group, without what it waits for memory: permutes share the ports of multiply-adds.
+
+    The next plane begins beside it, as no condition is between.
+    """
     view = plan.view
     rows, depth = view.rows, view.depth.all_valid / view.depth.out
     read = sum(bool(plan.reads(row)) for row in range(rows.size))
@@ -148,7 +151,7 @@ def group_cycles(plan: WovenPlan) -> float:
     fmas = depth * rows.all_valid * len(plan.taps)
     loads = depth * (2 * plan.planes * read * len(plan.held) + rows.taps * len(plan.taps))
     permutes = depth * read * shifts + stores
-    return max(fmas / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE) + permutes + TILE_CYCLES
+    return max(fmas / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE) + permutes
 
 
 def power_of_two(most: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -154,7 +155,9 @@ def test_loads_cover_a_source_and_stay_inside(source: Source, have: tuple[int, .
         (depthwise_planes, 5, {"vectors": 9, "parts": 2}),
         (depthwise_planes, 6, {"parts": 1}),
         (depthwise_planes, 7, {"shape": "woven", "parts": 2}),
+        (depthwise_planes, 7, {"shape": "padded", "rows": 6}),
         (depthwise_planes, 8, {"shape": "woven", "parts": 1}),
+        (depthwise_planes, 8, {"shape": "padded", "rows": 2}),
         (depthwise_squares, 0, {"rows": 2, "parts": 2}),
         (depthwise_squares, 3, {"parts": 2}),
         (depthwise_squares, 5, {"parts": 2}),
@@ -163,6 +166,27 @@ def test_loads_cover_a_source_and_stay_inside(source: Source, have: tuple[int, .
 def test_corners_are_right(owner: Space[Any], number: int, wanted: dict[str, Any]) -> None:
     target = runnable("x86-64-v3")
     check(owner, SPECS[number], target, corner(owner, SPECS[number], target, wanted))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["k=3x3,p=1", "k=5x5,p=2", "k=3x3,p=2,d=2", "k=3x3,s=2,p=1,bias,residual"])
+def test_rows_of_half_a_vector_are_right_on_wide_ones(kernel: str) -> None:
+    target = runnable("x86-64-v4")
+    size = "13x14" if "s=2" in kernel else "7x7"
+    spec = ConvSpec.parse(f"depthwise,n=2,ic=19,oc=19,in={size},{kernel},act=relu,layout=NCHW")
+    check(depthwise_planes, spec, target, corner(depthwise_planes, spec, target, {"shape": "padded", "rows": 7}))
+
+
+@pytest.mark.parametrize("taps", [3, 5])
+def test_a_vector_of_one_row_permutes_at_the_ends_of_a_plane_only(taps: int) -> None:
+    spec = ConvSpec.parse(f"depthwise,ic=32,oc=32,in=7x7,k={taps}x{taps},p={taps // 2},layout=NCHW")
+    knobs = {"shape": "padded", "rows": 7, "vectors": 1, "parts": 2, "row_blocks": 1}
+    module, _ = scheduled(spec, TARGET, Candidate(depthwise_planes.name, knobs))
+    text = str(tvm.compile(codegen.any_alignment(module), target=TARGET.to_tvm()).mod.inspect_source("asm"))
+    assert len(re.findall(r"\bvfn?madd\w+ps\s.*%ymm", text)) == (7 * taps - taps // 2 * (taps // 2 + 1)) * taps
+    assert not re.search(r"\bvfn?madd\w+ps\s.*%zmm", text)
+    ends = 2 * taps  # a row at each end, and the plane's last store
+    assert len(re.findall(r"\bvperm\w+\s", text)) <= ends
 
 
 @pytest.mark.parametrize(("rows", "vectors"), [(2, 7), (3, 7)])
