@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from convtune.errors import TargetError
 from convtune.targets.base import Family, Target
 from convtune.targets.host import MAX_THREADS, current
+from convtune.targets.units import per_cycle
 
 if TYPE_CHECKING:
     from convtune.targets.host import Host
@@ -83,6 +84,25 @@ class CpuTarget(Target):
         tiles that leave none for them it moved sums from register to register, 38 times for 28 multiply-adds.
         """
         return self.vector_registers - (2 if self.machine == "aarch64" else 0)
+
+    @functools.cached_property
+    def _per_cycle(self) -> tuple[float, float, float]:
+        return per_cycle(self.mcpu, self.vector_bytes)
+
+    @property
+    def fmas_per_cycle(self) -> float:
+        """Vectors that a core multiplies and adds in a cycle."""
+        return self._per_cycle[0]
+
+    @property
+    def loads_per_cycle(self) -> float:
+        """Vectors that a core loads in a cycle from its first cache."""
+        return self._per_cycle[1]
+
+    @property
+    def stores_per_cycle(self) -> float:
+        """Vectors that a core stores in a cycle to its first cache."""
+        return self._per_cycle[2]
 
     @property
     def spreads_apart(self) -> bool:
