@@ -188,7 +188,7 @@ def _stage_cycles(stage: Stage[Tile], target: CpuTarget, knobs: Knobs, resident_
         steps, loads = taps, sums + tile.vectors
     else:
         steps, loads = taps * stage.spec.in_channels, tile.columns + tile.vectors
-    compute = steps * step_cycles(sums, loads) + 2 * sums + TILE_CYCLES
+    compute = steps * step_cycles(target, sums, loads) + 2 * sums + TILE_CYCLES
     weights = steps * tile.block * 4
     inner = is_inner(stage, knobs)
     stream = stream_cycles(target, weights, weights * (tile.blocks if inner else 1))

@@ -110,7 +110,7 @@ class ChannelLanes(Estimating[CpuTarget]):
         shared = sums + (reach + 1) * tile.vectors <= target.vector_registers
         inputs = tile.rows * tile.vectors * (reach if shared else tile.columns * taps)
         loads = unrolled_rows * (inputs + tile.vectors * taps)
-        body = step_cycles(sums * taps * unrolled_rows, loads) + 4
+        body = step_cycles(target, sums * taps * unrolled_rows, loads) + 4
         per_tile = kernel[0] * kernel[1] // unrolled_rows * depth * body + 2 * sums + TILE_CYCLES
         oh_block, tiles_wide = int(knobs["oh_block"]), ceil_div(out[2], tile.columns)
         ow_block = min(int(knobs["ow_block"]), tiles_wide)

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.deformable_sampling import chunk, fetches_ahead, fetching_ahead, gathered, place_gather
 from convtune.schedules.estimate import (
     BARRIER_CYCLES,
-    LOADS_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
+    load_cycles,
     overlapped,
     stream_cycles,
     tile_step_cycles,
@@ -167,7 +167,7 @@ class DeformableGather(Estimating[CpuTarget]):
         read = stream_cycles(target, neighbours, count(spec.in_shape[1:]) * 4)
         if fetches_ahead(spec, target):
             read /= 2
-        loads = groups * vectors * (max(len(CORNERS) / LOADS_PER_CYCLE, read) + 1)
+        loads = groups * vectors * (max(load_cycles(target, len(CORNERS)), read) + 1)
         return taps * (loads + spec.offset_groups * (TABLE_CYCLES / target.lanes + MOVE_CYCLES))
 
     def _tile(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Tile:

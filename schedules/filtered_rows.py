@@ -24,13 +24,20 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.estimate import TILE_CYCLES, Tasks, overlapped, stream_cycles, tile_step_cycles, write_cycles
+from convtune.schedules.estimate import (
+    TILE_CYCLES,
+    Tasks,
+    fma_cycles,
+    overlapped,
+    store_cycles,
+    stream_cycles,
+    tile_step_cycles,
+    write_cycles,
+)
 from convtune.schedules.filtered_rows_input import Row, transformed
 from convtune.schedules.filtering_axis import axes_of
 from convtune.schedules.filtering_estimate import (
     MOST_AMPLIFICATION,
-    OPERATION_CYCLES,
-    STORE_CYCLES,
     amplification,
     expected_error,
     output_cycles,
@@ -101,7 +108,8 @@ class FilteredRows(Estimating[CpuTarget]):
         row, filters = Row.of(spec, plan), [axis.filter for axis in plan.axes if axis.filter]
         operations = sum(plan.points / f.alpha * f.operations[0] for f in filters)
         vectors = row.planes * ceil_div(row.inside * row.channels, plan.lanes) + row.parts
-        made = row.parts * vectors * (plan.points * len(filters) * STORE_CYCLES + operations * OPERATION_CYCLES)
+        of_vector = store_cycles(target, plan.points * len(filters)) + fma_cycles(target, operations)
+        made = row.parts * vectors * of_vector
         steps = plan.depth * plan.taps * plan.density
         panel = plan.points * steps * plan.width * 4
         product = plan.points * (steps * tile_step_cycles(target, plan.rows, plan.vectors) + TILE_CYCLES)

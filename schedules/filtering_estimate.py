@@ -12,8 +12,10 @@ from convtune.schedules.estimate import (
     L3_BYTES_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
+    fma_cycles,
     overlapped,
     second_caches_hold,
+    store_cycles,
     stream_cycles,
     tile_step_cycles,
     write_cycles,
@@ -29,8 +31,6 @@ FETCHED_FACTOR = 1.5  # how much more products read of U when they fetch it ahea
 APART_CYCLES = 8.0  # of a line, by the passes that a row of the output is written in
 MOST_APART_CYCLES = 32.0
 L2_SHARE = 0.9  # of the second cache that U, V and M fill together and still stay in
-STORE_CYCLES = 1.0
-OPERATION_CYCLES = 0.5
 PLACE_CYCLES = 30.0  # where a tile is, and whether it lies inside
 HANDED_CYCLES = (
     100.0  # of a line from core to core: several are under way at once; on two dies it takes four times that
@@ -122,7 +122,7 @@ def _input_cycles(plan: Plan, target: CpuTarget, v_bytes: int) -> float:
         stream_cycles(target, plan.points * plan.lanes * 4, v_bytes) * 3
     )  # a line is read, then written, and evicts another
     needed = prod(1 - (axis.parts - axis.whole) / (axis.parts * axis.alpha) for axis in plan.axes)
-    of_vector = stores * STORE_CYCLES + operations * OPERATION_CYCLES + to_v
+    of_vector = store_cycles(target, stores) + fma_cycles(target, operations) + to_v
     from_x = stream_cycles(target, plan.x_bytes / plan.tiles, plan.x_bytes) * plan.v_channels / plan.channels
     return plan.taps * (PLACE_CYCLES + vectors * needed * of_vector) + from_x / 2
 
@@ -136,7 +136,7 @@ def output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:
             size = size // axis.alpha * axis.m
             stores += size
     from_m = stream_cycles(target, plan.points * plan.lanes * 4, m_bytes) * 4  # three to write it
-    return PLACE_CYCLES / 2 + stores * STORE_CYCLES + operations * OPERATION_CYCLES + from_m
+    return PLACE_CYCLES / 2 + store_cycles(target, stores) + fma_cycles(target, operations) + from_m
 
 
 def _product_cycles(plan: Plan, target: CpuTarget, task_bytes: int) -> float:

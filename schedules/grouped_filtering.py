@@ -33,12 +33,13 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
     FEWEST_SUMS,
+    FMAS_PER_CYCLE,
     L2_BYTES_PER_CYCLE,
+    LOADS_PER_CYCLE,
     RUN_CYCLES,
     TILE_CYCLES,
     Tasks,
     overlapped,
-    step_cycles,
     stream_cycles,
 )
 from convtune.schedules.filtering_estimate import UNIT_ROUNDOFF
@@ -211,7 +212,8 @@ def _product_cycles(plan: Plan) -> float:
     for places, parts in columns.products_of:
         reached = len({t * columns.step + columns.offset(k) for t in range(plan.wide) for k in parts})
         loads = reached * len(set(met)) + plan.rows.taps * len(parts) * plan.vectors
-        step = step_cycles(max(sums, FEWEST_SUMS) * len(met) * len(parts) // plan.high, loads)
+        fmas = max(max(sums, FEWEST_SUMS) * len(met) * len(parts) // plan.high, FEWEST_SUMS)
+        step = max(fmas / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
         cycles += len(places) * (plan.depth * step + 2 * sums + TILE_CYCLES)
     return ceil_div(columns.tiles, plan.wide) * plan.passes * cycles
 

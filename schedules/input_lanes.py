@@ -25,10 +25,11 @@ from convtune.schedules.depthwise_loops import least, loop, named, part, valid_t
 from convtune.schedules.depthwise_plan import View, axes_of, view_of
 from convtune.schedules.estimate import (
     FEWEST_SUMS,
-    FMAS_PER_CYCLE,
-    LOADS_PER_CYCLE,
     Tasks,
+    fma_cycles,
+    load_cycles,
     stream_cycles,
+    waiting_factor,
 )
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, vector_sums, when
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced
@@ -83,7 +84,8 @@ class InputLanes(Estimating[CpuTarget]):
             fmas = len(vector) * view.columns.taps
             loads = len(plan.reads(vector)) + view.columns.taps * len({channel for _, channel in vector})
             chains = len(vector) * plan.copies
-            step = max(fmas * max(1.0, FEWEST_SUMS / chains) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
+            alone = fma_cycles(target, fmas * waiting_factor(target, chains))
+            step = max(alone, load_cycles(target, loads))
             cycles += rows * (plan.depth * step + ROW_CYCLES)
             cycles += 2 * plan.lanes / SHUFFLES_PER_CYCLE + VECTOR_CYCLES
         read = 4 * plan.columns * view.columns.stride * spec.in_channels * view.rows.stride * view.depth.stride

@@ -129,7 +129,8 @@ class PointwisePlanes(Estimating[CpuTarget]):
             stream += window / L3_BYTES_PER_CYCLE
         else:
             stream += stream_cycles(target, window, plan.panel_bytes)
-        compute = plan.depth * step_cycles(sums, plan.outputs + int(vectors * crossing)) + 2 * sums + TILE_CYCLES
+        step = step_cycles(target, sums, plan.outputs + int(vectors * crossing))
+        compute = plan.depth * step + 2 * sums + TILE_CYCLES
         if first and plan.copied:
             compute += plan.depth * vectors  # stores to the panel
         if first and planes_collide(spec):

@@ -20,7 +20,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import loop, part, pieces
-from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, stream_cycles
+from convtune.schedules.estimate import (
+    FEWEST_SUMS,
+    FMA_LATENCY,
+    TILE_CYCLES,
+    Tasks,
+    fma_cycles,
+    load_cycles,
+    stream_cycles,
+)
 from convtune.schedules.pointwise_gemm import MOST_HALVINGS, MOST_VECTORS, is_product, positions_of
 from convtune.schedules.statements import Binder, Expr, Stmt, as_row, joined, sequence, spread_over, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, spaced
@@ -73,8 +81,9 @@ class PointwiseShared(Estimating[CpuTarget]):
         for block in plan.blocks:
             last, sums = plan.ends(block), plan.sums(block)
             blends = plan.columns - plan.columns // plan.share if last else 0
-            ports = max(sums, FEWEST_SUMS) + blends * (0.5 + plan.share / 8)  # those of four positions are a chain
-            step = max(ports / FMAS_PER_CYCLE, (plan.columns + len(block) + last) / LOADS_PER_CYCLE)
+            blended = fma_cycles(target, blends * (0.5 + plan.share / 8))  # those of four positions are a chain
+            compute = max(fma_cycles(target, sums), FMA_LATENCY) + blended
+            step = max(compute, load_cycles(target, plan.columns + len(block) + last))
             stores = (1 + spec.residual) * (sums + blends) + TILE_CYCLES
             size = 4 * plan.depth * len(block) * plan.lanes
             cycles += plan.depth * step + stores + stream_cycles(target, size, size)

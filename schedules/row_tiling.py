@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
-    FEWEST_SUMS,
-    FMAS_PER_CYCLE,
-    LOADS_PER_CYCLE,
+    FMA_LATENCY,
     TILE_CYCLES,
+    fma_cycles,
+    load_cycles,
     overlapped,
     stream_cycles,
 )
@@ -112,8 +112,8 @@ def tile_cycles(
     # an unaligned load of a whole line always reads two
     crossing = 1 + tile.lanes * 4 / LINE_BYTES if kernel[2] > 1 else 1
     loads = rows * tile.vectors * crossing + tile.channels * kernel[1]
-    fmas = kernel[1] * _fma_cycles(tile.sums, depth * count(spec.kernel))
-    body = max(fmas, loads / LOADS_PER_CYCLE) + (0 if unrolled == UNROLLED["kw_kh"] else LOOP_CYCLES)
+    fmas = kernel[1] * _fma_cycles(target, tile.sums, depth * count(spec.kernel))
+    body = max(fmas, load_cycles(target, loads)) + (0 if unrolled == UNROLLED["kw_kh"] else LOOP_CYCLES)
     weights_bytes = depth * count(spec.kernel) * tile.channels * 4
     window_bytes = depth * kernel[0] * rows * tile.columns * stride[2] * 4
     stream = stream_cycles(target, weights_bytes, weights_bytes * weights_resident)
@@ -121,9 +121,9 @@ def tile_cycles(
     return overlapped(depth * kernel[0] * kernel[2] * body, stream) + TILE_CYCLES
 
 
-def _fma_cycles(sums: int, steps: int) -> float:
+def _fma_cycles(target: CpuTarget, sums: int, steps: int) -> float:
     """One step's FMAs, of which the next depends on, unless the processor has other tiles to go on with."""
-    return (sums if steps <= OVERLAPPING else max(sums, FEWEST_SUMS)) / FMAS_PER_CYCLE
+    return max(fma_cycles(target, sums), 0.0 if steps <= OVERLAPPING else FMA_LATENCY)
 
 
 def row_values(spec: ConvSpec, tile: RowTile, acc: Any, width: int) -> Any:
