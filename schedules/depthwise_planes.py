@@ -24,6 +24,7 @@ has loads of its own, whose lanes outside of the row are zeroed by units that do
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_cost import STREAM_BYTES_PER_CYCLE
@@ -40,15 +41,15 @@ from convtune.schedules.depthwise_planes_plan import (
 )
 from convtune.schedules.depthwise_woven import Woven, WovenPlan, group_cycles, weaves, woven_pack, woven_plan
 from convtune.schedules.estimate import (
-    FEWEST_SUMS,
-    FMAS_PER_CYCLE,
     HIDDEN_LINES,
     L2_BYTES_PER_CYCLE,
-    LOADS_PER_CYCLE,
     TILE_CYCLES,
     WRITTEN_BYTES_PER_CYCLE,
     Tasks,
+    fma_cycles,
+    load_cycles,
     overlapped,
+    waiting_factor,
 )
 from convtune.schedules.tiling import LINE_BYTES, ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
@@ -106,7 +107,7 @@ class DepthwisePlanes(Estimating[CpuTarget]):
         if knobs["shape"] == "woven":
             woven = _woven(spec, target, knobs)
             blocks, rows = 1, woven.planes
-            task = ceil_div(woven.groups, woven.parts) * (view.depth.out * group_cycles(woven) + TILE_CYCLES)
+            task = ceil_div(woven.groups, woven.parts) * (view.depth.out * group_cycles(woven, target) + TILE_CYCLES)
         else:
             plane, rows = (_flat_plane if plan.flat else _plane_of_rows)(plan, target, depth), plan.rows
             task = ceil_div(plan.channels, plan.parts) * (view.depth.out * plane / blocks + TILE_CYCLES)
@@ -174,8 +175,9 @@ def _bound(plan: PlanesPlan, target: CpuTarget, fmas: float, loads: float, permu
     spare = max(0, target.vector_registers - sums - 3)
     weights = fmas * max(0.0, 1 - spare / plan.view.rows.taps)
     crossing = 1 + min(1.0, 4 * plan.lanes / 64)
-    alone = fmas * max(1.0, FEWEST_SUMS / sums) / FMAS_PER_CYCLE
-    return max(alone, (loads * crossing + weights) / LOADS_PER_CYCLE) + 0.5 * permutes
+    units = replace(target, vector_bytes=4 * plan.lanes)  # that pass narrower vectors more quickly, on some CPUs
+    alone = fma_cycles(units, fmas * waiting_factor(units, sums))
+    return max(alone, load_cycles(units, loads * crossing + weights)) + fma_cycles(units, permutes)
 
 
 depthwise_planes = DepthwisePlanes()

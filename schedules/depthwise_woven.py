@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.depthwise_loops import least, loop, named, part, valid_taps
 from convtune.schedules.depthwise_plan import View, view_of
 from convtune.schedules.depthwise_planes_loops import plane_index
-from convtune.schedules.estimate import FMAS_PER_CYCLE, LOADS_PER_CYCLE
+from convtune.schedules.estimate import fma_cycles, load_cycles
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div
 from convtune.schedules.written import Held
@@ -136,7 +136,7 @@ class WovenPlan:
         return found
 
 
-def group_cycles(plan: WovenPlan) -> float:
+def group_cycles(plan: WovenPlan, target: CpuTarget) -> float:
     """Of a plane of outputs of a group, without what it waits for memory: permutes share the ports of multiply-adds.
 
     The next plane begins beside it, as no condition is between.
@@ -151,7 +151,7 @@ def group_cycles(plan: WovenPlan) -> float:
     fmas = depth * rows.all_valid * len(plan.taps)
     loads = depth * (2 * plan.planes * read * len(plan.held) + rows.taps * len(plan.taps))
     permutes = depth * read * shifts + stores
-    return max(fmas / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE) + permutes
+    return max(fma_cycles(target, fmas), load_cycles(target, loads)) + fma_cycles(target, 2 * permutes)
 
 
 def power_of_two(most: int) -> int:

@@ -189,6 +189,13 @@ def test_a_vector_of_one_row_permutes_at_the_ends_of_a_plane_only(taps: int) -> 
     assert len(re.findall(r"\bvperm\w+\s", text)) <= ends
 
 
+@pytest.mark.parametrize(("cpu", "shape"), [("znver4", "padded"), ("znver5", "woven")])
+def test_rows_of_half_a_vector_pay_where_units_pass_vectors_in_halves(cpu: str, shape: str) -> None:
+    spec, target = ConvSpec.parse("depthwise,ic=1152,oc=1152,in=7x7,k=3x3,p=1"), targets.resolve(cpu, threads=2)
+    knobs = all_knobs(depthwise_planes, spec, target)
+    assert min(knobs, key=lambda each: depthwise_planes.estimate(spec, target, each))["shape"] == shape
+
+
 @pytest.mark.parametrize(("rows", "vectors"), [(2, 7), (3, 7)])
 def test_sums_and_inputs_of_tiles_at_borders_stay_in_registers(rows: int, vectors: int) -> None:
     spec = ConvSpec.parse("depthwise,ic=16,oc=16,in=112x112,k=3x3,p=1,layout=NCHW")
