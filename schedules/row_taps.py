@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_plan import view_of
 from convtune.schedules.estimate import (
-    FEWEST_SUMS,
-    FMAS_PER_CYCLE,
-    LOADS_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
+    fma_cycles,
+    load_cycles,
     overlapped,
     stream_cycles,
+    waiting_factor,
     write_cycles,
 )
 from convtune.schedules.inside_taps import LOOP_CYCLES
@@ -101,7 +101,7 @@ class RowTaps(Estimating[CpuTarget]):
         row = 0.0
         for block in plan.blocks:
             tiles = sum(group.count for group in plan.tiles)
-            products = used * self._row_cycles(plan, block) + self._store_cycles(plan, block, spec.residual)
+            products = used * self._row_cycles(target, plan, block) + self._store_cycles(plan, block, spec.residual)
             read = weight_bytes * used / (view.depth.taps * view.rows.taps) * len(block) / max(plan.whole, 1)
             row += overlapped(products, stream_cycles(target, read * tiles, weight_bytes))
         run_bytes = 4 * (plan.channels * plan.columns if len(plan.blocks) == 1 else plan.vectors * plan.lanes)
@@ -113,15 +113,16 @@ class RowTaps(Estimating[CpuTarget]):
         cycles = plan.rows / plan.row_tasks * row + 0.4 * stream_cycles(target, inputs, moved)
         return Tasks(plan.row_tasks, cycles).on(target)
 
-    def _row_cycles(self, plan: Plan, block: range) -> float:
+    def _row_cycles(self, target: CpuTarget, plan: Plan, block: range) -> float:
         """Of one row of the kernel on a row of outputs."""
         ends, cycles = plan.ends(block), 0.0
         for group in plan.tiles:
             for run in group.taps:
                 sums = plan.sums(block, run.width)
                 blends = run.width - run.width // plan.share if ends and plan.share > 1 else 0
-                ports = max(sums, FEWEST_SUMS) + blends * (0.5 + plan.share / 8)  # those of four columns are a chain
-                step = max(ports / FMAS_PER_CYCLE, (run.width + len(block) + ends) / LOADS_PER_CYCLE)
+                # blends of four columns are a chain
+                ports = sums * waiting_factor(target, sums) + blends * (0.5 + plan.share / 8)
+                step = max(fma_cycles(target, ports), load_cycles(target, run.width + len(block) + ends))
                 cycles += group.count * (run.count * plan.depth * step + LOOP_CYCLES)
         return cycles
 
