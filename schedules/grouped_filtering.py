@@ -32,14 +32,15 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
-    FEWEST_SUMS,
-    FMAS_PER_CYCLE,
+    FMA_LATENCY,
     L2_BYTES_PER_CYCLE,
-    LOADS_PER_CYCLE,
     RUN_CYCLES,
     TILE_CYCLES,
     Tasks,
+    fma_cycles,
+    load_cycles,
     overlapped,
+    store_cycles,
     stream_cycles,
 )
 from convtune.schedules.filtering_estimate import UNIT_ROUNDOFF
@@ -124,8 +125,9 @@ class GroupedFiltering(Estimating[CpuTarget]):
         plan = plan_of(spec, target, knobs)
         rows, row_tiles = plan.rows.reached(plan.block), ceil_div(plan.block, plan.high)
         vectors = plan.v_value // plan.lanes if plan.planes else rows * ceil_div(plan.inputs, plan.lanes)
-        made = vectors * plan.columns.groups * _input_cycles(plan) + (_squares_cycles(plan) if plan.planes else 0.0)
-        compute = made + row_tiles * (_product_cycles(plan) + _output_cycles(plan))
+        made = vectors * plan.columns.groups * _input_cycles(plan, target)
+        made += _squares_cycles(plan, target) if plan.planes else 0.0
+        compute = made + row_tiles * (_product_cycles(plan, target) + _output_cycles(plan, target))
         u_bytes = 4 * prod(plan.u_shape[1:])
         v_bytes, m_bytes = 4 * plan.columns.places * plan.v_point, 4 * plan.columns.places * plan.m_point
         streamed = u_bytes / plan.blocks / _weights_bandwidth(spec, plan, target)
@@ -178,32 +180,33 @@ def _tiles(spec: ConvSpec) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _input_cycles(plan: Plan) -> float:
+def _input_cycles(plan: Plan, target: CpuTarget) -> float:
     """Of a group of values of a row of V and a vector of channels: all their places."""
     columns = plan.columns
     operations = columns.filter.operations[0] if columns.filter else 0
-    made = (columns.group - len(columns.plain)) * (operations / 2 + 2)
+    made = (columns.group - len(columns.plain)) * (fma_cycles(target, operations) + 2)
     values = sum(columns.inputs(part) for part in range(columns.group))
     if plan.shared == 1:
         return values + made
-    return values * (TWO_PLANES_CYCLES if plan.planes else 1.5) + made
+    return values * (fma_cycles(target, 2 * TWO_PLANES_CYCLES) if plan.planes else 1.5) + made
 
 
-def _squares_cycles(plan: Plan) -> float:
+def _squares_cycles(plan: Plan, target: CpuTarget) -> float:
     """Of the outputs of a unit that are transposed: loads, stores and permutes."""
     squares = ceil_div(plan.rows.out * plan.columns.out, plan.lanes) * plan.outputs // plan.lanes
-    return squares * plan.lanes * (plan.lanes.bit_length() + 1.0)
+    return squares * plan.lanes * (1 + store_cycles(target, 1) + fma_cycles(target, 2 * plan.lanes.bit_length() - 2))
 
 
-def _output_cycles(plan: Plan) -> float:
+def _output_cycles(plan: Plan, target: CpuTarget) -> float:
     """Of a row tile."""
     columns = plan.columns
     operations = columns.filter.operations[1] if columns.filter else 0
-    one = columns.places / 2 + operations / 2 + columns.m * (1.0 if plan.shared == 1 or plan.planes else 1.5) + 2
+    one = columns.places / 2 + fma_cycles(target, operations) + 2
+    one += columns.m * (1.0 if plan.shared == 1 or plan.planes else 1.5)
     return plan.high * columns.tiles * plan.outputs / plan.lanes * one
 
 
-def _product_cycles(plan: Plan) -> float:
+def _product_cycles(plan: Plan, target: CpuTarget) -> float:
     """Of a row tile."""
     columns = plan.columns
     sums = plan.high * plan.wide * plan.vectors
@@ -212,8 +215,8 @@ def _product_cycles(plan: Plan) -> float:
     for places, parts in columns.products_of:
         reached = len({t * columns.step + columns.offset(k) for t in range(plan.wide) for k in parts})
         loads = reached * len(set(met)) + plan.rows.taps * len(parts) * plan.vectors
-        fmas = max(max(sums, FEWEST_SUMS) * len(met) * len(parts) // plan.high, FEWEST_SUMS)
-        step = max(fmas / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
+        fmas = max(sums, FMA_LATENCY * target.fmas_per_cycle) * len(met) * len(parts) // plan.high
+        step = max(fma_cycles(target, fmas), FMA_LATENCY, load_cycles(target, loads))
         cycles += len(places) * (plan.depth * step + 2 * sums + TILE_CYCLES)
     return ceil_div(columns.tiles, plan.wide) * plan.passes * cycles
 

@@ -24,18 +24,18 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
     BARRIER_CYCLES,
-    FEWEST_SUMS,
-    FMAS_PER_CYCLE,
     L2_BYTES_PER_CYCLE,
     L3_BYTES_PER_CYCLE,
-    LOADS_PER_CYCLE,
     LONG_RUN_BYTES,
     RUN_CYCLES,
     TILE_CYCLES,
     Tasks,
+    fma_cycles,
+    load_cycles,
     overlapped,
     stream_cycles,
     transpose_cycles,
+    waiting_factor,
 )
 from convtune.schedules.tiling import (
     Tile,
@@ -160,7 +160,8 @@ class GroupedLanes(Estimating[CpuTarget]):
             permutes = spreads * tile.vectors * (0.5 if spec.in_channels // spec.groups <= QUAD else 1.5)
             # LLVM reads an input once for all channels, and spills what does not stay in registers beside the sums
             permutes += 2 * max(0, (spreads + taps) * tile.vectors + sums - target.vector_registers)
-        return max((max(sums, FEWEST_SUMS) * taps + permutes) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
+        products = sums * waiting_factor(target, sums) * taps
+        return max(fma_cycles(target, products + permutes), load_cycles(target, loads))
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         tile = self._tile(spec, target, knobs)

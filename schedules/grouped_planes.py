@@ -35,7 +35,7 @@ from convtune.schedules.depthwise_planes_plan import (
     shapes_of,
     suits,
 )
-from convtune.schedules.estimate import FEWEST_SUMS, FMAS_PER_CYCLE, LOADS_PER_CYCLE, TILE_CYCLES, Tasks, overlapped
+from convtune.schedules.estimate import TILE_CYCLES, Tasks, fma_cycles, load_cycles, overlapped, waiting_factor
 from convtune.schedules.statements import Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
@@ -91,7 +91,7 @@ class GroupedPlanes(Estimating[CpuTarget]):
         plan, depth = _plan(spec, target, knobs), spec.in_channels // spec.groups
         view = plan.view
         planes = depth * view.depth.all_valid / view.depth.out
-        plane = (_flat_plane if plan.flat else _plane_of_rows)(plan, planes)
+        plane = (_flat_plane if plan.flat else _plane_of_rows)(plan, target, planes)
         blocks = ceil_div(plan.channels, plan.parts)
         task = blocks * (view.depth.out * plane / plan.row_blocks + TILE_CYCLES)
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
@@ -171,24 +171,26 @@ def _weight_shape(spec: ConvSpec, plan: PlanesPlan) -> tuple[int, ...]:
     return (plan.channels, depth * (spec.in_channels // spec.groups), columns, rows, plan.outputs)
 
 
-def _flat_plane(plan: PlanesPlan, planes: float) -> float:
+def _flat_plane(plan: PlanesPlan, target: CpuTarget, planes: float) -> float:
     """Cycles of a plane of a block of channels in vectors of several rows, from so many planes of inputs."""
-    return sum(planes * _bound(plan, *tile) + 2 * tile[-1] * plan.outputs + TILE_CYCLES for tile in plane_loads(plan))
+    return sum(
+        planes * _bound(plan, target, *tile) + 2 * tile[-1] * plan.outputs + TILE_CYCLES for tile in plane_loads(plan)
+    )
 
 
-def _plane_of_rows(plan: PlanesPlan, planes: float) -> float:
+def _plane_of_rows(plan: PlanesPlan, target: CpuTarget, planes: float) -> float:
     """Cycles of a plane of a block of channels in pieces of rows, from so many planes of inputs."""
     rows = plan.view.rows
     fmas, loads, permutes, _ = row_loads(plan.view.columns, plan.lanes, plan.vectors)
     read = len(plan.row_reads()) * rows.all_valid / rows.out / rows.taps  # of a tile, less at the borders
     vectors = plan.rows * len(plan.offsets)
     counts = (fmas * plan.rows * rows.all_valid / rows.out / plan.tiles, loads * read / plan.tiles)
-    step = _bound(plan, *counts, permutes * read / plan.tiles, vectors) + len(plan.row_reads()) * ROW_CYCLES
+    step = _bound(plan, target, *counts, permutes * read / plan.tiles, vectors) + len(plan.row_reads()) * ROW_CYCLES
     stores = 2 * vectors * plan.outputs
     return ceil_div(rows.out, plan.rows) * plan.tiles * (planes * step + stores + TILE_CYCLES)
 
 
-def _bound(plan: PlanesPlan, fmas: float, loads: float, permutes: float, vectors: int) -> float:
+def _bound(plan: PlanesPlan, target: CpuTarget, fmas: float, loads: float, permutes: float, vectors: int) -> float:
     """Cycles of a tile and an input plane: FMAs of one channel, loads that cross lines mostly, permutes, weights."""
     rows, columns, sums = plan.view.rows.taps, plan.view.columns.taps, vectors * plan.outputs
     crossing = 1 + min(1.0, 4 * plan.lanes / 64)
@@ -196,8 +198,8 @@ def _bound(plan: PlanesPlan, fmas: float, loads: float, permutes: float, vectors
     weights = float(rows * columns * plan.outputs)
     if spare < rows * plan.outputs:  # those of a column do not stay in registers
         weights += fmas * plan.outputs * (1 - spare / (rows * plan.outputs))
-    alone = fmas * plan.outputs * max(1.0, FEWEST_SUMS / sums) / FMAS_PER_CYCLE
-    return max(alone + 0.5 * permutes, (loads * crossing + weights) / LOADS_PER_CYCLE) + LOOP_CYCLES
+    alone = fma_cycles(target, fmas * plan.outputs * waiting_factor(target, sums) + permutes)
+    return max(alone, load_cycles(target, loads * crossing + weights)) + LOOP_CYCLES
 
 
 grouped_planes = GroupedPlanes()

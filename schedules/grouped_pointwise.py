@@ -25,13 +25,13 @@ from convtune.schedules.depthwise_loops import loop, named, part, pieces
 from convtune.schedules.depthwise_planes_loops import lanewise
 from convtune.schedules.depthwise_planes_plan import windows
 from convtune.schedules.estimate import (
-    FEWEST_SUMS,
-    FMAS_PER_CYCLE,
-    LOADS_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
+    fma_cycles,
+    load_cycles,
     overlapped,
     stream_cycles,
+    waiting_factor,
 )
 from convtune.schedules.grouped_pointwise_plan import Plan
 from convtune.schedules.pointwise_gemm import positions_of
@@ -110,7 +110,8 @@ class GroupedPointwise(Estimating[CpuTarget]):
             sums = plan.sums(block)
             permutes = plan.columns * (len(block) + sum(len(plan.groups_of([vector])) - 1 for vector in block)) - sums
             loads = plan.columns * len(groups) + len(block)
-            step = max((max(sums, FEWEST_SUMS) + BLEND_FMAS * permutes) / FMAS_PER_CYCLE, loads / LOADS_PER_CYCLE)
+            ports = sums * waiting_factor(target, sums) + BLEND_FMAS * permutes
+            step = max(fma_cycles(target, ports), load_cycles(target, loads))
             size = 4 * plan.depth * len(block) * plan.lanes
             cycles += tiles * overlapped(plan.depth * step + 2 * sums + TILE_CYCLES, stream_cycles(target, size, size))
         stores = positions * len(plan.all) * (AT_ONCE_CYCLES if plan.at_once or plan.in_place else STORE_CYCLES)
