@@ -41,8 +41,11 @@ from convtune.schedules.depthwise_planes_plan import (
 )
 from convtune.schedules.depthwise_woven import Woven, WovenPlan, group_cycles, weaves, woven_pack, woven_plan
 from convtune.schedules.estimate import (
+    FEWEST_SUMS,
+    FMAS_PER_CYCLE,
     HIDDEN_LINES,
     L2_BYTES_PER_CYCLE,
+    LOADS_PER_CYCLE,
     TILE_CYCLES,
     WRITTEN_BYTES_PER_CYCLE,
     Tasks,
@@ -161,13 +164,15 @@ def _plane_of_rows(plan: PlanesPlan, target: CpuTarget, depth: float) -> float:
     read = len(plan.row_reads()) * rows.all_valid / rows.out / rows.taps  # of a tile, less at the borders
     sums = plan.rows * len(plan.offsets)
     counts = (fmas * plan.rows * rows.all_valid / rows.out, loads * read, permutes * read)
-    # more lines than that are waited for in caches too: tiles of 21 of 16x112x112 took 26.8 us, of 16 20.4 (Zen 4)
-    stores = (2 * sums + max(0, sums - HIDDEN_LINES) * LINE_BYTES / WRITTEN_BYTES_PER_CYCLE) * plan.tiles
     lines = plan.tiles * len(plan.row_reads()) * ROW_CYCLES
     again = 4 * len(plan.row_reads()) * plan.view.columns.size  # bytes that a row of tiles reads
     from_l2 = again / L2_BYTES_PER_CYCLE if again > target.l1d_bytes / 2 else 0.0
     compute = max(_bound(plan, target, *counts, sums) + lines, from_l2)
-    return tiles * (depth * compute + stores + plan.tiles * TILE_CYCLES)
+    # More lines than that are waited for in caches too: tiles of 21 of 16x112x112 took 23 to 27 us, of 16 20 to 23 (Zen
+    # 4); not beside the multiply-adds of further planes: 64x15x75x315 took 24.3 ms in tiles of 21, 26.7 of 15.
+    burst = max(0, sums - HIDDEN_LINES) * LINE_BYTES / WRITTEN_BYTES_PER_CYCLE * plan.tiles
+    waited = max(0.0, burst - (depth - 1) * compute)
+    return tiles * (depth * compute + waited + plan.tiles * (2 * sums + TILE_CYCLES))
 
 
 def _bound(plan: PlanesPlan, target: CpuTarget, fmas: float, loads: float, permutes: float, sums: int) -> float:
@@ -175,6 +180,9 @@ def _bound(plan: PlanesPlan, target: CpuTarget, fmas: float, loads: float, permu
     spare = max(0, target.vector_registers - sums - 3)
     weights = fmas * max(0.0, 1 - spare / plan.view.rows.taps)
     crossing = 1 + min(1.0, 4 * plan.lanes / 64)
+    if not plan.flat:  # rows wait for their data first, as `FMAS_PER_CYCLE` says
+        alone = fmas * max(1.0, FEWEST_SUMS / sums) / FMAS_PER_CYCLE
+        return max(alone, (loads * crossing + weights) / LOADS_PER_CYCLE) + 0.5 * permutes
     units = replace(target, vector_bytes=4 * plan.lanes)  # that pass narrower vectors more quickly, on some CPUs
     alone = fma_cycles(units, fmas * waiting_factor(units, sums))
     return max(alone, load_cycles(units, loads * crossing + weights)) + fma_cycles(units, permutes)

@@ -265,7 +265,8 @@ def shapes_of(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
     short = lanes_of(view, target, flat=False) < target.lanes
     if short and not wide and lanes_of(view, target, flat=True) >= FEWEST_LANES:
         found.append("planes")
-        if FEWEST_LANES <= _padded_lanes(view) < lanes_of(view, target, flat=True):
+        narrower = FEWEST_LANES <= _padded_lanes(view) < lanes_of(view, target, flat=True)
+        if narrower and view.columns.stride == 1:  # else rows are permuted apart all the same
             found.append("padded")
     return tuple(found)
 

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 
-MOVED_CYCLES = 5.0  # a vector of a square: its load and store, and as many permutes as the logarithm of the lanes
+MOVED_CYCLES = 5.0  # a vector of a square: its load and store, and its permutes
+CROSSING_MOVED_CYCLES = 8.0  # where planes are not whole vectors, so that most loads or stores of them cross lines
 
 
 class DepthwiseSquares(Estimating[CpuTarget]):
@@ -82,7 +83,8 @@ class DepthwiseSquares(Estimating[CpuTarget]):
         one = replace(plan, view=replace(view, batch=1), channels=plan.width, split=False)
         alone = cycles(one, replace(target, threads=1))
         moved = _block_bytes(view, plan.width)
-        squares = moved / (4 * plan.lanes) * MOVED_CYCLES
+        sizes = (prod(axis.size for axis in view.axes), prod(axis.out for axis in view.axes))
+        squares = plan.width * sum(_moved_cycles(positions, plan.lanes) for positions in sizes)
         whole = 4 * (count(spec.in_shape) + count(spec.out_shape))
         reading = moved / L2_BYTES_PER_CYCLE * (1 if whole <= target.l2_bytes * target.threads * 0.75 else 3)
         return shared * (alone + squares + reading)
@@ -252,6 +254,11 @@ def _lanes(spec: ConvSpec, target: CpuTarget) -> int:
     view = view_of(spec)
     most = min(spec.out_channels, prod(a.size for a in view.axes), prod(a.out for a in view.axes))
     return min(target.lanes, 1 << (most.bit_length() - 1))
+
+
+def _moved_cycles(positions: int, lanes: int) -> float:
+    """Of a plane, which squares move in whole vectors, some elements twice."""
+    return ceil_div(positions, lanes) * (CROSSING_MOVED_CYCLES if positions % lanes else MOVED_CYCLES)
 
 
 def _block_bytes(view: View, width: int) -> int:

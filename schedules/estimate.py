@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 FMA_LATENCY = 4.0
 LOADED_SHARE = 0.9  # of the loads that a core could do, less the conflicts of unaligned and broadcast ones
-# Of a core with two units. Estimates of grouped convolutions, and channels last of depthwise ones, take these for any
-# core: they wait for their data first. On Zen 4 with 512 bits, of one unit, depthwise defaults by what it has were 0.6
-# to 1.25 times as fast as by these, on average as fast, and the grouped ones that changed no faster.
+# Of a core with two units. Estimates of depthwise tiles of rows take these for any core: they wait for their data
+# first. On Zen 4 with 512 bits, of one unit, their defaults by what it has were 0.6 to 1.25 times as fast as by these.
 FMAS_PER_CYCLE = 2.0
 LOADS_PER_CYCLE = 1.8
 FEWEST_SUMS = 8
