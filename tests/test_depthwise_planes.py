@@ -157,7 +157,6 @@ def test_loads_cover_a_source_and_stay_inside(source: Source, have: tuple[int, .
         (depthwise_planes, 7, {"shape": "woven", "parts": 2}),
         (depthwise_planes, 7, {"shape": "padded", "rows": 6}),
         (depthwise_planes, 8, {"shape": "woven", "parts": 1}),
-        (depthwise_planes, 8, {"shape": "padded", "rows": 2}),
         (depthwise_squares, 0, {"rows": 2, "parts": 2}),
         (depthwise_squares, 3, {"parts": 2}),
         (depthwise_squares, 5, {"parts": 2}),
@@ -169,10 +168,10 @@ def test_corners_are_right(owner: Space[Any], number: int, wanted: dict[str, Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", ["k=3x3,p=1", "k=5x5,p=2", "k=3x3,p=2,d=2", "k=3x3,s=2,p=1,bias,residual"])
+@pytest.mark.parametrize("kernel", ["k=3x3,p=1", "k=5x5,p=2", "k=3x3,p=2,d=2", "k=3x3,s=2x1,p=1,bias,residual"])
 def test_rows_of_half_a_vector_are_right_on_wide_ones(kernel: str) -> None:
     target = runnable("x86-64-v4")
-    size = "13x14" if "s=2" in kernel else "7x7"
+    size = "13x7" if "s=2" in kernel else "7x7"
     spec = ConvSpec.parse(f"depthwise,n=2,ic=19,oc=19,in={size},{kernel},act=relu,layout=NCHW")
     check(depthwise_planes, spec, target, corner(depthwise_planes, spec, target, {"shape": "padded", "rows": 7}))
 

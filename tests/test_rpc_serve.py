@@ -94,7 +94,8 @@ class Killer(threading.Thread):
     def _look_at(self, address: str, supervisor: psutil.Process) -> None:
         for server_process in supervisor.children():
             kernels_of_sessions = [kernel for session in server_process.children() for kernel in session.children()]
-            if any(time.time() - kernel.create_time() > 3 for kernel in kernels_of_sessions):
+            late = any(time.time() - kernel.create_time() > 3 for kernel in kernels_of_sessions)
+            if late and not self.killed:  # both endless loops may be late in the same turn
                 server_process.kill()
                 self.killed = address
 

@@ -91,6 +91,6 @@ def test_units_choose_defaults() -> None:
     zen4 = cpu("znver4")
     usual = dataclasses.replace(zen4, mcpu="x86-64-v4")
     assert defaults(dataclasses.replace(zen4, vector_bytes=32)) == defaults(dataclasses.replace(usual, vector_bytes=32))
-    strided = ConvSpec.parse(LAYERS[2])
-    assert space.default_candidate(strided, usual).space == "inside_taps"
+    strided = ConvSpec.parse(LAYERS[1])
+    assert space.default_candidate(strided, usual).space == "dense_direct"
     assert space.default_candidate(strided, zen4).space == "minimal_filtering"
