@@ -6,12 +6,12 @@
             for uh, uw tiles:
                 acc[uw_inner, oc_vector, lane] = 0                    in registers
                 for jd, jh, jw:
-                    if the kernel has the tap: for ic:
+                    if the kernel has the tap, and the row is not of zeros: for ic:
                         acc[...] += pad[..., uw_inner - jw, ic] * weight[oc_outer, phase, j, ic, oc_vector, lane]
                 y[..., uw * stride + phase, ...] = activation(acc + bias + residual)
 
-Nothing is multiplied by an inserted zero, and no tap that the kernel lacks is visited: phases differ in their number of
-taps where the stride does not divide the kernel.
+Nothing is multiplied by an inserted zero or by a row of padding, and no tap that the kernel lacks is visited: phases
+differ in their number of taps where the stride does not divide the kernel.
 """
 
 from __future__ import annotations
@@ -342,11 +342,18 @@ def _reduction(sch: Any) -> list[Any]:
 
 
 def _tap_conditions(sch: Any, spec: ConvSpec) -> list[Any]:
-    """What must hold in the loop over ic for the phase to have the tap."""
+    """What must hold in the loop over ic for the phase to have the tap, and for its row not to be zeros."""
     taps = [sch.get(loop).loop_var for loop in _reduction(sch)[:3]]
     body = sch.get(sch.get_loops(sch.get_sblock("acc_update"))[-1]).body
-    phases = body.iter_values[4:7]  # after n, ud, uh and the tile of uw
-    return [c for phase, a, j in zip(phases_of(spec), phases, taps) for c in phase.conditions(a, j)]
+    rows, phases = body.iter_values[1:3], body.iter_values[4:7]  # of n, ud, uh, the tile of uw, and phases
+    found = [c for phase, a, j in zip(phases_of(spec), phases, taps) for c in phase.conditions(a, j)]
+    geometry = phase_geometry(spec)
+    dims = zip(phases_of(spec), rows, phases, taps, geometry.before, geometry.padded, cube(spec.in_size))
+    for phase, u, a, j, before, padded, size in dims:
+        position = u + phase.shift(a) - j * (phase.dilation // phase.gcd)
+        found += [position >= 0] if before else []
+        found += [position < size] if padded - before > size else []
+    return found
 
 
 def _guarded(main: Any, over: Any, conditions: list[Any]) -> Any:

@@ -117,6 +117,21 @@ def test_taps_that_a_phase_lacks_are_never_multiplied(text: str) -> None:
     np.testing.assert_allclose(result.numpy(), operands.reference(spec), atol=1e-5)
 
 
+@pytest.mark.parametrize("text", ["in=3x5,k=4x2,s=2,p=1x0", "in=2x4x5,k=3x5x1,s=1x2x1,p=1x2x0,op=0x1x0"])
+def test_rows_of_padding_are_never_multiplied(text: str) -> None:
+    """Or weights without bounds would be multiplied by zeros, which is NaN."""
+    import tvm
+
+    spec, target = ConvSpec.parse(f"transposed,ic=5,oc=8,{text}"), runnable_targets()[0]
+    knobs = next(iter(space.all_knobs(transposed_phases, spec, target)))
+    (steps,) = transposed_phases.pack(spec, target, knobs)
+    weight = np.full_like(packing.apply(steps, random_operands(spec, seed=7).weights[0]), np.inf)
+    kernel = tvm.compile(transposed_phases.schedule(spec, target, knobs), target=target.to_tvm())["main"]
+    result = tvm.runtime.tensor(np.zeros(spec.out_shape, np.float32))
+    kernel(tvm.runtime.tensor(np.ones(spec.in_shape, np.float32)), tvm.runtime.tensor(weight), result)
+    assert np.isposinf(result.numpy()).all()
+
+
 @given(specs(variants=TRANSPOSED, ranks=(1, 2), largest_channels=24, largest_size=24))
 @settings(max_examples=15, deadline=None)
 def test_domains_of_any_spec(spec: ConvSpec) -> None:
