@@ -41,8 +41,34 @@ class Tiles:
     taps: tuple[Taps, ...]
 
 
+class RowTiles:
+    """Of a plan whose tasks are rows of outputs, `row_block` each, in tiles of so many columns."""
+
+    view: View
+    columns: int
+    row_block: int
+
+    @property
+    def row_shape(self) -> tuple[int, int, int]:
+        """Images, depth and rows: all rows of outputs."""
+        return self.view.batch, self.view.depth.out, self.view.rows.out
+
+    @property
+    def rows(self) -> int:
+        return prod(self.row_shape)
+
+    @property
+    def row_tasks(self) -> int:
+        return ceil_div(self.rows, self.row_block)
+
+    @property
+    def tiles(self) -> tuple[Tiles, ...]:
+        """Of a row."""
+        return tiles_of(self.view.columns, self.columns)
+
+
 @dataclass(frozen=True)
-class Plan(ChannelBlocks):
+class Plan(RowTiles, ChannelBlocks):
     """Sizes: rows of outputs in tasks of `row_block`, in register tiles of columns x vectors.
 
     depth: input channels, of which a pass over a task's rows takes `ic_block`. sharing: what consecutive tasks share.
@@ -64,28 +90,10 @@ class Plan(ChannelBlocks):
         return self.depth // self.ic_block
 
     @property
-    def row_shape(self) -> tuple[int, int, int]:
-        """Images, depth and rows: all rows of outputs."""
-        return self.view.batch, self.view.depth.out, self.view.rows.out
-
-    @property
-    def rows(self) -> int:
-        return prod(self.row_shape)
-
-    @property
-    def row_tasks(self) -> int:
-        return ceil_div(self.rows, self.row_block)
-
-    @property
     def taps(self) -> tuple[int, int, int]:
         """Of the kernel, as the view has them."""
         depth, rows, columns = (axis.taps for axis in self.view.axes)
         return depth, rows, columns
-
-    @property
-    def tiles(self) -> tuple[Tiles, ...]:
-        """Of a row."""
-        return tiles_of(self.view.columns, self.columns)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

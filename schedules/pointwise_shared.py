@@ -107,18 +107,15 @@ class PointwiseShared(Estimating[CpuTarget]):
         return written(spec, plan.weight_shape, lambda buffers, y: Tiles(spec, plan, Held(spec, buffers), y).kernel())
 
 
-@dataclass(frozen=True)
-class Plan:
-    """columns x vectors: positions and whole vectors of a register tile. share: positions whose left-over channels are
-    one vector. parts: of the positions, a task each."""
+class SharedVectors:
+    """Of a plan whose register tiles are columns x `vectors` whole vectors of channels, and vectors that the left-over
+    channels of `share` columns fill together."""
 
     channels: int
-    depth: int
     lanes: int
     share: int
     columns: int
     vectors: int
-    parts: int
 
     @property
     def whole(self) -> int:
@@ -132,22 +129,37 @@ class Plan:
 
     @property
     def width(self) -> int:
-        """Lanes of a position in a shared vector."""
+        """Lanes of a column in a shared vector."""
         return self.lanes // self.share
 
     @property
     def blocks(self) -> list[range]:
         """The whole vectors that a register tile has at a time."""
-        starts = range(0, self.whole, self.vectors)
+        starts = range(0, max(self.whole, 1), self.vectors)
         return [range(start, min(start + self.vectors, self.whole)) for start in starts]
 
     def ends(self, block: range) -> bool:
         """Whether a block has the left-over channels."""
-        return block.stop == self.whole
+        return self.left > 0 and block.stop == self.whole
 
-    def sums(self, block: range) -> int:
-        """Vectors of sums of a tile."""
-        return self.columns * len(block) + (self.columns // self.share if self.ends(block) else 0)
+    def sums(self, block: range, columns: int | None = None) -> int:
+        """Vectors of sums of a tile of so many columns, else of a whole one."""
+        columns = self.columns if columns is None else columns
+        return columns * len(block) + (ceil_div(columns, self.share) if self.ends(block) else 0)
+
+
+@dataclass(frozen=True)
+class Plan(SharedVectors):
+    """columns x vectors: positions and whole vectors of a register tile. share: positions whose left-over channels are
+    one vector. parts: of the positions, a task each."""
+
+    channels: int
+    depth: int
+    lanes: int
+    share: int
+    columns: int
+    vectors: int
+    parts: int
 
     @property
     def weight_shape(self) -> tuple[int, int, int]:
