@@ -76,7 +76,7 @@ def compile(  # the contract's name
         target: a name as for --target, or a Target. Where it is not here the kernel is verified by emulation, can be
             saved, and raises KernelError when it is called. An x86 CPU with more than this one has cannot be emulated:
             its kernel is not verified.
-        log: a tuning log to take the schedule from; None: the user's log, over the shipped one.
+        log: a tuning log to take the schedule from, over the shipped one; None: the user's own.
         candidate: the schedule to use, whatever the logs say.
         accuracy: "strict", "standard" or "loose": the largest error allowed.
         weight, bias: constants of the convolution, as its calls would bring them, which then do not; None: they do.
@@ -108,10 +108,9 @@ def compile(  # the contract's name
 
 
 def open_logs(log: str | Path | None) -> LogStack:
-    """The named log alone, which must exist; or the user's own over the shipped one."""
-    if log is not None:
-        return LogStack([Log(log, must_exist=True)])
-    return LogStack([Log(log_path()), ShippedLog()])
+    """The named log, which must exist, or else the user's own; over the shipped one, which has what it lacks."""
+    own = Log(log_path()) if log is None else Log(log, must_exist=True)
+    return LogStack([own, ShippedLog()])
 
 
 class Compiler:

@@ -1,7 +1,7 @@
 """Which candidate a spec is compiled with, and why. The order, first that applies:
 
 1. explicit   the caller named it
-2. log        the winner of this spec on this machine, the user's log before the shipped one
+2. log        the winner of this spec on this machine, the named or the user's own log before the shipped one
 3. log        the winner of this spec on another machine that is alike, the most alike first (`Target.distance`)
 4. transfer   a near spec's winner, its knobs snapped to this spec's domain, or another space's default: what is the
               fastest by the estimates, corrected by how far they were off on near specs (`search.guess`); without
@@ -53,7 +53,9 @@ def choices(
         if choice.candidate.key not in seen:
             seen.add(choice.candidate.key)
             yield choice
-    reason = "; ".join(gone) or "no log has this spec or one near it"
+    searched = " or ".join(layer.name for layer in logs.layers)
+    unknown = f"no winner of this spec, or of one near it, in {searched}; `convtune tune` finds one"
+    reason = "; ".join(gone) or unknown
     default = space.default_candidate(spec, target, max_error)
     yield Choice(default, "default", reason)
     direct = space.default_candidate(spec, target, 0.0)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from record_samples import OTHER_SPEC, SPEC, failure, make, target
 
+from convtune.compiler import open_logs
+from convtune.errors import LogError
 from convtune.log import Log, LogStack, ShippedLog
 from convtune.spec import ConvSpec
 
@@ -57,3 +60,14 @@ def test_the_users_own_winner_comes_before_a_faster_shipped_one(tmp_path: Path) 
         file.write(b"bad\n")
     stack.records()
     assert [p.source for p in stack.problems] == [str(path)]
+
+
+def test_a_named_log_takes_the_place_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is over the shipped one as that is: what it lacks is no slower than without it."""
+    own, named = tmp_path / "own.jsonl", tmp_path / "named.jsonl"
+    monkeypatch.setenv("CONVTUNE_LOG", str(own))
+    Log(named).append([make(1.0)])
+    assert [layer.name for layer in open_logs(None).layers] == [str(own), "shipped log"]
+    assert [layer.name for layer in open_logs(named).layers] == [str(named), "shipped log"]
+    with pytest.raises(LogError, match="does not exist"):
+        open_logs(own)

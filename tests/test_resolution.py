@@ -57,6 +57,8 @@ def _choices(
 def test_an_empty_log_gives_the_default(tmp_path: Path) -> None:
     (choice,) = _choices(tmp_path, [])
     assert (choice.kind, choice.candidate) == ("default", space.default_candidate(SPEC, NATIVE))
+    said = f"no winner of this spec, or of one near it, in {tmp_path / 'log'}; `convtune tune` finds one"
+    assert choice.reason == said
 
 
 def test_a_named_candidate_is_the_only_choice(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ _LONGEST_TURN_MS = 10_000.0  # with its warm-up far below the least time that a 
     "are installed.",
 )
 @options.target
-@options.log("Log to take schedules from; otherwise your own, over the one that comes with convtune.")
+@options.log("Log to take schedules from in place of your own; either is over the one that comes with convtune.")
 @options.accuracy
 @click.option(
     "-o", "--output", type=options.PLACE, metavar="FILE", help="JSON to write after every layer, and to go on with."

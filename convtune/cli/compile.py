@@ -48,7 +48,7 @@ class Compiled:
 @click.command("compile")
 @options.workloads()
 @options.target
-@options.log("Log to take schedules from; otherwise your own, over the one that comes with convtune.")
+@options.log("Log to take schedules from in place of your own; either is over the one that comes with convtune.")
 @options.accuracy
 @click.option(
     "-o",
