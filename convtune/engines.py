@@ -28,11 +28,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Aim:
-    """What to search for. default: what `compile` would take. limit: the largest error. origin: of the ranks."""
+    """What to search for. default: the schedule without tuning. taken: what `compile` would take without the log that
+    is written. limit: the largest error. origin: of the ranks."""
 
     spec: ConvSpec
     target: Target
     default: Candidate
+    taken: Candidate
     trials: int
     seed: int
     limit: float
@@ -44,7 +46,7 @@ def own_search(aim: Aim, history: Sequence[Record], knowledge: Sequence[Record])
     from convtune.search import Search
 
     spaces = space.accepting(aim.spec, aim.target, aim.limit)
-    spaces.sort(key=lambda each: each.name != aim.default.space)  # what `compile` would take is tried in any case
+    spaces.sort(key=lambda each: each.name != aim.default.space)  # the default is tried before those of other spaces
     return Search(
         aim.spec,
         aim.target,
@@ -55,6 +57,7 @@ def own_search(aim: Aim, history: Sequence[Record], knowledge: Sequence[Record])
         seed=aim.seed,
         max_error=aim.limit,
         origin=aim.origin,
+        first=[aim.taken],  # a log with less than that would make `compile` take something slower than without it
     )
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convtune import accuracy as accuracies
-from convtune import space, targets
+from convtune import resolution, space, targets
 from convtune.engines import ENGINES, Aim, Engine, metaschedule, own_search
 from convtune.errors import ConvtuneError, MeasureError, TargetError, UnknownNameError
-from convtune.log import Layer, Log, ShippedLog
+from convtune.log import Log, LogStack, ShippedLog
 from convtune.paths import log_path
 from convtune.ranks import MEASURED, as_time
 from convtune.record import METASCHEDULE, Record, utc_now, winner
@@ -125,12 +125,8 @@ class Tuner:
         seed: int = 0,
         engine: str = "convtune",
         remote: Remote | None = None,
-        known: tuple[Layer, ...] = (),
     ) -> None:
-        """known: logs to learn from besides; the shipped one is where `log` is the user's own.
-
-        Raises as `tune` does; a log that cannot be read is found out here.
-        """
+        """Raises as `tune` does; a log that cannot be read is found out here."""
         for kind, name, names in (("accuracy", accuracy, accuracies.NAMES), ("engine", engine, ENGINES)):
             if name not in names:
                 raise UnknownNameError(kind, name, names)
@@ -142,7 +138,7 @@ class Tuner:
         self.origin, self.remote = _origin(target, remote), remote
         self.log = Log(log if log is not None else log_path())
         self.log.records()
-        self._known = known if log is not None else (*known, ShippedLog())
+        self._shipped = LogStack([ShippedLog()])
         self._bench: Bench | None = None
         self._run: Run | None = None
 
@@ -167,9 +163,11 @@ class Tuner:
         for record in history:
             run.note(record)
         run.report()
-        engine = self._engine(run, [run.yardstick.alike(record) for record in history])
-        if self.engine == METASCHEDULE and default not in [r.candidate for r in history]:
-            self._try(run, None, [default], None)  # what the engine is compared with, besides its trials
+        aim = self._aim(run)
+        engine = self._engine(aim, run, [run.yardstick.alike(record) for record in history])
+        if self.engine == METASCHEDULE:  # what the engine is compared with, besides its trials
+            known = [record.candidate for record in history]
+            self._try(run, None, [c for c in dict.fromkeys([aim.taken, default]) if c not in known], None)
         stopped = None
         while stopped is None:
             run.doing = "choosing candidates"
@@ -181,8 +179,13 @@ class Tuner:
             self._workers().discard(built)
         return self._result(run, stopped)
 
-    def _engine(self, run: Run, history: Sequence[Record]) -> Engine:
-        aim = Aim(run.spec, self.target, run.default, run.trials, self.seed, run.limit, self.origin)
+    def _aim(self, run: Run) -> Aim:
+        # without the log that is written, so that a run that goes on picks what the interrupted one would have
+        choices = resolution.choices(run.spec, self.target, self._shipped, run.limit)
+        taken = next(choices).candidate if run.done < run.trials else run.default
+        return Aim(run.spec, self.target, run.default, taken, run.trials, self.seed, run.limit, self.origin)
+
+    def _engine(self, aim: Aim, run: Run, history: Sequence[Record]) -> Engine:
         if self.engine == METASCHEDULE:
             return metaschedule(aim, history, run.wait)
         return own_search(aim, history, self._knowledge(run.spec))
@@ -194,8 +197,7 @@ class Tuner:
     def _knowledge(self, spec: ConvSpec) -> list[Record]:
         """Every record that is not this spec's history."""
         own = (str(spec), self.target.fingerprint)
-        others = [record for layer in self._known for record in layer.records()]
-        return [r for r in self.log.records() if (r.spec, r.fingerprint) != own] + others
+        return [r for r in self.log.records() if (r.spec, r.fingerprint) != own] + self._shipped.records()
 
     def _try(self, run: Run, engine: Engine | None, candidates: Sequence[Candidate], budget_s: float | None) -> None:
         """Builds, measures and logs a batch; the rest is given up when the time is over, save the engine's first."""

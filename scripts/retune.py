@@ -10,7 +10,7 @@ from check_logs import SHIPPED
 from finals import finals
 
 from convtune import space, targets, workloads
-from convtune.log import Log, ShippedLog
+from convtune.log import Log
 from convtune.log_file import replace_file
 from convtune.record import Record
 from convtune.spec import ConvSpec
@@ -31,7 +31,7 @@ def main(names: tuple[str, ...], trials: int, log: Path) -> None:
     """Tune WORKLOADs and ship their winners, each with the default that was measured in turn with it."""
     specs = dict.fromkeys(workload.spec for workload in workloads.parse(names))
     target = targets.resolve("native")
-    with Tuner(target, log, known=(ShippedLog(),)) as tuner:
+    with Tuner(target, log) as tuner:
         for number, spec in enumerate(specs, start=1):
             result = tuner.tune(spec, trials)
             click.echo(f"{number}/{len(specs)} {spec}: default {result.default_us} us, best {result.best_us} us")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import record_samples
 
-from convtune import space, targets
+from convtune import resolution, space, targets
+from convtune.engines import ENGINES
 from convtune.errors import ConvtuneError, LogError, MeasureError, SpecError, TargetError, UnknownNameError
-from convtune.log import Log
+from convtune.log import Log, LogStack, ShippedLog
 from convtune.measure import Bench, Built, Outcome
 from convtune.measure.builder import Library
 from convtune.record import METASCHEDULE
@@ -74,7 +77,7 @@ def _bench(final_factor: Callable[[Candidate], float] = lambda _: 1.0) -> Formul
     return FormulaBench(_cost, final_factor)
 
 
-def test_every_candidate_is_logged_once_and_the_default_comes_first(
+def test_every_candidate_is_logged_once_and_the_default_is_among_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, seen = _bench(), []
@@ -83,7 +86,7 @@ def test_every_candidate_is_logged_once_and_the_default_comes_first(
     searched = [r for r in records if r.round == "search"]
     assert [r.candidate.key for r in searched] == bench.measured
     assert len(set(bench.measured)) == len(bench.measured) == result.trials <= 20
-    assert searched[0].candidate == space.default_candidate(SPEC, NATIVE)
+    assert space.default_candidate(SPEC, NATIVE) in [r.candidate for r in searched[:2]]
     assert [p.done for p in seen] == list(range(result.trials + 1))
     assert result.best is not None and result.best_us == min(r.time_us for r in records)
 
@@ -93,9 +96,39 @@ def test_every_candidate_is_logged_once_and_the_default_comes_first(
 def test_of_several_spaces_what_compile_takes_is_tried_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, layout: str
 ) -> None:
+    """Of layers that the shipped log lacks: a near one's winner, or the default, which is the second then."""
     spec, bench = ConvSpec.parse(f"{text},layout={layout}"), FormulaBench(lambda _: _COSTLESS, lambda _: 1.0)
-    result = _tuner(tmp_path / "log", bench, monkeypatch).tune(spec, 1)
-    assert bench.measured == [space.default_candidate(spec, NATIVE).key] and result.default_us is not None
+    taken = next(resolution.choices(spec, NATIVE, LogStack([ShippedLog()]), 2e-5)).candidate
+    result = _tuner(tmp_path / "log", bench, monkeypatch).tune(spec, 2)
+    default = space.default_candidate(spec, NATIVE)
+    assert bench.measured[0] == taken.key and default.key in bench.measured and result.default_us is not None
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("trials", [1, 2])
+def test_no_log_makes_compile_slower_than_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: int, engine: str
+) -> None:
+    """The shipped winner takes part, however few the trials are and however many spaces there are."""
+    spec = ConvSpec.parse("conv,ic=64,oc=64,in=28x28,k=3,p=1,layout=NHWC")
+    names = [each.name for each in space.accepting(spec, NATIVE, 2e-5)]
+    default = space.default_candidate(spec, NATIVE, 2e-5)
+    owner = space.get(next(name for name in reversed(names) if name != default.space))
+    _, shipped = itertools.islice(space.enumerate_candidates(owner, spec, NATIVE), 2)
+    record = record_samples.make(3.0, spec=str(spec), target=NATIVE.facts(), candidate=shipped)
+    Log(tmp_path / "shipped" / "native" / "conv.jsonl").append([record])
+    monkeypatch.setattr("convtune.tuner.ShippedLog", lambda: ShippedLog(tmp_path / "shipped"))
+    us = {shipped.key: 1.0, default.key: 2.0}
+    bench = FormulaBench(lambda c: Outcome("ok", "", 1e-7, (us.get(c.key, 5.0),), 0.1), lambda _: 1.0)
+    tuner = _tuner(tmp_path / "log", bench, monkeypatch, engine=engine)
+    if engine == METASCHEDULE:
+        monkeypatch.setattr(tuner, "_engine", lambda *_: ScriptedEngine([Candidate(engine, {"trace": "[0]"})]))
+    result = tuner.tune(spec, trials)
+    assert bench.measured[:2] == [shipped.key, default.key][: 2 if engine == METASCHEDULE else trials]
+    assert result.best is not None and result.best.candidate == shipped
+    stack = LogStack([Log(tmp_path / "log"), ShippedLog(tmp_path / "shipped")])
+    (first, *_) = resolution.choices(spec, NATIVE, stack, 2e-5)
+    assert first.candidate == shipped and str(tmp_path / "log") in first.reason
 
 
 _COSTLESS = Outcome("ok", "", 1e-7, (1.0,), 0.1)
@@ -245,13 +278,14 @@ class ScriptedEngine:
 
 
 def test_a_time_budget_lets_one_of_the_engines_candidates_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default, with which MetaSchedule is compared, is none of them."""
+    """The default, with which MetaSchedule is compared, and what `compile` takes without the log are none of them."""
     traces = [Candidate(METASCHEDULE, {"trace": f"[{n}]"}) for n in range(3)]
     bench = FormulaBench(lambda _: _COSTLESS, lambda _: 1.0)
     tuner = _tuner(tmp_path / "log", bench, monkeypatch, engine=METASCHEDULE)
     monkeypatch.setattr(tuner, "_engine", lambda *_: ScriptedEngine(traces))
     result = tuner.tune(SPEC, 3, budget_s=0.0)
-    assert bench.measured == [space.default_candidate(SPEC, NATIVE).key, traces[0].key]
+    taken = next(resolution.choices(SPEC, NATIVE, LogStack([ShippedLog()]), 2e-5)).candidate
+    assert bench.measured == [*dict.fromkeys([taken.key, space.default_candidate(SPEC, NATIVE).key]), traces[0].key]
     assert (result.trials, result.stopped, result.from_log) == (1, "budget", False)
 
 

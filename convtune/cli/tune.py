@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     "--budget",
     callback=options.duration_s,
     metavar="TIME",
-    help="For all layers together, such as 90s, 5m or 1h30m. Each layer's default is tried in any case.",
+    help="For all layers together, such as 90s, 5m or 1h30m. One candidate of each layer is tried in any case.",
 )
 @options.log("Log to go on with, or to make; otherwise $CONVTUNE_LOG, or one in your data directory.")
 @options.accuracy

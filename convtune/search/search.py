@@ -36,6 +36,7 @@ class Search:
         seed: of all random choices.
         max_error: an `ok` record not known to be within it counts as failed; None lets any error pass.
         origin: of the ranks; records of another are ignored.
+        first: to be tried before all others; what is no candidate of the spaces is ignored.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class Search:
         seed: int = 0,
         max_error: float | None = None,
         origin: str = "measured",
+        first: Sequence[Candidate] = (),
     ) -> None:
         self._spec, self._target, self._limit = spec, target, trials
         self._max_error, self._origin, self._knowledge = max_error, origin, list(knowledge)
         self._domains = {space.name: Domain(space, spec, target) for space in spaces}
+        self._before_all = [c for c in first if c.space in self._domains and c in self._domains[c.space]]
         others = trials_of(self._knowledge, self._domains, origin=origin, max_error=max_error)
         self._proposer = Proposer(spec, target, self._domains, others, seed)
         self._told: dict[str, Trial] = {}
@@ -85,9 +88,9 @@ class Search:
         return "exhausted" if self._exhausted else None
 
     def ask(self, n: int = 1) -> list[Candidate]:
-        """Up to n candidates to try next, none given twice: each space's default first, then what another log says won
-        on this spec, and on the nearest one, then what the proposer picks. Empty when finished; while some are still
-        to be told, more may follow."""
+        """Up to n candidates to try next, none given twice: `first`, then each space's default, then what another log
+        says won on this spec, and on the nearest one, then what the proposer picks. Empty when finished; while some are
+        still to be told, more may follow."""
         if self.finished:
             return []
         n = min(n, self._limit - len(self._told) - len(self._waiting))
@@ -120,7 +123,8 @@ class Search:
 
     @functools.cached_property
     def _first(self) -> list[Candidate]:
-        found = [domain.default for domain in self._domains.values()]
+        defaults = [domain.default for domain in self._domains.values()]
+        found = list(dict.fromkeys([*self._before_all, *defaults]))
         for known in (own_winner, nearest):
             for domain in self._domains.values():
                 about = (self._spec, self._target, self._knowledge, domain.space)
