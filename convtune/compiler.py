@@ -90,7 +90,8 @@ def compile(  # the contract's name
         SpecError: the constants do not fit the spec, or allow_separable comes without weight or with a candidate.
         UnknownNameError, TargetError: no such target, accuracy or arch, or nothing here can build for it.
         LogError: the log cannot be read.
-        BuildError, VerifyError: the named candidate does not build, or its result is wrong.
+        UnknownNameError, ScheduleError: the candidate is of no space that takes the spec, or its knobs are not allowed.
+        BuildError, VerifyError: it does not build, or its result is wrong.
     """
     from convtune.runtime import CompiledConv
     from convtune.weights import known_weights

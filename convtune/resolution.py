@@ -43,9 +43,15 @@ class Choice:
 def choices(
     spec: ConvSpec, target: Target, logs: LogStack, max_error: float, explicit: Candidate | None = None
 ) -> Iterator[Choice]:
-    """The candidates to compile, best first; each is tried only where the one before did not build or verify."""
+    """The candidates to compile, best first; each is tried only where the one before did not build or verify.
+
+    Raises UnknownNameError and ScheduleError as `space.checked` does of the explicit one.
+    """
     if explicit is not None:
-        yield Choice(explicit, "explicit", "named by the caller")
+        # a trace is found to fit a spec or not by replaying it
+        replayed = getattr(explicit, "space", None) == METASCHEDULE
+        named = explicit if replayed else space.checked(explicit, spec, target)
+        yield Choice(named, "explicit", "named by the caller")
         return
     seen: set[str] = set()
     gone: list[str] = []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from convtune.accuracy import STANDARD
 from convtune.discovery import discover
-from convtune.errors import TargetError, UnknownNameError
+from convtune.errors import ScheduleError, TargetError, UnknownNameError
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -231,6 +231,41 @@ def contains(space: Space[Machine], spec: ConvSpec, target: Machine, knobs: Knob
     domain = space.knobs(spec, target)
     valid = knobs.keys() == domain.keys() and all(value in domain[name] for name, value in knobs.items())
     return valid and space.allows(spec, target, knobs)
+
+
+def checked(candidate: object, spec: ConvSpec, target: Target) -> Candidate:
+    """The candidate itself, its integers as Python's. For what a caller made; its space takes the spec on the target.
+
+    Raises:
+        UnknownNameError: there is no such space, or it has no such knob for the spec.
+        ScheduleError: it is no Candidate, its space does not take the spec, a knob is missing, a value is not in its
+            domain, or the values do not go together.
+    """
+    named = isinstance(candidate, Candidate) and isinstance(candidate.space, str)
+    if not (isinstance(candidate, Candidate) and named and isinstance(candidate.knobs, Mapping)):
+        raise ScheduleError(f"candidate is {candidate!r}; it must be a Candidate: a space's name, and a value per knob")
+    owner, whose = get(candidate.space), f"(spec: {spec})"
+    if not owner.takes(spec, target):
+        names = ", ".join(each.name for each in accepting(spec, target))
+        raise ScheduleError(f"space {owner.name!r} of the candidate does not take this; allowed: {names} {whose}")
+    domain = owner.knobs(spec, target)
+    for name in candidate.knobs:
+        if name not in domain:
+            raise UnknownNameError(f"knob of {owner.name}", name, domain)
+    knobs: dict[str, KnobValue] = {}
+    for name, allowed in domain.items():
+        values = f"it must be one of {', '.join(map(repr, allowed))} {whose}"
+        if name not in candidate.knobs:
+            raise ScheduleError(f"knob {name} of {owner.name} is missing; {values}")
+        value = candidate.knobs[name]
+        usable = isinstance(value, str) or (hasattr(value, "__index__") and not isinstance(value, bool))
+        if not (usable and value in allowed):
+            raise ScheduleError(f"knob {name}={value!r} of {owner.name} is not allowed; {values}")
+        knobs[name] = allowed[allowed.index(value)]
+    if not owner.allows(spec, target, knobs):
+        given, near = Candidate(owner.name, knobs), Candidate(owner.name, dict(owner.default(spec, target)))
+        raise ScheduleError(f"{given}: each knob is allowed, but not all together; the default is {near} {whose}")
+    return Candidate(owner.name, knobs)
 
 
 def default_candidate(spec: ConvSpec, target: Target, max_error: float = STANDARD["float32"]) -> Candidate:

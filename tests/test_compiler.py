@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -17,9 +18,17 @@ from cli_process import MCPU
 import convtune
 from convtune import compiler, space, targets
 from convtune.compiler import Compiler, open_logs
-from convtune.errors import BuildError, ConvtuneError, KernelError, LogError, UnknownNameError, VerifyError
+from convtune.errors import (
+    BuildError,
+    ConvtuneError,
+    KernelError,
+    LogError,
+    ScheduleError,
+    UnknownNameError,
+    VerifyError,
+)
 from convtune.log import Log
-from convtune.record import Record
+from convtune.record import Record, traced
 from convtune.reference import random_operands
 from convtune.runtime import CompiledConv
 from convtune.space import Candidate
@@ -192,9 +201,49 @@ def test_a_logged_candidate_that_fails_gives_way_and_says_so(tmp_path: Path, mon
 
 
 def test_a_named_candidate_that_fails_is_an_error() -> None:
-    knobs = dict(space.get("dense_direct").default(SPEC, NATIVE))
     with pytest.raises(BuildError, match="does not build"):
-        convtune.compile(SPEC, candidate=Candidate("dense_direct", {**knobs, "ow_tile": "wide"}))
+        convtune.compile(SPEC, candidate=traced([["no such step"]]))
+
+
+def _changed(**knobs: Any) -> Candidate:
+    return Candidate("dense_direct", {**space.get("dense_direct").default(SPEC, NATIVE), **knobs})
+
+
+@pytest.mark.parametrize(
+    ("candidate", "said"),
+    [
+        (Candidate("dense_direkt", {}), "unknown space 'dense_direkt'; near it: dense_direct"),
+        (Candidate("depthwise_rows", {}), "space 'depthwise_rows' of the candidate does not take this; allowed: "),
+        (Candidate("dense_direct", {}), "of dense_direct is missing; it must be one of "),
+        (_changed(ow_tiles=4), "unknown knob of dense_direct 'ow_tiles'; near it: ow_tile"),
+        (_changed(ow_tile="wide"), "knob ow_tile='wide' of dense_direct is not allowed; it must be one of 1, 2"),
+        (_changed(ow_tile=True), "knob ow_tile=True of dense_direct is not allowed"),
+        (_changed(ow_tile=[1]), "knob ow_tile=[1] of dense_direct is not allowed"),
+        (_changed(ow_tile=1.0), "knob ow_tile=1.0 of dense_direct is not allowed"),
+        (Candidate("dense_direct", None), "it must be a Candidate: a space's name, and a value per knob"),  # type: ignore[arg-type]
+        ("dense_direct", "candidate is 'dense_direct'; it must be a Candidate"),
+    ],
+)
+def test_a_candidate_that_is_none_names_the_knob_and_what_is_allowed(candidate: Any, said: str) -> None:
+    with pytest.raises((ScheduleError, UnknownNameError)) as error:
+        convtune.compile(SPEC, candidate=candidate)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_knobs_that_do_not_go_together() -> None:
+    owner = space.get("dense_direct")
+    domain = owner.knobs(SPEC, NATIVE)
+    whole = (dict(zip(domain, values)) for values in itertools.product(*domain.values()))
+    apart = next(knobs for knobs in whole if not owner.allows(SPEC, NATIVE, knobs))
+    with pytest.raises(ScheduleError, match="each knob is allowed, but not all together; the default is dense_direct"):
+        convtune.compile(SPEC, candidate=Candidate("dense_direct", apart))
+
+
+def test_knobs_may_be_integers_of_numpy() -> None:
+    default = space.get("dense_direct").default(SPEC, NATIVE)
+    knobs = {name: value if isinstance(value, str) else np.int64(value) for name, value in default.items()}
+    conv = convtune.compile(SPEC, candidate=Candidate("dense_direct", knobs))
+    assert conv.manifest.candidate["knobs"] == dict(default)
 
 
 def test_cross_compiling_says_that_nothing_was_verified() -> None:
