@@ -33,11 +33,10 @@ class Convolution(Primitive):
 
     def check(self, spec: ConvSpec) -> None:
         if spec.groups != 1:
-            raise SpecError(
-                f"groups={spec.groups} is not {self.name}; it must be 1, or the variant grouped or depthwise"
-            )
+            raise SpecError(f"{self.name} takes groups=1, not groups={spec.groups}; use variant grouped or depthwise")
         if any(d != 1 for d in spec.dilation):
-            raise SpecError(f"dilation={spec.dilation} is not {self.name}; it must be 1, or the variant dilated")
+            dilation = "x".join(map(str, spec.dilation))
+            raise SpecError(f"{self.name} takes dilation 1, not {dilation}; use variant dilated")
 
     def out_size(self, spec: ConvSpec) -> Dims:
         # floor((in + before + after - span) / stride) + 1, as in the ONNX Conv operator

@@ -15,7 +15,7 @@ class Depthwise(Convolution):
     def check(self, spec: ConvSpec) -> None:
         if spec.groups != spec.in_channels:
             raise SpecError(
-                f"groups={spec.groups} is not depthwise: that is grouped; it must be in_channels={spec.in_channels}"
+                f"depthwise takes groups=in_channels={spec.in_channels}, not groups={spec.groups}; use variant grouped"
             )
 
     def ratio(self, rank: int) -> str:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 class Dilated(Convolution):
     def check(self, spec: ConvSpec) -> None:
         if spec.groups != 1:
-            raise SpecError(f"groups={spec.groups} is not dilated; it must be 1, or the variant grouped or depthwise")
+            raise SpecError(f"dilated takes groups=1, not groups={spec.groups}; use variant grouped or depthwise")
         if all(d == 1 for d in spec.dilation):
-            raise SpecError(f"dilation={spec.dilation} is not dilated; one must be above 1, or the variant conv")
+            raise SpecError("dilated takes a dilation above 1 in some dimension, not 1 in all; use variant conv")
 
 
 dilated = Dilated("dilated", "dense, taps `dilation` apart")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Grouped(Convolution):
     def check(self, spec: ConvSpec) -> None:
         if spec.groups == 1:
-            raise SpecError("groups=1 is not grouped; it must be above 1, or the variant conv")
+            raise SpecError("grouped takes groups above 1, not groups=1; use variant conv")
 
     def ratio(self, rank: int) -> str:
         return "1/g"

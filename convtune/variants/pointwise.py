@@ -15,7 +15,7 @@ class Pointwise(Convolution):
     def check(self, spec: ConvSpec) -> None:
         super().check(spec)
         if any(k != 1 for k in spec.kernel):
-            raise SpecError(f"kernel={spec.kernel} is not pointwise; it must be 1, or the variant conv")
+            raise SpecError(f"pointwise takes kernel 1, not {'x'.join(map(str, spec.kernel))}; use variant conv")
 
 
 pointwise = Pointwise("pointwise", "1 x 1 kernel: channels only")
