@@ -78,8 +78,10 @@ class Log:
         """Reads nothing yet.
 
         Raises:
-            LogError: it is a directory, a symbolic link or no file at all; or missing, though it must exist.
+            LogError: it is no path, a directory, a symbolic link or no file at all; or missing, though it must exist.
         """
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+            raise LogError(f"log is {path!r}; it must be the path of a file")
         self.path = Path(path)
         self.name = str(path)
         self.repairs: list[str] = []

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from convtune import activations, variants
 from convtune.errors import SpecError
+from convtune.spec import checked
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -45,8 +46,10 @@ def reference(
         y, of shape `spec.out_shape`, in the spec's layout.
 
     Raises:
-        SpecError: an operand is missing, or not in the spec, or of another shape, or no real numbers.
+        SpecError: spec is no ConvSpec; or an operand is missing, or not in the spec, or of another shape, or no real
+            numbers.
     """
+    spec = checked(spec)
     y = _channels_first(spec, _operand(spec, "x", x, spec.in_shape))
     weights = _several(spec, "weight", weight, spec.weight_shapes)
     biases = iter(_several(spec, "bias", bias, spec.bias_shapes))

@@ -132,8 +132,8 @@ class Tuner:
                 raise UnknownNameError(kind, name, names)
         if not isinstance(target, targets.Target):
             raise TargetError(f"target is {target!r}; it must be a name as for --target, or a Target")
-        if not _is_integer(seed):
-            raise ConvtuneError(f"seed is {seed!r}; it must be an integer")
+        if not _is_integer(seed) or seed < 0:
+            raise ConvtuneError(f"seed is {seed!r}; it must be an integer of at least 0")
         self.target, self.accuracy, self.seed, self.engine = target, accuracy, seed, engine
         self.origin, self.remote = _origin(target, remote), remote
         self.log = Log(log if log is not None else log_path())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,15 @@ def test_a_full_disk_is_told_with_the_file_that_has_no_room(tmp_path: Path, monk
     last = result.stderr.splitlines()[-1]
     assert f"{tmp_path / 'lone'} cannot be written: No space left on device ({tmp_path}" in last
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_found_out_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda place, _: Path(place) != tmp_path)
+    result = invoke("compile", TINY, "-o", tmp_path / "a" / "lone")
+    said = f"{tmp_path / 'a' / 'lone'} cannot be written: no permission to write {tmp_path}"
+    assert (result.exit_code, result.stderr) == (2, f"convtune: error: {said}\n")
 
 
 def test_another_machine_s_kernel_is_said_to_be_unverified(home: Path) -> None:

@@ -293,6 +293,12 @@ print(child)
 # Files that cannot be logs
 
 
+@pytest.mark.parametrize("path", ["", None, 3, b""])
+def test_what_is_no_path_is_no_log(path: Any) -> None:
+    with pytest.raises(LogError, match=f"log is {path!r}; it must be the path of a file"):
+        Log(path)
+
+
 def test_a_directory_is_no_log(tmp_path: Path) -> None:
     with pytest.raises(LogError, match=f"^log {tmp_path} is a directory; it must be a file$"):
         Log(tmp_path)

@@ -191,3 +191,9 @@ def test_many_groups_take_little_more_memory_than_their_operands_and_result(text
     tracemalloc.stop()
     assert y.nbytes > 4 * BLOCK_BYTES
     assert peak < y.nbytes + 4 * BLOCK_BYTES
+
+
+def test_a_text_is_no_spec() -> None:
+    x = np.zeros((1, 4, 5, 5), "float32")
+    with pytest.raises(SpecError, match=r"spec is 'conv,.*it must be a ConvSpec"):
+        reference("conv,ic=4,oc=4,in=5x5,k=3x3", x, x)  # type: ignore[arg-type]

@@ -312,12 +312,16 @@ def test_other_directories_are_not_overwritten(conv: CompiledConv, package: Path
         conv.save(half)
     with pytest.raises(KernelError, match="is a file; a package is a directory"):
         conv.save(precious / "thesis.tex")
+    with pytest.raises(KernelError, match="directory is ''"):
+        conv.save("")
+    with pytest.raises(KernelError, match="/proc/dw cannot be written: No such file or directory"):
+        conv.save("/proc/dw")
     (tmp_path / "empty").mkdir()
     assert load(conv.save(tmp_path / "empty")).spec == conv.spec
 
 
 def test_a_failed_save_leaves_the_old_package(conv: CompiledConv, library: Path, package: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(KernelError, match=r"pw cannot be written: No such file or directory \(.*absent.so\)"):
         write_package(package, conv.manifest, library, library.with_name("absent.so"))
     assert load(package).spec == conv.spec
     assert [path.name for path in package.parent.iterdir()] == ["pw"]

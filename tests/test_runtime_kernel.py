@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -219,9 +220,11 @@ def test_the_alignment_of_each_argument_is_the_callers(kernel: Kernel) -> None:
         kernel.prepare([shifted, shifted], [4])
 
 
-def test_timing_nothing_is_refused(kernel: Kernel) -> None:
-    with pytest.raises(KernelError, match="number is 0 and repeat is 1; both must be at least 1"):
-        kernel.time([random_aligned((ROWS, COLUMNS)), poisoned()], number=0, repeat=1)
+@pytest.mark.parametrize(("number", "repeat"), [(0, 1), (1, "a"), (1, 1.5), (True, 1)])
+def test_timing_nothing_is_refused(kernel: Kernel, number: Any, repeat: Any) -> None:
+    said = f"number is {number!r} and repeat is {repeat!r}; both must be integers of at least 1"
+    with pytest.raises(KernelError, match=re.escape(said)):
+        kernel.time([random_aligned((ROWS, COLUMNS)), poisoned()], number=number, repeat=repeat)
 
 
 def test_a_file_that_is_no_kernel_is_refused(tmp_path: Path) -> None:

@@ -332,8 +332,8 @@ def test_unknown_names_are_refused_at_once(tmp_path: Path, field: str, value: st
             for seconds in (-1.0, float("nan"), "5m")
         ),
         *(
-            ({"seed": seed}, ConvtuneError, f"seed is {seed!r}; it must be an integer")
-            for seed in (None, 0.5, "0", True)
+            ({"seed": seed}, ConvtuneError, f"seed is {seed!r}; it must be an integer of at least 0")
+            for seed in (None, 0.5, "0", True, -1)
         ),
     ],
 )

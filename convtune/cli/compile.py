@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import keyword
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import click
 from convtune.cli import options, tables
 from convtune.cli.application import DONE, FAILED, Invocation, one_line
 from convtune.cli.notices import tell, warn_of
-from convtune.errors import BuildError, ConvtuneError, KernelError, MeasureError, ScheduleError, VerifyError
+from convtune.errors import BuildError, KernelError, MeasureError, ScheduleError, VerifyError
 
 if TYPE_CHECKING:
     from convtune.compiler import Compiler, Package
@@ -151,6 +152,10 @@ def _check_free(directory: Path) -> None:
         for place in (directory, *directory.absolute().parents):
             if place.exists() and not place.is_dir():
                 raise KernelError(f"{directory} cannot be written: {place} is a file; a package is a directory")
+        # found out before anything is compiled
+        parent = next(place for place in directory.absolute().parents if place.exists())
+        if not os.access(parent, os.W_OK):
+            raise KernelError(f"{directory} cannot be written: no permission to write {parent}")
         foreign = directory.exists() and any(directory.iterdir()) and not (directory / "manifest.json").exists()
     except OSError as problem:
         raise KernelError(f"{directory} cannot be used: {problem.strerror}") from problem
@@ -185,13 +190,7 @@ def _write(entry: Compiled) -> None:
 
     assert entry.package is not None
     made, directory = entry.package, entry.output.directory
-    try:
-        write_package(
-            directory, made.manifest, made.directory / made.manifest.library_name, made.directory / RUNTIME_NAME
-        )
-    except OSError as problem:
-        place = problem.filename2 or problem.filename  # of a copy, where it was to go
-        raise ConvtuneError(f"{directory} cannot be written: {problem.strerror} ({place})") from problem
+    write_package(directory, made.manifest, made.directory / made.manifest.library_name, made.directory / RUNTIME_NAME)
 
 
 def _unverified(target: Target) -> str:

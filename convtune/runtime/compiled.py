@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,8 +241,11 @@ class CompiledConv:
     def save(self, directory: Path | str) -> Path:
         """Writes a Python package that needs NumPy only: `from kernels import g32; y = g32(x, weight)`.
 
-        An earlier convtune package there is replaced, all at once; raises KernelError where anything else is.
+        An earlier convtune package there is replaced, all at once; raises KernelError where anything else is, or where
+        it cannot be written.
         """
+        if not os.fspath(directory):
+            raise KernelError("directory is ''; it must name the package's directory")
         files = self._directory / self.manifest.library_name, self._directory / RUNTIME_NAME
         return write_package(Path(directory), self.manifest, *files, constants.files(self.manifest, self._constants))
 

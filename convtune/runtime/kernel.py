@@ -250,8 +250,8 @@ class Call:
 
     def time(self, number: int, repeat: int) -> NDArray[np.float64]:
         """Seconds per call, `repeat` times the mean of `number` calls in a row."""
-        if number < 1 or repeat < 1:
-            raise KernelError(f"number is {number} and repeat is {repeat}; both must be at least 1")
+        if any(isinstance(each, bool) or not hasattr(each, "__index__") or each < 1 for each in (number, repeat)):
+            raise KernelError(f"number is {number!r} and repeat is {repeat!r}; both must be integers of at least 1")
         seconds = np.empty(repeat)
         main = ctypes.cast(self._kernel._main, ctypes.c_void_p)
         _, args, count, _ = self._invocation

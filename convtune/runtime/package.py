@@ -39,31 +39,41 @@ def write_package(
 
     constants: the files whose hashes the manifest has as `constants`.
 
-    Returns `directory`. Raises KernelError where something else than an earlier convtune package is there.
+    Returns `directory`. Raises KernelError where something else than an earlier convtune package is there, or the files
+    cannot be written.
     """
     directory = directory.resolve()
     _check_replaceable(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        (new / _RUNTIME_FOLDER).mkdir(parents=True)
-        shutil.copyfile(library, new / manifest.library_name)
-        shutil.copyfile(runtime, new / RUNTIME_NAME)
-        (new / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-        for name, file in (constants or {}).items():
-            (new / name).write_bytes(file)
-        (new / "__init__.py").write_text(_INIT, encoding="utf-8")
-        for source in sorted(Path(__file__).parent.glob("*.py")):
-            shutil.copyfile(source, new / _RUNTIME_FOLDER / source.name)
-        if directory.exists():
-            directory.rename(old)
-        try:
-            new.rename(directory)
-        except OSError:
-            if old.exists():
-                old.rename(directory)
-            raise
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+            new = Path(scratch) / "new"
+            (new / _RUNTIME_FOLDER).mkdir(parents=True)
+            shutil.copyfile(library, new / manifest.library_name)
+            shutil.copyfile(runtime, new / RUNTIME_NAME)
+            (new / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+            for name, file in (constants or {}).items():
+                (new / name).write_bytes(file)
+            (new / "__init__.py").write_text(_INIT, encoding="utf-8")
+            for source in sorted(Path(__file__).parent.glob("*.py")):
+                shutil.copyfile(source, new / _RUNTIME_FOLDER / source.name)
+            _put(new, directory, Path(scratch) / "old")
+    except OSError as problem:
+        place = problem.filename2 or problem.filename  # of a copy, where it was to go
+        raise KernelError(f"{directory} cannot be written: {problem.strerror} ({place})") from problem
     return directory
+
+
+def _put(new: Path, directory: Path, old: Path) -> None:
+    """Renames `new` to `directory`, and what is there to `old`; back where that fails."""
+    if directory.exists():
+        directory.rename(old)
+    try:
+        new.rename(directory)
+    except OSError:
+        if old.exists():
+            old.rename(directory)
+        raise
 
 
 def read_manifest(directory: Path) -> Manifest:
