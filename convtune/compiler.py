@@ -111,6 +111,7 @@ def compile(  # the contract's name
 def open_logs(log: str | Path | None) -> LogStack:
     """The named log, which must exist, or else the user's own; over the shipped one, which has what it lacks."""
     own = Log(log_path()) if log is None else Log(log, must_exist=True)
+    own.check()
     return LogStack([own, ShippedLog()])
 
 

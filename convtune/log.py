@@ -100,6 +100,13 @@ class Log:
         self.refresh()
         return self._table.select(spec, fingerprint)
 
+    def check(self) -> None:
+        """Raises LogError where there are lines and none is a record, so that nothing is appended to another kind of
+        file; otherwise as `records`."""
+        if not self.records() and self.problems:
+            lines, first = len(self.problems), self.problems[0].reason
+            raise LogError(f"{self.path} is no log: none of its {lines} lines is a record; the first: {first}")
+
     def refresh(self) -> None:
         """Reads what was appended since the last time; all of it where the file was replaced. Raises as `records`."""
         with os_errors(self.path):

@@ -137,7 +137,7 @@ class Tuner:
         self.target, self.accuracy, self.seed, self.engine = target, accuracy, seed, engine
         self.origin, self.remote = _origin(target, remote), remote
         self.log = Log(log if log is not None else log_path())
-        self.log.records()
+        self.log.check()
         self._shipped = LogStack([ShippedLog()])
         self._bench: Bench | None = None
         self._run: Run | None = None

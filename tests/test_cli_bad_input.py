@@ -142,6 +142,16 @@ def test_a_log_that_is_missing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_is_no_log_is_not_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"\x93\xff weights\nand more\nwithout end")
+    before = path.read_bytes()
+    for arguments in (("tune", TINY), ("compile", TINY, "-o", tmp_path / "out"), ("verify", TINY)):
+        said = complaint(*arguments, "--log", path)
+        assert said.startswith(f"{path} is no log: none of its 2 lines is a record; the first: not UTF-8")
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_log_of_a_newer_schema_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "newer.jsonl"
     data = {**json.loads(record_samples.make().line()), "schema": SCHEMA + 1}

@@ -180,6 +180,12 @@ def test_json_errors_name_file_and_entry(tmp_path: Path, entries: Any, message: 
     assert "\n" not in str(raised.value)
 
 
+def test_a_field_that_is_given_twice_in_json(tmp_path: Path) -> None:
+    text = '[{"variant": "conv", "in_channels": 1, "in_channels": 2, "out_channels": 1, "in_size": [9], "kernel": 3}]'
+    with pytest.raises(SpecError, match=r"twice\.json: 'in_channels' is given twice in one object"):
+        parse_text(tmp_path, "twice.json", text)
+
+
 def test_bad_json_names_line_and_column(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"bad\.json, line 2, column 3: Expecting value"):
         parse_text(tmp_path, "bad.json", "[\n  oops]")

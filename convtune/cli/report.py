@@ -11,7 +11,6 @@ import click
 from convtune.cli import kernels, options, outputs
 from convtune.cli.application import DONE
 from convtune.cli.notices import warn_of
-from convtune.errors import LogError
 
 if TYPE_CHECKING:
     from convtune.log import Problem
@@ -81,10 +80,8 @@ def _records(paths: Sequence[Path]) -> tuple[list[Record], list[Problem]]:
     seen = set[bytes]()
     for path in paths:
         log = Log(path, must_exist=True)
+        log.check()
         found = log.records()
-        if log.problems and not found:
-            reason = log.problems[0].reason
-            raise LogError(f"{path} is no log: none of its {len(log.problems)} lines is a record; the first: {reason}")
         if len(paths) > 1:  # a merged log and its sources have the same lines
             fresh = [(line, record) for record in found if (line := record.line()) not in seen]
             seen.update(line for line, _ in fresh)

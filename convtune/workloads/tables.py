@@ -110,7 +110,7 @@ def parse_json(path: Path) -> list[Workload]:
         SpecError: names the file and the entry, counted from 1, or the line and column of bad JSON.
     """
     try:
-        entries = json.loads(read_text(path))
+        entries = json.loads(read_text(path), object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         raise SpecError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}") from error
     except RecursionError:
@@ -164,3 +164,12 @@ def read_text(path: Path) -> str:
         raise SpecError(
             f"{path}: is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
         ) from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; raises ValueError where a name is there twice, of which JSON would drop the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"{name!r} is given twice in one object")
+    return found
