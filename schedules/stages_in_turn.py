@@ -37,7 +37,7 @@ class StagesInTurn(Estimating["CpuTarget"]):
         return is_chain(spec, target)
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
-        return {f"stage{number}": tuple(_choices(stage, target)) for number, stage in enumerate(spec.stages)}
+        return {f"stage{number}": tuple(_owners(stage, target)) for number, stage in enumerate(spec.stages)}
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -63,21 +63,24 @@ class StagesInTurn(Estimating["CpuTarget"]):
         found = []
         for number, stage in enumerate(spec.stages):
             name = str(knobs[f"stage{number}"])
-            owner = space.get(name)
-            assert isinstance(owner, Estimating)
-            found.append((stage, owner, _choices(stage, target)[name]))
+            found.append((stage, *_chosen(stage, target, name)))
         return found
 
 
 @lru_cache(maxsize=1 << 12)
-def _choices(stage: ConvSpec, target: CpuTarget) -> Mapping[str, Knobs]:
-    """The spaces that have a model of their time on this stage, and their defaults among what is accurate enough twice:
-    errors of stages add up."""
-    found = {}
-    for owner in space.accepting(stage, target, STANDARD[stage.dtype] / 2):
-        if isinstance(owner, Estimating):
-            found[owner.name] = dict(owner.default(stage, target))
-    return found
+def _owners(stage: ConvSpec, target: CpuTarget) -> Mapping[str, Estimating[Any]]:
+    """The spaces that have a model of their time on this stage, without what is not accurate enough twice: errors of
+    stages add up."""
+    accepting = space.accepting(stage, target, STANDARD[stage.dtype] / 2)
+    return {owner.name: owner for owner in accepting if isinstance(owner, Estimating)}
+
+
+@lru_cache(maxsize=1 << 12)
+def _chosen(stage: ConvSpec, target: CpuTarget, name: str) -> tuple[Estimating[Any], Knobs]:
+    """The space of that name, and its default for the stage, which takes long to find: only where it is asked for."""
+    owner = space.get(name)
+    assert isinstance(owner, Estimating)
+    return owner, dict(_owners(stage, target)[name].default(stage, target))
 
 
 def _joined(spec: ConvSpec, modules: Sequence[Any]) -> Any:
