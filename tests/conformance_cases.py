@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import heapq
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from convtune import targets, variants
+from convtune import space, targets, variants
 from convtune.errors import SpecError
 from convtune.space import Knobs, Space, all_knobs
 from convtune.spec import ACTIVATIONS, LAYOUTS, ConvSpec
@@ -141,12 +142,63 @@ def corner(owner: Space, spec: ConvSpec, target: Target, wanted: Knobs) -> Knobs
     raise AssertionError(f"no candidate of {spec} has {dict(wanted)}")
 
 
-def corners(space: Space, spec: ConvSpec, target: Target, seed: int) -> list[Knobs]:
+def cases(target_of: Callable[[int], Target]) -> list[Any]:
+    """A covering choice of each spec with each space that takes it; and how many of the space come before, a seed.
+
+    target_of: for the spec of a number.
+    """
+    every = [(owner, spec, target_of(i)) for i, spec in enumerate(specs()) for owner in space.known().values()]
+    taken = [case for case in every if case[0].takes(*case[1:])]
+    chosen = [taken[i] for i in covering([facets(*case) for case in taken])]
+    turns = {name: itertools.count() for name in space.known()}
+    return [
+        pytest.param(owner, spec, target, next(turns[owner.name]), id=f"{owner.name}-{spec}-{target.name}")
+        for owner, spec, target in chosen
+    ]
+
+
+def facets(owner: Space[Any], spec: ConvSpec, target: Target) -> set[Hashable]:
+    """What a case shows. All that any case shows is shown by one that is chosen.
+
+    Of each space: each variant in each layout, each of both on each target, and each geometry, choice of channels,
+    activation and epilogue. Over all spaces: each geometry and choice of channels with each variant, target and side
+    of the channels. Of a last resort, which has one schedule: its variants and targets with the layouts.
+    """
+    geometry = (spec.in_size, spec.kernel, spec.stride, spec.dilation, spec.padding, spec.output_padding, spec.batch)
+    channels = (spec.in_channels, spec.out_channels, spec.groups)
+    name, variant, layout, machine = owner.name, spec.variant, spec.layout, target.name
+    found: set[Hashable] = {(name, variant, layout), (name, layout, machine)}
+    if owner.last_resort:
+        return found
+    epilogue = (spec.bias, spec.residual)
+    found |= {(name, each) for each in (geometry, channels, spec.activation, epilogue, (variant, machine))}
+    sides = (variant, machine, spec.channels_last)
+    return found | {(what, side) for what in (geometry, channels) for side in sides}
+
+
+def covering(shown: Sequence[set[Hashable]]) -> list[int]:
+    """The places of sets that together have all elements: each time the first of those that add most."""
+    heap = [(-len(each), place) for place, each in enumerate(shown)]
+    heapq.heapify(heap)
+    seen: set[Hashable] = set()
+    chosen = []
+    while heap:
+        promised, place = heapq.heappop(heap)
+        adds = len(shown[place] - seen)
+        if adds and adds == -promised:
+            chosen.append(place)
+            seen |= shown[place]
+        elif adds:
+            heapq.heappush(heap, (-adds, place))
+    return sorted(chosen)
+
+
+def corners(owner: Space, spec: ConvSpec, target: Target, seed: int) -> list[Knobs]:
     """Candidates that hold each knob at its first and last value, the others as the seed has it; each once."""
     found: list[Knobs] = []
-    candidates = list(all_knobs(space, spec, target))
+    candidates = list(all_knobs(owner, spec, target))
     random.Random(seed).shuffle(candidates)
-    for knob, values in space.knobs(spec, target).items():
+    for knob, values in owner.knobs(spec, target).items():
         for value in (values[0], values[-1]):
             corner = next((knobs for knobs in candidates if knobs[knob] == value), None)
             if corner is not None and corner not in found:

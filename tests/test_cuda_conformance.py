@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance_cases import corners, specs
+from conformance_cases import cases, corners
 from tolerance import allowed_error
 
-from convtune import space, targets
+from convtune import targets
 from convtune.cuda.emulation import emulator
 from convtune.cuda.program import lower
 from convtune.measure.builder import scheduled
@@ -32,15 +32,8 @@ def target(arch: str) -> GpuTarget:
     return named
 
 
-def cases(every: int = 1) -> list[Any]:
-    """Each spec with each space, of the last resort every fourth, the archs and the seeds in turn."""
-    found = []
-    for turn, spec in list(enumerate(specs()))[::every]:
-        for owner in space.known().values():
-            gpu = target(ARCHS[turn % len(ARCHS)])
-            if owner.takes(spec, gpu) and not (owner.last_resort and turn % 4):
-                found.append(pytest.param(owner, spec, gpu, turn, id=f"{owner.name}-{spec}-{gpu.arch}"))
-    return found
+def in_turn(number: int) -> GpuTarget:
+    return target(ARCHS[number % len(ARCHS)])
 
 
 def knobs_of(owner: Space[Any], spec: ConvSpec, gpu: GpuTarget, turn: int) -> Knobs:
@@ -50,7 +43,7 @@ def knobs_of(owner: Space[Any], spec: ConvSpec, gpu: GpuTarget, turn: int) -> Kn
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("owner", "spec", "gpu", "turn"), cases())
+@pytest.mark.parametrize(("owner", "spec", "gpu", "turn"), cases(in_turn))
 def test_kernels_are_right_and_touch_nothing_else(
     owner: Space[Any], spec: ConvSpec, gpu: GpuTarget, turn: int, tmp_path: Path
 ) -> None:
