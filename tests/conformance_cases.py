@@ -143,18 +143,14 @@ def corner(owner: Space, spec: ConvSpec, target: Target, wanted: Knobs) -> Knobs
 
 
 def cases(target_of: Callable[[int], Target]) -> list[Any]:
-    """A covering choice of each spec with each space that takes it; and how many of the space come before, a seed.
+    """A covering choice of each spec with each space that takes it, its target, and the spec's number, a seed.
 
     target_of: for the spec of a number.
     """
-    every = [(owner, spec, target_of(i)) for i, spec in enumerate(specs()) for owner in space.known().values()]
-    taken = [case for case in every if case[0].takes(*case[1:])]
-    chosen = [taken[i] for i in covering([facets(*case) for case in taken])]
-    turns = {name: itertools.count() for name in space.known()}
-    return [
-        pytest.param(owner, spec, target, next(turns[owner.name]), id=f"{owner.name}-{spec}-{target.name}")
-        for owner, spec, target in chosen
-    ]
+    every = [(owner, spec, target_of(i), i) for i, spec in enumerate(specs()) for owner in space.known().values()]
+    taken = [case for case in every if case[0].takes(*case[1:3])]
+    chosen = [taken[i] for i in covering([facets(*case[:3]) for case in taken])]
+    return [pytest.param(*case, id=f"{case[0].name}-{case[1]}-{case[2].name}") for case in chosen]
 
 
 def facets(owner: Space[Any], spec: ConvSpec, target: Target) -> set[Hashable]:

@@ -59,6 +59,6 @@ def test_kernels_are_right(owner: Space, spec: ConvSpec, target: Target, turn: i
     if extremes and (extreme := extremes[turn % len(extremes)]) != tried[0]:
         tried.append(extreme)
     if space.default_candidate(spec, target).space != owner.name:
-        tried = [tried[turn // 2 % len(tried)]]  # two specs in a row often differ in their layout
+        tried = [tried[turn // 2 % len(tried)]]  # two specs in a row differ in their layout
     for knobs in tried:
         check(owner, spec, target, knobs)
