@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conformance_cases import cases, corners, runnable_targets
+from conformance_cases import cases, corners, covering, runnable_targets
 from tolerance import allowed_error
 
 from convtune import space
@@ -62,3 +62,7 @@ def test_kernels_are_right(owner: Space, spec: ConvSpec, target: Target, turn: i
         tried = [tried[turn // 2 % len(tried)]]  # two specs in a row differ in their layout
     for knobs in tried:
         check(owner, spec, target, knobs)
+
+
+def test_a_covering_choice_leaves_out_what_shows_nothing_new() -> None:
+    assert covering([{1}, {1, 2}, {3, 4}, {2}, {4, 5}, set()]) == [1, 2, 4]
