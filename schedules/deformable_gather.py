@@ -1,12 +1,12 @@
-"""Deformable convolution as sampling tables, a gather and a register tile, all within a block of outputs.
+"""Deformable convolution as a sampling table, a gather and a register tile, all within a block of outputs.
 
     pad: x with its channels last, in a parallel region of its own    where the layout has them first
     parallel task = (n, block of outputs [, oc_outer]):               oc_order: parallel
-        offsets[...], masks[...], index[...], weights[...], inside[...]: of the task's outputs and taps
+        offsets[...], masks[...], table[...]: of the task's outputs and taps      channels last, rows: all: of a tile's
         for row of the kernel, or once for all of them:               rows: one, all
             for tile, kh, kw, column, chunk, lane:                    vectors of channels
                 col[tile, kh, kw, chunk, column, lane]
-                    = mask * (inside ? sum over neighbours q of pad[index[q], chunk, lane] * weights[q] : 0)
+                    = mask * sum over neighbours q of pad[table's place of q, chunk, lane] * table's weight of q
             for [oc_outer,] tiles of outputs [, oc_outer]:            oc_order: outer, inner
                 for kh, kw, chunk, ic:                                acc in registers, from 0 or the row before
                     acc[column, oc_vector, lane] += col[tile, kh, kw, chunk, column, ic]
@@ -14,7 +14,7 @@
         y[...] = activation(acc + bias + residual)                    tile by tile
 
 The outputs of an image are one row, cut into tiles and blocks wherever its lines end. Of `col`, which is kh * kw times
-as large as x, there is only what a block needs, within L2, in the order in which its tiles read it. The tables and the
+as large as x, there is only what a block needs, within L2, in the order in which its tiles read it. The table and the
 gather are `deformable_sampling`.
 """
 

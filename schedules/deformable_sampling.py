@@ -1,22 +1,28 @@
-"""What `deformable_gather` samples: tables of places and weights, and the stage `col` that gathers by them.
+"""What `deformable_gather` samples: a table of places and weights, and the stage `col` that gathers by it.
 
-An entry of the tables is a tap of an output. Entries lie as offsets and masks do: channels last, the taps of an output
+An entry of the table is a tap of an output. Entries lie as offsets and masks do: channels last, the taps of an output
 side by side, so that whole vectors are copied out of the inputs, and a period of vectors later each lane has the same
 tap again, which LLVM then knows; channels first, the outputs of a tap side by side.
 
-    offsets[axis, entry], masks[entry]: copies, with zeros after the last output
-    for vector of entries:                          channels last: a period of them written out
-        index[q, entry]: where in an image of x a neighbour q begins
-        weights[q, entry]; inside[entry]: all bits set, or none
+    offsets[axis, entry], masks[entry]: copies, with zeros after the last output    of a tile if channels are last,
+    for vector of entries:                          channels last: a period of them written out      else of a task
+        table[first, entry]: where in an image of x the upper left neighbour's first channel is
+        table[at_border, entry]: which neighbours fall together at the border of x, and whether the point is outside
+        table[weights + q, entry]: of neighbour q
     for tile, column, offset group, kh, kw, chunk:  channels first, the offset group outermost
         prefetch x where the next column has the same tap                  x larger than L2
-        col[tile, kh, kw, chunk, column, lane] = mask * (inside & sum over q of x[index[q] + chunk, lane] * weights[q])
+        if not at_border: neighbours are a column and a row apart, at constant distances
+            col[tile, kh, kw, chunk, column, lane]
+                = mask * sum over q of x[first + distance[q] + chunk, lane] * weights[q]
+        else: distances are by the bits of at_border, and so is whether the sum counts
+
+The gather waits for loads, so few words matter: six and the mask instead of nine and the mask, of which two address x.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +31,17 @@ from convtune.schedules.tiling import Tile, ceil_div
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, or_zero, padded_input, widened
-from convtune.spec import count
-from convtune.variants.deformable import CORNERS, Deformable, Sampling
+from convtune.spec import DTYPES, count
+from convtune.variants.deformable import CORNERS, Deformable
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget
 
+FIRST, AT_BORDER, WEIGHTS = 0, 1, 2  # the words of an entry; each neighbour has a weight
+WORDS = WEIGHTS + len(CORNERS)
+ONE_COLUMN, ONE_ROW, OUTSIDE = 1, 2, 4  # the bits of AT_BORDER
+LINE_BYTES = 64  # of a cache
 LONGEST_PERIOD = 16  # vectors of a table that are written out: LLVM needs a second for nine of them
 
 
@@ -59,6 +69,10 @@ class Entries:
         if not self.spec.channels_last:
             return place[1], place[0]
         return place[0] // self.taps, place[0] % self.taps
+
+    def staged(self, output: Any, tap: Any) -> tuple[Any, Any]:
+        """Where the copies of offsets and masks have a tap of an output."""
+        return (output, tap) if self.spec.channels_last else (tap, output)
 
     def period(self, lanes: int) -> int:
         """After how many vectors the lanes have the same taps."""
@@ -95,18 +109,33 @@ def gathered(arguments: Arguments, tile: Tile, tiles: int) -> Any:
     x = operands(Geometry.of(spec), _rows(arguments), None).x
     entries = Entries(spec, tiles * tile.columns + tile.width)  # the last vectors may pass the last output
     staged = {name: _staged(arguments, name, entries) for name in arguments.inputs}
-    index, weights, inside = _tables(arguments, staged["offset"], entries)
+    table = _table(arguments, staged["offset"], entries)
 
     def sample(n: Any, at: Any, kh: Any, kw: Any, part: Any, column: Any, lane: Any) -> Any:
-        entry = entries.place(at * tile.columns + column, _tap(spec, part * wide, kh, kw))
-        total: Any = 0
-        for q in range(len(CORNERS)):
-            *place, first = _located(spec, index(n, q, *entry))
-            neighbour = x(n, first + part * wide + lane, *place) * weights(n, q, *entry)
-            total = total + neighbour if q else neighbour
+        output, tap = at * tile.columns + column, _tap(spec, part * wide, kh, kw)
+        entry = entries.place(output, tap)
+        at_border = table(n, AT_BORDER, *entry)
+        top, left, channel = _located(spec, table(n, FIRST, *entry))
+
+        def interpolated(down: Any, right: Any) -> Any:
+            """With the lower neighbours so many rows and the right ones so many columns further."""
+            total: Any = 0
+            for q, (dy, dx) in enumerate(CORNERS):
+                place = (top + down * dy, left + right * dx)
+                neighbour = x(n, channel + _within(spec, part * wide) + lane, *place)
+                product = neighbour * tirx.reinterpret("float32", table(n, WEIGHTS + q, *entry))
+                total = total + product if q else product
+            return total
+
+        def bit(one: int) -> Any:
+            return at_border // one % 2
+
         # a Select would compare, and move the result to a mask register, for each sample
-        value = tirx.reinterpret("float32", tirx.reinterpret("int32", total) & inside(n, *entry))
-        return staged["mask"](n, 0, *entry) * value if spec.modulated else value
+        rare = tirx.reinterpret("int32", interpolated(1 - bit(ONE_ROW), 1 - bit(ONE_COLUMN))) & (bit(OUTSIDE) - 1)
+        value = tirx.if_then_else(at_border == 0, interpolated(1, 1), tirx.reinterpret("float32", rare))
+        if not spec.modulated:
+            return value
+        return staged["mask"](n, 0, *entries.staged(output, tap)) * value
 
     shape = (spec.batch, tiles, *spec.kernel, spec.in_channels // wide, tile.columns, wide)
     return te.compute(shape, sample, name="col")
@@ -116,6 +145,12 @@ def _tap(spec: ConvSpec, ic: Any, kh: Any, kw: Any) -> Any:
     """The tap that has an input channel at a place of the kernel."""
     variant = _variant(spec)
     return variant.tap_channel(spec, variant.offset_group(spec, ic), (kh, kw))
+
+
+def _within(spec: ConvSpec, ic: Any) -> Any:
+    """The place of an input channel in its offset group."""
+    assert spec.offset_groups is not None
+    return ic if spec.offset_groups == 1 else ic % (spec.in_channels // spec.offset_groups)
 
 
 def _located(spec: ConvSpec, element: Any) -> tuple[Any, Any, Any]:
@@ -133,51 +168,53 @@ def _rows(arguments: Arguments) -> Callable[..., Any]:
 
 
 def _staged(arguments: Arguments, name: str, entries: Entries) -> Any:
-    """The stage `offsets` or `masks`: (n, axis, entry) of that input, with zeros after the last output."""
+    """The stage `offsets` or `masks`: (n, axis, output, tap) of that input, with zeros after the last output; channels
+    first, (n, axis, tap, output)."""
     from tvm import te
 
     spec, axes = arguments.spec, 2 if name == "offset" else 1
+    shape = entries.staged(entries.outputs, entries.taps)
 
-    def at(n: Any, axis: Any, *entry: Any) -> Any:
-        output, tap = entries.at(*entry)
+    def at(n: Any, axis: Any, *place: Any) -> Any:
+        output, tap = entries.staged(*place)
         given = arguments.read_input(name, n, tap * axes + axis, cube(position(spec, output), 0))
         return or_zero([output < count(spec.out_size)], widened(given))
 
-    return te.compute((spec.batch, axes, *entries.shape), at, name=f"{name}s")
+    return te.compute((spec.batch, axes, *shape), at, name=f"{name}s")
 
 
-def _tables(arguments: Arguments, offsets: Any, entries: Entries) -> list[Any]:
-    """The stages `index`, the element of an image where a neighbour begins, and `weights`: (n, q, entry); `inside`, all
-    bits set where a point does not count as zero: (n, entry)."""
+def _table(arguments: Arguments, offsets: Any, entries: Entries) -> Any:
+    """The stage `table`, (n, word, entry), all words as int32.
+
+    The neighbours of a point outside of x, or at its border, fall together: all are within x, whatever their weights.
+    """
     from tvm import te, tirx
 
     spec, variant, width = arguments.spec, _variant(arguments.spec), arguments.spec.in_size[1]
-    given = operands(Geometry.of(spec), arguments.read_x, None, arguments)
+    assert spec.offset_groups is not None
+    given, of_group = (
+        operands(Geometry.of(spec), arguments.read_x, None, arguments),
+        spec.in_channels // spec.offset_groups,
+    )
 
-    def sampling(n: Any, *entry: Any) -> Sampling:
+    def at(n: Any, word: Any, *entry: Any) -> Any:
         output, tap = entries.at(*entry)
-        here = dataclasses.replace(given, offset=lambda n, channel, *_: offsets(n, channel % 2, *entry))
+        here = dataclasses.replace(
+            given, offset=lambda n, channel, *_: offsets(n, channel % 2, *entries.staged(output, tap))
+        )
         taps = (tap // spec.kernel[1] % spec.kernel[0], tap % spec.kernel[1])
-        return variant.sampling(spec, here, n, 0, position(spec, output), taps)
+        sampling = variant.sampling(spec, here, n, 0, position(spec, output), taps)
+        (top, left), (bottom, right) = sampling.corners[0], sampling.corners[-1]
+        first = (top * width + left) * spec.in_channels + tap // count(spec.kernel) * of_group
+        bits = ((right == left, ONE_COLUMN), (bottom == top, ONE_ROW), (sampling.outside, OUTSIDE))
+        at_border = sum(tirx.Select(condition, bit, 0) for condition, bit in bits)
+        weights = [tirx.reinterpret("int32", weight) for weight in sampling.weights]
+        value = weights.pop()
+        for i, other in enumerate((first, at_border, *weights)):
+            value = tirx.Select(word == i, other, value)
+        return value
 
-    def table(name: str, values: Callable[[Sampling], Sequence[Any]]) -> Any:
-        def at(n: Any, q: Any, *entry: Any) -> Any:
-            *others, value = values(sampling(n, *entry))
-            for i, other in enumerate(others):
-                value = tirx.Select(q == i, other, value)
-            return value
-
-        return te.compute((spec.batch, len(CORNERS), *entries.shape), at, name=name)
-
-    def inside(n: Any, *entry: Any) -> Any:
-        none, all_set = (tirx.const(bits, "int32") for bits in (0, -1))
-        return tirx.Select(sampling(n, *entry).outside, none, all_set)
-
-    return [
-        table("index", lambda sampling: [(y * width + x) * spec.in_channels for y, x in sampling.corners]),
-        table("weights", lambda sampling: sampling.weights),
-        te.compute((spec.batch, *entries.shape), inside, name="inside"),
-    ]
+    return te.compute((spec.batch, WORDS, *entries.shape), at, name="table")
 
 
 def _variant(spec: ConvSpec) -> Deformable:
@@ -196,43 +233,42 @@ def place_gather(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any, at: Any
     sch.reorder(*order, kh, kw, part, lane)  # what the taps of an output sample lies close together
     if wide <= target.lanes:  # else LLVM finds vectors for what there is
         sch.vectorize(lane)
-    for name in ("index", "weights", "inside"):
-        _place_table(sch, spec, target, task, name)
+    # of a tile they fit into L1, and leave L2 to x and `col`
+    tables = sch.get_loops(col)[-7] if spec.channels_last and at is task else task
+    _place_table(sch, spec, target, tables)
     for name in variants.primitive(spec).inputs(spec):
         stage = sch.get_sblock(f"{name}s")
-        sch.compute_at(stage, task, preserve_unit_loops=True)
+        sch.compute_at(stage, tables, preserve_unit_loops=True)
         if spec.channels_last:
-            axis, entry = sch.get_loops(stage)[-2:]
-            output, tap = sch.split(entry, [None, Entries(spec, 1).taps])
+            axis, output, tap = sch.get_loops(stage)[-3:]
             sch.reorder(output, tap, axis)
             sch.unroll(axis)
 
 
-def _place_table(sch: Any, spec: ConvSpec, target: CpuTarget, task: Any, name: str) -> None:
-    """Computes a table in the task, neighbours innermost, so that they share what they are computed from."""
+def _place_table(sch: Any, spec: ConvSpec, target: CpuTarget, at: Any) -> None:
+    """Computes the table at a loop, words innermost, so that they share what they are computed from."""
     from tvm import tirx
 
-    table, period = sch.get_sblock(name), Entries(spec, 1).period(target.lanes)
-    sch.compute_at(table, task, preserve_unit_loops=True)
+    table, period = sch.get_sblock("table"), Entries(spec, 1).period(target.lanes)
+    sch.compute_at(table, at, preserve_unit_loops=True)
     *outer, entry = sch.get_loops(table)
-    extent = sch.get(
-        entry
-    ).extent  # varies where groups and offset groups overlap, and a task has one block of channels
+    # varies where groups and offset groups overlap, and a task has one block of channels
+    extent = sch.get(entry).extent
     if spec.channels_last and isinstance(extent, tirx.IntImm) and int(extent) <= LONGEST_PERIOD * target.lanes:
         period = ceil_div(int(extent), target.lanes)  # all that there are
     # there is room for whole periods
     periods, vector, lane = sch.split(entry, [None, period, target.lanes], disable_predication=True)
-    if name != "inside":
-        q = outer[-1] if spec.channels_last else outer[-2]
-        sch.reorder(*outer[outer.index(q) + 1 :], periods, vector, q, lane)
-        sch.unroll(q)
+    word = outer[-1] if spec.channels_last else outer[-2]
+    sch.reorder(*outer[outer.index(word) + 1 :], periods, vector, word, lane)
+    sch.unroll(word)
     if period <= LONGEST_PERIOD:
         sch.unroll(vector)
     sch.vectorize(lane)
 
 
 def fetching_ahead(module: Any, spec: ConvSpec, tile: Tile) -> Any:
-    """The module with prefetches of what the next column of the tile samples, before each vector that is gathered.
+    """The module with prefetches of what the next column of the tile samples, before each vector that is gathered, and
+    of the next tile's offsets and masks.
 
     Where samples lie, only the tables say, and the instructions between two waits are too few for a core to look far
     ahead by itself: of 8 channels each, with x in L3, 5.6 ns a sample became 3.6.
@@ -242,21 +278,39 @@ def fetching_ahead(module: Any, spec: ConvSpec, tile: Tile) -> Any:
 
     entries, wide = Entries(spec, 1), chunk(spec, tile.width)
 
-    def ahead(loop: Any) -> Any:
-        realize = loop.body
-        if not isinstance(realize, s_tir.SBlockRealize) or realize.block.name_hint != "col":
-            return loop
-        n, at, kh, kw, part, column, _lane = realize.iter_values
-        source = {region.source.name: region.source for region in realize.block.reads}
+    def samples(block: Any) -> list[Any]:
+        n, at, kh, kw, part, column, _lane = block.iter_values
+        source = {region.source.name: region.source for region in block.block.reads}
         following = at * tile.columns + tirx.min(column + 1, tile.columns - 1)
         entry = entries.place(following, _tap(spec, part * wide, kh, kw))
-        fetches = []
-        for q in range(len(CORNERS)):
-            y, x, first = _located(spec, tirx.BufferLoad(source["index"], [n, q, *entry]))
-            row = [n, y] if spec.channels_last else [n, 0, y]
-            element = tirx.BufferLoad(source["x" if spec.channels_last else "pad"], [*row, x, first + part * wide])
-            fetches.append(fetched(element))
-        return tirx.SeqStmt([*fetches, loop])
+        y, x, first = _located(spec, tirx.BufferLoad(source["table"], [n, FIRST, *entry]))
+        elements = []
+        for down, right in CORNERS:
+            row = [n, y + down] if spec.channels_last else [n, 0, y + down]
+            place = [*row, x + right, first + _within(spec, part * wide)]
+            elements.append(tirx.BufferLoad(source["x" if spec.channels_last else "pad"], place))
+        return [fetched(element) for element in elements]
+
+    def inputs(block: Any) -> list[Any]:
+        (source,) = (region.source for region in block.block.reads)
+        n, _axis, output, _tap = block.iter_values
+        place = position(spec, tirx.min(output + tile.columns, count(spec.out_size) - 1))
+        lines = range(0, int(source.shape[-1]), LINE_BYTES // DTYPES[spec.dtype])
+        return [fetched(tirx.BufferLoad(source, [n, *place, first]), first_cache=False) for first in lines]
+
+    def ahead(loop: Any) -> Any:
+        block = loop.body
+        if isinstance(block, s_tir.SBlockRealize) and block.block.name_hint == "col":
+            return tirx.SeqStmt([*samples(block), loop])
+        while isinstance(block, tirx.For):
+            block = block.body
+        names = ("offsets", "masks") if spec.channels_last else ()
+        if not isinstance(block, s_tir.SBlockRealize) or block.block.name_hint not in names:
+            return loop
+        if not isinstance(loop.body, tirx.For) or not loop.body.loop_var.same_as(block.iter_values[-1]):
+            return loop  # not that of outputs, whose body is that of taps
+        body = tirx.SeqStmt([*inputs(block), loop.body])
+        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body)
 
     main = module["main"]
     return ir.IRModule({"main": main.with_body(structural_map(main.body, (tirx.For, ahead)))})

@@ -28,8 +28,9 @@ from convtune.linker import link
 from convtune.paths import cache_dir
 from convtune.reference import OperandArrays, random_operands
 from convtune.runtime import packing
-from convtune.space import Space
+from convtune.space import Knobs, Space
 from convtune.spec import ConvSpec, count
+from convtune.targets import CpuTarget
 
 SPACES = (deformable_gather, space.get("fallback"))
 LAYERS = tuple(
@@ -281,17 +282,30 @@ def test_domains_of_any_spec(spec: ConvSpec) -> None:
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("order", ["parallel", "outer", "inner"])
 def test_what_is_sampled_stays_in_l2(layout: str, order: str) -> None:
+    spec, target = ConvSpec.parse(f"deformable,ic=256,oc=256,in=50x84,k=3x3,p=1,layout={layout}"), machine()
+    candidates = [k for k in space.all_knobs(deformable_gather, spec, target) if k["oc_order"] == order]
+    sizes = allocated(spec, target, candidates[-1])
+    assert {"col", "table", "offsets"} <= sizes.keys()
+    assert sum(size for name, size in sizes.items() if name != "pad") <= target.l2_bytes
+
+
+@pytest.mark.parametrize("order", ["parallel", "outer", "inner"])
+def test_the_table_of_a_tile_stays_in_l1(order: str) -> None:
+    spec, target = ConvSpec.parse("deformable,ic=64,oc=64,in=50x84,k=3x3,p=1,og=8,layout=NHWC,modulated"), machine()
+    knobs = {"tile": 6, "oc_vectors": 2, "block": 4, "oc_order": order, "rows": "all"}
+    sizes = allocated(spec, target, knobs)
+    assert 0 < sizes["table"] + sizes["offsets"] + sizes["masks"] <= target.l1d_bytes
+
+
+def allocated(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> dict[str, int]:
+    """Bytes of what the schedule allocates, by name."""
     from tvm import ir
     from tvm.s_tir import transform
 
-    spec, target = ConvSpec.parse(f"deformable,ic=256,oc=256,in=50x84,k=3x3,p=1,layout={layout}"), machine()
-    candidates = [k for k in space.all_knobs(deformable_gather, spec, target) if k["oc_order"] == order]
     lowering = [transform.PlanAndUpdateBufferAllocationLocation(), transform.ConvertBlocksToOpaque()]
     lowered = ir.transform.Sequential([*lowering, transform.CompactBufferAllocation()])
-    module = lowered(deformable_gather.schedule(spec, target, candidates[-1]))
-    sizes = {buffer.name: count(tuple(map(int, buffer.shape))) * 4 for buffer in buffers(module["main"].body)}
-    assert {"col", "index", "weights", "inside", "offsets"} <= sizes.keys()
-    assert sum(size for name, size in sizes.items() if name != "pad") <= target.l2_bytes
+    module = lowered(deformable_gather.schedule(spec, target, knobs))
+    return {buffer.name: count(tuple(map(int, buffer.shape))) * 4 for buffer in buffers(module["main"].body)}
 
 
 def buffers(body: Any) -> list[Any]:

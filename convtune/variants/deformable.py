@@ -146,9 +146,10 @@ def _neighbours(
 
     dtype, size = str(offset.ty), spec.in_size[axis]
     base = out * spec.stride[axis] - spec.padding[axis][0] + tap * spec.dilation[axis]
+    start = tirx.Cast(dtype, base)  # once: exact up to 2**24
 
     def at(position: int) -> Expr:  # the offset that leads there
-        return tirx.Cast(dtype, position - base)
+        return tirx.const(float(position), dtype) - start
 
     half, one = tirx.const(0.5, dtype), tirx.const(1.0, dtype)
     # LLVM's conversion to integers is undefined for what does not fit, which NaN and infinity do not
