@@ -18,7 +18,7 @@ where its channels are not shuffled, or it has all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.depthwise_loops import loop, named, part, pieces
@@ -271,29 +271,44 @@ class Tiles:
     def _store(
         self, position: Expr, load: Callable[[int], Expr], starts_of: Callable[[tuple[int, ...]], tuple[int, ...]]
     ) -> Stmt:
-        """The outputs of a position, by vectors; the last one begins earlier where they do not divide the channels."""
-        from tvm import tirx
+        return stored(self.spec, self.arguments, self.y, position, self.plan.outputs, load, starts_of)
 
-        plan, found = self.plan, []
-        for vector in plan.all:
-            start = min(vector * plan.lanes, plan.channels - plan.lanes)
-            source, bind = plan.source(start), Binder(f"float32x{plan.lanes}")
-            starts = starts_of(source)
-            value = lanewise(source, starts, [bind(load(s)) for s in starts], bind)
 
-            def stored(copy: Any, start: int = start, value: Expr = value, bind: Binder = bind) -> Stmt:
-                bind.store(copy, [tirx.Ramp(0, 1, plan.lanes)], value)
+def stored(
+    spec: ConvSpec,
+    arguments: Held,
+    y: Any,
+    position: Expr,
+    outputs: Sequence[tuple[int, tuple[int, ...]]],
+    load: Callable[[int], Expr],
+    starts_of: Callable[[tuple[int, ...]], tuple[int, ...]],
+) -> Stmt:
+    """The outputs of a position, by vectors.
 
-                def output(lane: Expr) -> Stmt:
-                    where = as_row(self.spec.rank, position, start + lane)
-                    value = tirx.BufferLoad(copy, [lane])
-                    value = epilogue(self.arguments, value, where[0], where[-1], where[1:-1])
-                    return tirx.BufferStore(self.y, value, where)
+    outputs: for each vector its first channel, and where the sums of its lanes are. load: the vector of sums from a
+    place on. starts_of: where the vectors begin that are loaded for those places.
+    """
+    from tvm import tirx
 
-                return sequence([*bind.statements, loop(0, plan.lanes, output, "VECTORIZED", "lane")])
+    found = []
+    for start, source in outputs:
+        lanes = len(source)
+        bind, starts = Binder(f"float32x{lanes}"), starts_of(source)
+        value = lanewise(source, starts, [bind(load(s)) for s in starts], bind)
 
-            found.append(allocated((plan.lanes,), "copy", "global", stored))
-        return sequence(found)
+        def vector(copy: Any, start: int = start, lanes: int = lanes, value: Expr = value, bind: Binder = bind) -> Stmt:
+            bind.store(copy, [tirx.Ramp(0, 1, lanes)], value)
+
+            def output(lane: Expr) -> Stmt:
+                where = as_row(spec.rank, position, start + lane)
+                value = tirx.BufferLoad(copy, [lane])
+                value = epilogue(arguments, value, where[0], where[-1], where[1:-1])
+                return tirx.BufferStore(y, value, where)
+
+            return sequence([*bind.statements, loop(0, lanes, output, "VECTORIZED", "lane")])
+
+        found.append(allocated((lanes,), "copy", "global", vector))
+    return sequence(found)
 
 
 def _lanes(spec: ConvSpec, target: CpuTarget) -> int:

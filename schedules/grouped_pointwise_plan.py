@@ -115,6 +115,13 @@ class Plan:
         channels = range(first, first + self.lanes)
         return tuple(c % self.groups * self.run + c // self.groups if self.shuffled else c for c in channels)
 
+    @property
+    def outputs(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The first channel of each vector of outputs, and its source; the last one begins earlier where they do not
+        divide the channels."""
+        starts = [min(vector * self.lanes, self.channels - self.lanes) for vector in self.all]
+        return [(start, self.source(start)) for start in starts]
+
     def whole_vectors(self, source: tuple[int, ...]) -> tuple[int, ...]:
         """Where the vectors of sums begin that a source is in."""
         return tuple(sorted({place // self.lanes * self.lanes for place in source}))
