@@ -62,6 +62,10 @@ TILES = (2, 3, 4, 5, 6, 7)
 MOST_ALPHA = 9
 MOST_ROWS = 512  # of x that a plane's code reads, in vectors
 TWO_PLANES_CYCLES = 3.5  # of a vector from planes of several groups, loads and permutes
+# Where other tenants run on a machine, a task of 850 kB took 174 us at times and 390 at others, of 1 MB that the second
+# cache has; one of half the groups 131 to 155.
+OTHERS_SHARE = 0.3
+SPREAD_FMAS = 0.3  # of an input that is spread: CPUs that do so where they multiply have some room beside
 FETCHED_PER_CYCLE = 20.0  # bytes that come one after the other from the third cache
 
 
@@ -134,7 +138,7 @@ class GroupedFiltering(Estimating[CpuTarget]):
         held = u_bytes * plan.span
         streamed += (row_tiles - 1 / plan.blocks) * stream_cycles(target, u_bytes, held)
         # a line is read, then written, and evicts another; then it is read for the products
-        streamed += 4 * stream_cycles(target, v_bytes, plan.span * (v_bytes + m_bytes))
+        streamed += 4 * stream_cycles(target, v_bytes, _held_bytes(plan, target, v_bytes + m_bytes))
         runs = 0 if plan.planes else rows * plan.columns.size + plan.block * plan.columns.out
         task = plan.span * overlapped(compute, streamed) + runs * RUN_CYCLES
         return Tasks(plan.batch * plan.spans * plan.blocks, task).on(target)
@@ -191,6 +195,17 @@ def _input_cycles(plan: Plan, target: CpuTarget) -> float:
     return values * (fma_cycles(target, 2 * TWO_PLANES_CYCLES) if plan.planes else 1.5) + made
 
 
+def _held_bytes(plan: Plan, target: CpuTarget, each: float) -> float:
+    """V and M of a task, of so many bytes a unit, and where the first cache does not hold them what else the second one
+    has: inputs and outputs of the task, and what is of others."""
+    held = plan.span * each
+    if plan.planes or held <= target.l1d_bytes / 2:
+        return held
+    read = plan.rows.reached(plan.block) * plan.columns.size * plan.inputs
+    written = plan.block * plan.columns.out * plan.outputs
+    return held + 4 * plan.span * (read + written) + OTHERS_SHARE * target.l2_bytes
+
+
 def _squares_cycles(plan: Plan, target: CpuTarget) -> float:
     """Of the outputs of a unit that are transposed: loads, stores and permutes."""
     squares = ceil_div(plan.rows.out * plan.columns.out, plan.lanes) * plan.outputs // plan.lanes
@@ -216,6 +231,7 @@ def _product_cycles(plan: Plan, target: CpuTarget) -> float:
         reached = len({t * columns.step + columns.offset(k) for t in range(plan.wide) for k in parts})
         loads = reached * len(set(met)) + plan.rows.taps * len(parts) * plan.vectors
         fmas = max(sums, FMA_LATENCY * target.fmas_per_cycle) * len(met) * len(parts) // plan.high
+        fmas += SPREAD_FMAS * reached * len(set(met))
         step = max(fma_cycles(target, fmas), FMA_LATENCY, load_cycles(target, loads))
         cycles += len(places) * (plan.depth * step + 2 * sums + TILE_CYCLES)
     return ceil_div(columns.tiles, plan.wide) * plan.passes * cycles
