@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import lcm, prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.estimate import BARRIER_CYCLES, LONG_RUN_BYTES, write_cycles
+from convtune.schedules.estimate import BARRIER_CYCLES, LONG_RUN_BYTES, stream_cycles, write_cycles
 from convtune.schedules.filtering_axis import Axis
 from convtune.schedules.filtering_plan import Plan
 from convtune.schedules.tiling import ceil_div, round_up
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 MOST_MOVED = 3.0  # times the input: beyond it tasks read the same again and again
 COPIED_PER_CYCLE = 1.0  # elements that are transposed in squares, of a thread, and go to another thread
-READ_CYCLES = 0.32  # of an element that a task transposes; of 16 lanes, from 17 x 17 to 16 x 56 x 56 positions
-STORED_CYCLES = 0.48
+READ_CYCLES = 0.2  # of an element that a task transposes, with 16 lanes and a copy that the first cache holds
+STORED_CYCLES = 0.3
 READ_RUN_CYCLES = 30.0  # of a run of a plane, whose first lines nothing fetches ahead
 STORED_RUN_CYCLES = 10.0
+NEAR_PASSES = 3  # of a larger copy through the second cache: lines are read to be written, evicted, read again
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,23 @@ def moving_cycles(plan: Plan, target: CpuTarget) -> float:
     if reads_near(plan):
         runs = _input_runs(plan) * round_up(plan.channels, plan.lanes)
         cycles += _moved(plan) * plan.channels * READ_CYCLES + runs * READ_RUN_CYCLES
+        cycles += _near_cycles(plan, target, input_part(plan), _moved(plan) * plan.channels)
     else:
         cycles += _copying_cycles(plan.x_bytes, target)
     if stores_near(plan):
         lines, channels = _output_runs(plan), plan.groups * plan.run
         cycles += (outputs + lines * plan.lanes / 2) * channels * STORED_CYCLES
         cycles += lines * channels * STORED_RUN_CYCLES
+        cycles += _near_cycles(plan, target, output_part(plan), outputs * channels)
     else:
         cycles += _copying_cycles(plan.y_bytes, target)
     return cycles / target.threads
+
+
+def _near_cycles(plan: Plan, target: CpuTarget, part: Part, elements: int) -> float:
+    """Of all threads: what a copy of a part takes that the first cache does not hold, of so many elements in all."""
+    held = 4 * plan.lanes * prod(part.lines) * part.length
+    return stream_cycles(target, NEAR_PASSES * 4 * elements, held)
 
 
 def moved_bytes(plan: Plan) -> tuple[int, int]:

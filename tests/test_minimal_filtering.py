@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from convtune.schedules import filtering_estimate, minimal_filtering
 from convtune.schedules.filtering_axis import axes_of
-from convtune.schedules.filtering_parts import pieces
+from convtune.schedules.filtering_parts import input_part, pieces
 from convtune.schedules.filtering_plan import plan_of
 from convtune.schedules.filtering_points import Exchanged
 from convtune.schedules.filtering_strips import strip_shape
@@ -280,6 +280,13 @@ def test_channels_first_takes_larger_blocks_of_whole_rows() -> None:
     assert blocks[0].block % 56 == 0 and blocks[0].block > 64 > blocks[1].block
     knobs = {**FILTERING.default(last, TARGET), "tile_rows": 14, "oc_vectors": 2, "row_blocks": 8}
     assert [FILTERING.allows(spec, TARGET, knobs) for spec in (first, last)] == [True, False]
+
+
+@pytest.mark.parametrize("text", ["conv,ic=64,oc=64,in=4096,k=3,p=1", "transposed,ic=64,oc=32,in=4096,k=4,s=2,p=1"])
+def test_parts_of_long_planes_fit_the_first_cache(text: str) -> None:
+    spec = ConvSpec.parse(text)
+    plan = plan_of(spec, TARGET, FILTERING.default(spec, TARGET))
+    assert 4 * plan.lanes * input_part(plan).length < TARGET.l1d_bytes
 
 
 def test_larger_tiles_are_expected_to_lose_more() -> None:
