@@ -29,12 +29,13 @@ def fetching_next(plan: Plan, read: Callable[[Expr, Sequence[Expr]], Expr], q: E
     if along is None or not plan.ahead:
         return made
     place, axes = place_of(plan, q), plan.axes
-    fresh = [min(axis.m, axis.inputs) if i == along else axis.inputs for i, axis in enumerate(axes)]
+    inputs = [axis.inputs + axis.windows - 1 for axis in axes]
+    fresh = [min(axis.m, n) if i == along else n for i, (axis, n) in enumerate(zip(axes, inputs))]
     following = [tile + (i == along) for i, tile in enumerate(place.tiles)]
 
     def each_part(parts: Sequence[Expr]) -> Stmt:
         start = [a.input(residue, tile, part) for a, residue, tile, part in zip(axes, place.residues, following, parts)]
-        start[along] = start[along] + (axes[along].inputs - fresh[along]) * axes[along].pitch
+        start[along] = start[along] + (inputs[along] - fresh[along]) * axes[along].pitch
 
         def line(index: Sequence[Expr]) -> Stmt:
             return fetched(read(place.n, [s + i * a.pitch for s, i, a in zip(start, index, axes)]))

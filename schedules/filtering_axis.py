@@ -5,7 +5,8 @@ summed before the outputs are made:
 
     stride 1     y(o) = sum over parts p of F(m, r) of taps p r + j at inputs o + (p r + j) dilation - before
     stride s     s parts of ceil(taps / s) taps (polyphase):  taps p + j s at inputs (o + j) s + p - before
-    transposed   outputs u s + a - cut for phases a are so many filters of ceil(kernel / s) taps of the same inputs
+    transposed   outputs u s + a - cut for phases a are so many filters of ceil(kernel / s) taps of the same inputs;
+                 or outputs u s + b are, at inputs that begin one later for the last `turn` phases
 
 What lacks its last tap has nothing at the point at infinity: these products are left out. Where a row, or what a
 dilated convolution has of it for a residue, has fewer inputs than taps, all its outputs are one tile, and inputs and
@@ -14,6 +15,7 @@ taps change places: F(m, inputs) (`Exchanged`).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,6 +50,7 @@ class Axis:
     phases: int = 1
     cut: int = 0  # outputs of the first u that the padding takes away
     short: int = 0  # phases, the first ones, that lack the last tap
+    turn: int = 0  # phases, the last ones, whose windows of inputs begin one later; there is no cut then
     unmet: tuple[int, int] = (0, 0)  # taps of the kernel before and after these, by which no output meets an input
 
     @functools.cached_property
@@ -64,6 +67,16 @@ class Axis:
         first = ceil_div(self.before - self.residues + 1, self.dilation)
         end = (self.size - 1 + self.before) // self.dilation + 1
         return range(max(0, first), min(self.m + self.taps - 1, end))
+
+    def cut_into(self, m: int, apart: bool = False) -> Axis:
+        """With tiles of m outputs. apart: each phase counts from its own first output, if that saves tiles.
+
+        Where padding takes outputs away, phases that are counted together have one u more than each of them at times:
+        17 for 16 of 4 taps with stride 2, which are 5 tiles of 4.
+        """
+        together = dataclasses.replace(self, m=m)
+        turned = dataclasses.replace(together, cut=0, turn=self.cut)
+        return turned if apart and m > 1 and turned.tiles < together.tiles else together
 
     @property
     def most_alpha(self) -> int:
@@ -104,6 +117,11 @@ class Axis:
         """Points of a tile."""
         return self.m + self.inputs - 1 if self.exchanged else self.m + self.r - 1
 
+    @property
+    def windows(self) -> int:
+        """How many windows of inputs, one apart, a tile has for its phases."""
+        return 1 + (self.turn > 0)
+
     @functools.cached_property
     def units(self) -> int:
         """Outputs of a phase."""
@@ -137,7 +155,7 @@ class Axis:
     def reach(self) -> tuple[int, int]:
         """The first and the last input position that tiles read, padding included."""
         last = self.input(self.residues - 1, self.tiles - 1, self.parts - 1) + (self.inputs - 1) * self.pitch
-        return self.input(0, 0, 0), last
+        return self.input(0, 0, 0), last + self.windows - 1
 
     @functools.cached_property
     def products(self) -> int:
@@ -178,7 +196,15 @@ class Axis:
 
     def lacks(self, part: int, phase: int) -> bool:
         """Whether a part of a phase lacks its last tap."""
-        return part >= self.whole or (part == self.parts - 1 and phase < self.short)
+        return part >= self.whole or (part == self.parts - 1 and self.tapped(phase) < self.short)
+
+    def tapped(self, phase: Any) -> Any:
+        """A phase's number by its taps, of which it has every `phases`-th one."""
+        return (phase + self.turn) % self.phases if self.turn else phase
+
+    def window(self, phase: Any) -> Any:
+        """Which of the windows a phase reads."""
+        return (phase + self.turn) // self.phases if self.turn else 0
 
     def unit(self, residue: Any, tile: Any) -> Any:
         """The first output of a tile, in its phase."""
@@ -201,12 +227,12 @@ class Axis:
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def axes_of(spec: ConvSpec, tiles: Dims) -> tuple[Axis, Axis, Axis]:
-    """The dimensions, cut into tiles of so many outputs."""
+def axes_of(spec: ConvSpec, tiles: Dims, apart: bool = False) -> tuple[Axis, Axis, Axis]:
+    """The dimensions, cut into tiles of so many outputs. apart: phases have windows of their own if it saves tiles."""
     pads, sizes, outs = cube([before for before, _ in spec.padding], 0), cube(spec.in_size), cube(spec.out_size)
     if spec.variant == "transposed":
         fields = zip(tiles, cube(spec.kernel), cube(spec.stride), pads, sizes, outs)
-        first, second, third = (_transposed(*field) for field in fields)
+        first, second, third = (_transposed(*field, apart) for field in fields)
         return first, second, third
     geometry = Geometry.of(spec)
     dense = zip(tiles, geometry.kernel, geometry.stride, geometry.dilation, pads, sizes, outs)
@@ -223,7 +249,7 @@ def _inside(m: int, kernel: int, stride: int, dilation: int, before: int, size: 
     return Axis(m, taps, stride, dilation, before - met[0] * dilation, size, out, unmet=unmet)
 
 
-def _transposed(m: int, kernel: int, stride: int, before: int, size: int, out: int) -> Axis:
+def _transposed(m: int, kernel: int, stride: int, before: int, size: int, out: int, apart: bool) -> Axis:
     """Output u * stride + b - before, kernel - stride <= b < kernel, reads the inputs u + j by the taps b - j * stride.
 
     Counted like this all phases of a u read the same inputs, and what a phase may lack is its last tap.
@@ -231,4 +257,4 @@ def _transposed(m: int, kernel: int, stride: int, before: int, size: int, out: i
     taps = ceil_div(kernel, stride)
     skipped = (kernel - 1 - before) // stride  # the first u is minus this: some of its outputs are not taken away
     cut = (skipped + 1) * stride - kernel + before
-    return Axis(m, taps, 1, 1, skipped, size, out, stride, cut, taps * stride - kernel)
+    return Axis(1, taps, 1, 1, skipped, size, out, stride, cut, taps * stride - kernel).cut_into(m, apart)

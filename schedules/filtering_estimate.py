@@ -124,7 +124,7 @@ def _input_cycles(plan: Plan, target: CpuTarget, v_bytes: int) -> float:
     needed = prod(1 - (axis.parts - axis.whole) / (axis.parts * axis.alpha) for axis in plan.axes)
     of_vector = store_cycles(target, stores) + fma_cycles(target, operations) + to_v
     from_x = stream_cycles(target, plan.x_bytes / plan.tiles, plan.x_bytes) * plan.v_channels / plan.channels
-    return plan.taps * (PLACE_CYCLES + vectors * needed * of_vector) + from_x / 2
+    return plan.windows * plan.taps * (PLACE_CYCLES + vectors * needed * of_vector) + from_x / 2
 
 
 def output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:

@@ -5,6 +5,7 @@ One dimension at a time through a small local buffer: that bounds the code.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from math import prod
@@ -49,17 +50,22 @@ class InputTransform:
         place, axes = place_of(self.plan, q), self.plan.axes
         sizes = [prod(axes[i].alpha for i in self.filtered)] * (len(self.filtered) > 1)
         sizes *= 1 + (len(self.filtered) > 2)
+        windows = [axis.windows for axis in axes]
 
-        def each_part(parts: Sequence[Expr], lacking: Sequence[bool]) -> Stmt:
+        def each_part(window: Sequence[Expr], parts: Sequence[Expr], lacking: Sequence[bool]) -> Stmt:
             start = [
-                axis.input(residue, tile, part)
-                for axis, residue, tile, part in zip(axes, place.residues, place.tiles, parts)
+                axis.input(residue, tile, part) + later
+                for axis, residue, tile, part, later in zip(axes, place.residues, place.tiles, parts, window)
             ]
-            part = flat(parts, [axis.parts for axis in axes])
+            part = flat([*window, *parts], [*windows, *(axis.parts for axis in axes)])
             at = (row, part * self.plan.v_channels + channel, base + channel)
             return _PartTransform(self, lacking).passes(place.n, start, at, width, sizes)
 
-        made = sequence([_parts(runs, each_part) for runs in itertools.product(*map(_runs, axes))])
+        def each_window(window: Sequence[Expr]) -> Stmt:
+            made = functools.partial(each_part, window)
+            return sequence([_parts(runs, made) for runs in itertools.product(*map(_runs, axes))])
+
+        made = nest(windows, each_window)
         first = lambda n, position: self.read(n, base + channel, 0, position)  # noqa: E731
         return when(exists(self.plan, q), fetching_next(self.plan, first, q, made))
 

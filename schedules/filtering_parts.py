@@ -141,7 +141,7 @@ def _span(axis: Axis) -> int:
 
 def last_input(axis: Axis, residue: Any, tile: Any) -> Any:
     """Of a tile."""
-    return axis.input(residue, tile, axis.parts - 1) + (axis.inputs - 1) * axis.pitch
+    return axis.input(residue, tile, axis.parts - 1) + (axis.inputs - 1) * axis.pitch + axis.windows - 1
 
 
 def _advance(axis: Axis) -> int:

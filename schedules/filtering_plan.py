@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_axis import Axis, axes_of
-from convtune.schedules.statements import unflat
+from convtune.schedules.statements import flat, unflat
 from convtune.schedules.tiling import ceil_div, round_up, spread
 
 from convtune.spec import count
@@ -24,6 +23,8 @@ Dims = tuple[int, ...]
 ALIASED = 512  # elements
 TILES = (2, 3, 4, 5, 6, 7, 8)
 TILE_KNOBS = ("d_tile", "h_tile", "w_tile")
+ORDERS = ("tiles", "channels", "fetched")
+APART = "apart_"  # before an order: phases of a transposed convolution have windows of their own
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,16 @@ class Plan:
     @functools.cached_property
     def phases(self) -> int:
         return prod(axis.phases for axis in self.axes)
+
+    @functools.cached_property
+    def windows(self) -> int:
+        """Of inputs, each with a V of its own, that a tile has for its phases."""
+        return prod(axis.windows for axis in self.axes)
+
+    def window(self, phase: Any) -> Any:
+        """The one that a phase reads."""
+        places = zip(self.axes, unflat(phase, [axis.phases for axis in self.axes]))
+        return flat([axis.window(at) for axis, at in places], [axis.windows for axis in self.axes])
 
     @functools.cached_property
     def runs(self) -> int:
@@ -179,11 +190,11 @@ class Plan:
     @functools.cached_property
     def v_row(self) -> int:
         """Elements from tile to tile of V."""
-        return _unaliased(self.taps * self.v_channels, self.lanes)
+        return _unaliased(self.windows * self.taps * self.v_channels, self.lanes)
 
     @functools.cached_property
     def v_shape(self) -> Dims:
-        """(point, tile of a block with its parts and channels)."""
+        """(point, tile of a block with its windows, parts and channels)."""
         return (self.points, spread(self.block_rows * self.v_row))
 
     @functools.cached_property
@@ -211,11 +222,14 @@ def filters(axis: Axis) -> bool:
     return axis.taps > axis.stride and (axis.stride == 1 or axis.dilation == 1)
 
 
-def tile_sizes(direct: Axis, unused: Sequence[int] = ()) -> list[int]:
-    """Tiles of a dimension, 1 for a direct one first: each needs fewer products than smaller ones do."""
+def tile_sizes(direct: Axis, unused: Sequence[int] = (), apart: bool = False) -> list[int]:
+    """Tiles of a dimension, 1 for a direct one first: each needs fewer products than smaller ones do.
+
+    apart: phases have windows of their own where that saves tiles.
+    """
     values, least = [1], direct.products
     for m in TILES if filters(direct) else ():
-        axis = dataclasses.replace(direct, m=m)
+        axis = direct.cut_into(m, apart)
         if axis.alpha <= axis.most_alpha and axis.products < least and m not in unused:
             values, least = [*values, m], axis.products
     return values
@@ -240,9 +254,9 @@ def register_tiles(spec: ConvSpec, target: CpuTarget) -> tuple[tuple[int, int], 
 
 def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     """The plan of a candidate."""
-    groups = spec.groups
+    groups, order = spec.groups, str(knobs.get("order", ORDERS[0]))
     return Plan(
-        axes=axes_of(spec, tuple(int(knobs.get(name, 1)) for name in TILE_KNOBS)),
+        axes=axes_of(spec, tuple(int(knobs.get(name, 1)) for name in TILE_KNOBS), order.startswith(APART)),
         batch=spec.batch,
         channels=spec.in_channels,
         groups=groups,
@@ -253,8 +267,8 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         rows=int(knobs["tile_rows"]),
         block=int(knobs["tile_rows"]) * int(knobs["row_blocks"]),
         per_pass=int(knobs["pass_blocks"]),
-        shared=knobs.get("order") in ("channels", "fetched"),
-        weights_ahead=knobs.get("order") == "fetched",
+        shared=order.removeprefix(APART) in ORDERS[1:],
+        weights_ahead=order.removeprefix(APART) == ORDERS[2],
         registers=target.vector_registers,
         ahead=spec.channels_last and spec.in_channels >= target.lanes and 4 * count(spec.in_shape) > target.l2_bytes,
     )

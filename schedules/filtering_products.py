@@ -71,6 +71,7 @@ def _register_tile(
     (u, m, acc), (number, point, block, rows) = buffers, index
     group = block // (plan.blocks * plan.phases) if plan.groups > 1 else 0  # of the pass
     apart = plan.steps if plan.together > 1 else plan.v_channels
+    window = plan.window(run % plan.phases) * (plan.taps * plan.v_channels) if plan.windows > 1 else 0
     places = list(itertools.product(range(plan.rows), range(plan.vectors)))
 
     def clear(bind: Binder, lane: Expr) -> None:
@@ -86,7 +87,7 @@ def _register_tile(
             at = (number, point, block, part * plan.steps + ic)
             filters = [bind(widened(tirx.BufferLoad(u, [*at, cv * plan.lanes + lane]))) for cv in range(plan.vectors)]
             for r in range(plan.rows):
-                source, place = v(point, rows * plan.rows + r, part * apart + group * plan.depth + ic)
+                source, place = v(point, rows * plan.rows + r, window + part * apart + group * plan.depth + ic)
                 value = tirx.BufferLoad(source, list(place))
                 for cv in range(plan.vectors):
                     total = tirx.BufferLoad(*acc(r, cv, lane))
@@ -147,6 +148,6 @@ def nonzero(plan: Plan, point: Expr, parts: Sequence[Expr], run: Expr) -> list[E
         whole = [part < axis.whole] if axis.whole < axis.parts else []
         if axis.short:
             earlier = [part < axis.parts - 1] if axis.parts > 1 else []
-            whole.append(tirx.any(*earlier, phase >= axis.short))
+            whole.append(tirx.any(*earlier, axis.tapped(phase) >= axis.short))
         met.append(tirx.any(*finite, tirx.all(*whole)))
     return met

@@ -68,9 +68,19 @@ def _phases(spec: ConvSpec, plan: Plan) -> list[PackStep]:
         for i, axis in enumerate(axes)
         if axis.taps > 1
     ]
+    ordered = [
+        {
+            "op": "matmul",
+            "axis": 4 + 2 * i,
+            "matrix": [[int(axis.tapped(b) == a) for a in range(axis.phases)] for b in range(axis.phases)],
+        }
+        for i, axis in enumerate(axes)
+        if axis.turn
+    ]
     return [
         {"op": "pad", "widths": [[0, 0], [0, 0], *missing]},
         {"op": "reshape", "shape": [plan.groups, plan.depth, plan.run, *sizes]},
+        *ordered,
         {"op": "transpose", "axes": [0, *phases, 2, 1, *taps]},
         {"op": "reshape", "shape": [plan.runs * plan.run, plan.depth, *(axis.taps for axis in axes)]},
         *turned,

@@ -20,7 +20,8 @@ products besides fetch U ahead, from memory into the second cache (`filtering_ah
 
 `filtering_axis` says what parts are: the taps of a direct dimension, whose tile is 1; those of each residue of the
 stride; pieces of a long kernel. A dilated convolution is dilation^rank interleaved dense ones, and a transposed one has
-stride^rank phases, each with its filters of the same inputs.
+stride^rank phases, each with its filters of the same inputs. With `order` apart_tiles and so on each begins its tiles at
+its first output, where these are fewer: V has several windows of the inputs then.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from convtune.schedules.filtering_near import NearInputs, NearOutputs
 from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_parts import moved_bytes, moving_cycles, reads_near, stores_near
 from convtune.schedules.filtering_plan import (
+    APART,
+    ORDERS,
     TILE_KNOBS,
     Plan,
     filters,
@@ -100,7 +103,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
         rows, vectors = zip(*register_tiles(spec, target))
         rows = (*rows, *_fitting_rows(spec, target))
         passes = {part for v in vectors for part in _passes(spec, target, v)}
-        tiles = _tile_values(spec)
+        tiles = {name: tuple(sorted({m for way in _ways(spec) for m in way[name]})) for name in _tile_values(spec)}
         larger = not spec.channels_last and sum(len(values) > 1 for values in tiles.values()) == 1
         return {
             **tiles,
@@ -120,6 +123,8 @@ class MinimalFiltering(Estimating[CpuTarget]):
         if knobs["pass_blocks"] not in _passes(spec, target, vectors) or (block > most and block > rows):
             return False
         plan = plan_of(spec, target, knobs)
+        if not _chosen(spec, plan, knobs):
+            return False
         if (rows, vectors) not in register_tiles(spec, target) and (
             rows != _fitted(plan.tiles, target, vectors) or plan.tiles > FEW_TILES
         ):
@@ -274,14 +279,28 @@ def _pass(spec: ConvSpec, plan: Plan, tensors: Tensors, m: Any, v: Any, block: A
     return sequence([products(plan, v, tensors.weight, m, block, number), stored])
 
 
-def _tile_values(spec: ConvSpec) -> Mapping[str, tuple[int, ...]]:
+def _ways(spec: ConvSpec) -> list[Mapping[str, tuple[int, ...]]]:
+    """The sizes of tiles with phases together, and with phases apart where there is that choice."""
+    apart = spec.groups == 1 and any(axis.phases > 1 and axis.cut for axis in axes_of(spec, (1, 1, 1)))
+    return [_tile_values(spec), *([_tile_values(spec, True)] if apart else [])]
+
+
+def _chosen(spec: ConvSpec, plan: Plan, knobs: Knobs) -> bool:
+    """Whether tiles have sizes for their way to count phases, which differs from the other one."""
+    apart = str(knobs.get("order")).startswith(APART)
+    values = _ways(spec)[apart]
+    return (plan.windows > 1 or not apart) and all(knobs[name] in values[name] for name in values)
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _tile_values(spec: ConvSpec, apart: bool = False) -> Mapping[str, tuple[int, ...]]:
     """For each dimension the sizes of a tile, 1 for a direct one: each needs fewer products than smaller ones do."""
     found = {}
     names, axes = TILE_KNOBS[3 - spec.rank :], axes_of(spec, (1, 1, 1))[3 - spec.rank :]
     filtered = sum(map(filters, axes))
     unused = UNUSED[max(1, filtered)]
     for name, direct in zip(names, axes):
-        values = tile_sizes(direct, unused)
+        values = tile_sizes(direct, unused, apart)
         filtered_anyway = filtered == 3 and name != names[0] and len(values) > 1
         found[name] = tuple(values[1:] if filtered_anyway else values)
     return found
@@ -290,11 +309,15 @@ def _tile_values(spec: ConvSpec) -> Mapping[str, tuple[int, ...]]:
 @functools.lru_cache(maxsize=1 << 10)
 def _orders(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
     """With the one that fetches U where that may be worth it with any combination of tiles."""
-    values = [_tile_values(spec).get(name, (1,)) for name in TILE_KNOBS]
-    most = max(prod(axis.alpha * axis.parts for axis in axes_of(spec, sizes)) for sizes in itertools.product(*values))
-    phases = prod(axis.phases for axis in axes_of(spec, (1, 1, 1)))
-    fetched = worth_fetching(4 * most * phases * spec.in_channels * spec.out_channels, target)
-    return ("tiles", "channels", *(["fetched"] if fetched else []))
+    ways, found = _ways(spec), list[str]()
+    for way, prefix in zip(ways, ("", APART)):
+        values = [way.get(name, (1,)) for name in TILE_KNOBS]
+        combined = itertools.product(*values)
+        most = max(prod(axis.alpha * axis.parts for axis in axes_of(spec, sizes)) for sizes in combined)
+        phases = prod(axis.phases for axis in axes_of(spec, (1, 1, 1)))
+        fetched = worth_fetching(4 * most * phases * spec.in_channels * spec.out_channels, target)
+        found += [prefix + order for order in ORDERS[: 2 + fetched]]
+    return tuple(found)
 
 
 def _fetches(plan: Plan, target: CpuTarget) -> bool:
@@ -320,10 +343,11 @@ def _fitted(tiles: int, target: CpuTarget, vectors: int) -> int:
 @functools.lru_cache(maxsize=1 << 10)
 def _fitting_rows(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
     """What `_fitted` gives, of all tile sizes with few tiles."""
-    values = [_tile_values(spec).get(name, (1,)) for name in TILE_KNOBS]
     counts = set()
-    for sizes in itertools.product(*values):
-        counts.add(spec.batch * prod(axis.residues * axis.tiles for axis in axes_of(spec, sizes)))
+    for apart, way in enumerate(_ways(spec)):
+        for sizes in itertools.product(*(way.get(name, (1,)) for name in TILE_KNOBS)):
+            axes = axes_of(spec, sizes, bool(apart))
+            counts.add(spec.batch * prod(axis.residues * axis.tiles for axis in axes))
     vectors = {v for _, v in register_tiles(spec, target)}
     return tuple({_fitted(n, target, v) for n in counts if n <= FEW_TILES for v in vectors})
 

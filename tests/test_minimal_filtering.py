@@ -55,6 +55,7 @@ def test_what_it_filters(text: str, filtered: set[str] | None) -> None:
         assert {name for name in knobs if name.endswith("_tile") and max(map(int, knobs[name])) > 1} == filtered
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize(
     "text",
@@ -74,12 +75,14 @@ def test_what_it_filters(text: str, filtered: set[str] | None) -> None:
         "transposed,ic=1,oc=1,in=7,k=16,s=8,p=4,op=3",
         "transposed,ic=1,oc=1,in=7,k=23,s=2,p=9:20",
         "transposed,ic=1,oc=1,in=5,k=3,p=1:0",
+        "transposed,ic=1,oc=1,in=6,k=5,s=2,p=2,op=1",
+        "transposed,ic=1,oc=1,in=12,k=8,s=3,p=3,op=1",
     ],
 )
-def test_tiles_cover_every_output_once_with_its_inputs(m: int, text: str) -> None:
+def test_tiles_cover_every_output_once_with_its_inputs(m: int, text: str, apart: bool) -> None:
     """Against what the variant says that an output reads; beyond that there are taps that a part lacks."""
     spec = ConvSpec.parse(text)
-    *_, axis = axes_of(spec, (1, 1, m))
+    *_, axis = axes_of(spec, (1, 1, m), apart)
     found: Counter[int] = Counter()
     for residue, tile, i, phase in itertools.product(*map(range, (axis.residues, axis.tiles, axis.m, axis.phases))):
         output = axis.output(axis.unit(residue, tile) + i * axis.step, phase)
@@ -90,7 +93,8 @@ def test_tiles_cover_every_output_once_with_its_inputs(m: int, text: str) -> Non
         read: list[int] = []
         for part in range(axis.parts):
             taps = range(axis.r - axis.lacks(part, phase))
-            read += [axis.input(residue, tile, part) + (i + j) * axis.pitch for j in taps]
+            first = axis.input(residue, tile, part) + axis.window(phase)
+            read += [first + (i + j) * axis.pitch for j in taps]
         assert min(read) >= axis.reach[0] and max(read) <= axis.reach[1]
         wanted = [*variants.get(spec.variant).reads(spec, 0, output)]
         met = wanted[axis.unmet[0] : len(wanted) - axis.unmet[1]]
@@ -141,6 +145,18 @@ def test_a_dimension_of_stride_3_is_direct_beside_a_filtered_one() -> None:
     assert plan.taps == 3 and plan.depth == 8
 
 
+def test_phases_are_apart_where_that_saves_tiles() -> None:
+    """16 outputs of a phase are four tiles of 4; 17 positions of both phases together are five, or three of 6."""
+    spec = ConvSpec.parse("transposed,ic=64,oc=64,in=16x17,k=4x4,s=2,p=1,layout=NHWC")
+    knobs = {**FILTERING.default(spec, TARGET), "h_tile": 4, "w_tile": 3, "order": "apart_tiles"}
+    plan = plan_of(spec, TARGET, knobs)
+    assert [(axis.tiles, axis.windows) for axis in plan.axes[1:]] == [(4, 2), (6, 1)]
+    assert FILTERING.allows(spec, TARGET, knobs) and not FILTERING.allows(spec, TARGET, {**knobs, "h_tile": 6})
+    assert not FILTERING.allows(spec, TARGET, {**knobs, "order": "tiles"})
+    exact = ConvSpec.parse("transposed,ic=64,oc=64,in=16x16,k=3x3,s=2,p=1,op=1,layout=NHWC")
+    assert not any(str(order).startswith("apart") for order in FILTERING.knobs(exact, TARGET)["order"])
+
+
 ODD: tuple[Case, ...] = (
     # three direct columns summed as one, of two parts of the rows
     ("conv,n=2,ic=5,oc=19,in=11x9,k=3x3,s=2,p=1,layout=NHWC", {"h_tile": 2, "w_tile": 1}),
@@ -188,6 +204,13 @@ ODD: tuple[Case, ...] = (
     ("transposed,n=2,ic=6,oc=17,in=19,k=16,s=8,p=4,op=3,bias,layout=NWC", {"w_tile": 5, "order": "tiles"}),
     ("transposed,ic=6,oc=16,in=5x5x6,k=3x1x4,s=2,p=0x0x1,act=relu,layout=NDHWC", {"d_tile": 2, "order": "channels"}),
     ("transposed,n=2,ic=9,oc=33,in=24,k=23,s=2,p=24:9,layout=NWC", {"w_tile": 4, "order": "tiles"}),
+    # phases with windows of their own: in both dimensions, some without their last tap; in one; with parts of taps
+    ("transposed,n=2,ic=17,oc=19,in=4x6,k=5x4,s=2,p=2x1,op=1x0,bias,layout=NHWC", {"order": "apart_tiles"}),
+    ("transposed,ic=18,oc=17,in=9x8,k=4x4,s=2,p=1,layout=NHWC", {"h_tile": 2, "w_tile": 4, "order": "apart_channels"}),
+    ("transposed,n=2,ic=9,oc=18,in=3x4x6,k=4x4x3,s=2,p=1,act=relu,layout=NDHWC", {"h_tile": 4, "order": "apart_tiles"}),
+    ("transposed,n=2,ic=17,oc=20,in=11,k=29,s=3,p=12,op=1,residual,layout=NWC", {"w_tile": 4, "order": "apart_tiles"}),
+    ("transposed,n=2,ic=17,oc=20,in=8x16,k=4x4,s=2,p=1,bias", {"h_tile": 4, "w_tile": 4, "order": "apart_tiles"}),
+    ("transposed,n=2,ic=21,oc=37,in=64,k=16,s=8,p=4,residual", {"w_tile": 4, "order": "apart_channels"}),
 )  # fmt: skip
 
 
@@ -204,6 +227,7 @@ FAR: tuple[Case, ...] = (
     ("conv,n=2,ic=67,oc=83,in=13x11,k=3x3,p=1,bias,layout=NHWC", {"h_tile": 2, "w_tile": 4, "row_blocks": 1}),
     ("conv,n=3,ic=67,oc=83,in=2x7x7,k=3x3x3,p=1,act=relu", {"h_tile": 2, "w_tile": 4, "row_blocks": 2}),
     ("transposed,n=3,ic=131,oc=67,in=13,k=8,s=4,p=2,residual,layout=NWC", {"w_tile": 3, "row_blocks": 2}),
+    ("transposed,n=2,ic=131,oc=67,in=12,k=8,s=4,p=2,layout=NWC", {"w_tile": 4, "order": "apart_fetched"}),
 )
 
 
@@ -214,7 +238,7 @@ def test_kernels_that_fetch_weights(turn: int, case: Case, tmp_path: Path, monke
     monkeypatch.setattr("convtune.schedules.filtering_ahead.AHEAD_BYTES", 1024)
     minimal_filtering._orders.cache_clear()
     text, wanted = case
-    check_odd(FILTERING, tmp_path, turn, (text, {**wanted, "order": "fetched"}))
+    check_odd(FILTERING, tmp_path, turn, (text, {"order": "fetched", **wanted}))
 
 
 def test_weights_are_fetched_where_they_lie_in_memory() -> None:
