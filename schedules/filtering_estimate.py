@@ -101,15 +101,25 @@ def handed_lines(plan: Plan, threads: int) -> float:
 
     Threads have equal shares of the tiles that are made, and then of the tasks, which are passes of blocks.
     """
-    most, tiles, tasks = 0, plan.tasks * plan.block, plan.tasks * plan.passes
+    most, tiles, tasks = 0.0, plan.tasks * plan.block, plan.tasks * plan.passes
     for thread in range(threads):
         first, end = thread * tasks // threads, (thread + 1) * tasks // threads
         if first == end:
             continue
         read = range(first // plan.passes * plan.block, ceil_div(end, plan.passes) * plan.block)
         made = range(thread * tiles // threads, (thread + 1) * tiles // threads)
-        most = max(most, len(read) - max(0, min(read.stop, made.stop) - max(read.start, made.start)))
+        handed = len(read) - max(0, min(read.stop, made.stop) - max(read.start, made.start))
+        most = max(most, handed * _windows_read(plan, first, end))
     return most * plan.points * plan.v_row / LINE
+
+
+def _windows_read(plan: Plan, first: int, end: int) -> float:
+    """The share of V's windows that the phases of these tasks read, which are passes of blocks."""
+    if plan.windows == 1:
+        return 1.0
+    numbers = {task % plan.passes for task in range(first, min(end, first + plan.passes))}
+    runs = {(number * plan.per_pass + i) // plan.blocks for number in numbers for i in range(plan.per_pass)}
+    return len({plan.window(run % plan.phases) for run in runs}) / plan.windows
 
 
 def _input_cycles(plan: Plan, target: CpuTarget, v_bytes: int) -> float:

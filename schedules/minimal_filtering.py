@@ -20,8 +20,8 @@ products besides fetch U ahead, from memory into the second cache (`filtering_ah
 
 `filtering_axis` says what parts are: the taps of a direct dimension, whose tile is 1; those of each residue of the
 stride; pieces of a long kernel. A dilated convolution is dilation^rank interleaved dense ones, and a transposed one has
-stride^rank phases, each with its filters of the same inputs. With `order` apart_tiles and so on each begins its tiles at
-its first output, where these are fewer: V has several windows of the inputs then.
+stride^rank phases, each with its filters of the same inputs. With `order` apart_tiles and so on each begins its tiles
+at its first output, where these are fewer: V has several windows of the inputs then.
 """
 
 from __future__ import annotations
