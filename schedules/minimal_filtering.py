@@ -82,6 +82,7 @@ MOST_MOVED_TILES = 128  # of a block that moves its parts of planes, which are l
 MOST_TASK_BYTES = 4  # times the second cache: V and M of a task
 ROW_BLOCKS = (1, 2, 4, 8)
 MOST_FETCHING_BLOCKS = 2  # register tiles of a block, with few tiles in all: with more, products take longer than U
+MOST_WINDOWS_BLOCKS = 4  # register tiles of a block whose V has several windows of the inputs
 MOST_ROW_BLOCKS = 16  # channels first, where one dimension is filtered
 
 
@@ -280,16 +281,21 @@ def _pass(spec: ConvSpec, plan: Plan, tensors: Tensors, m: Any, v: Any, block: A
 
 
 def _ways(spec: ConvSpec) -> list[Mapping[str, tuple[int, ...]]]:
-    """The sizes of tiles with phases together, and with phases apart where there is that choice."""
+    """The sizes of tiles with phases together; and apart, where there is that choice, with no dimension direct."""
     apart = spec.groups == 1 and any(axis.phases > 1 and axis.cut for axis in axes_of(spec, (1, 1, 1)))
-    return [_tile_values(spec), *([_tile_values(spec, True)] if apart else [])]
+    together = _tile_values(spec)
+    if not apart:
+        return [together]
+    return [together, {name: values[1:] or values for name, values in _tile_values(spec, True).items()}]
 
 
 def _chosen(spec: ConvSpec, plan: Plan, knobs: Knobs) -> bool:
     """Whether tiles have sizes for their way to count phases, which differs from the other one."""
     apart = str(knobs.get("order")).startswith(APART)
     values = _ways(spec)[apart]
-    return (plan.windows > 1 or not apart) and all(knobs[name] in values[name] for name in values)
+    if apart and (plan.windows == 1 or plan.block > MOST_WINDOWS_BLOCKS * plan.rows):
+        return False
+    return all(knobs[name] in values[name] for name in values)
 
 
 @functools.lru_cache(maxsize=1 << 10)
