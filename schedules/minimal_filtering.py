@@ -75,6 +75,7 @@ UNUSED = {1: (), 2: (5, 8), 3: (3, 7, 8)}  # tiles, by how many dimensions can b
 LARGEST_TILE = 6  # of those that can be used in all dimensions at once
 MOST_UNEVEN = 2.5  # the largest tile size over the least
 VARIANTS = ("conv", "dilated", "grouped", "transposed")
+MOST_UNEVEN_APART = 1.5  # the same with phases apart
 MOST_POINTS = 256
 FEW_TILES = 64  # of the whole output
 MOST_TILES = 64  # of a block: the weights are read often enough then
@@ -294,6 +295,9 @@ def _chosen(spec: ConvSpec, plan: Plan, knobs: Knobs) -> bool:
     apart = str(knobs.get("order")).startswith(APART)
     values = _ways(spec)[apart]
     if apart and (plan.windows == 1 or plan.block > MOST_WINDOWS_BLOCKS * plan.rows):
+        return False
+    tiles = [int(knobs[name]) for name in values if int(knobs[name]) > 1]
+    if apart and max(tiles) > MOST_UNEVEN_APART * min(tiles):
         return False
     return all(knobs[name] in values[name] for name in values)
 
