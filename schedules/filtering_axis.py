@@ -231,8 +231,8 @@ def axes_of(spec: ConvSpec, tiles: Dims, apart: bool = False) -> tuple[Axis, Axi
     """The dimensions, cut into tiles of so many outputs. apart: phases have windows of their own if it saves tiles."""
     pads, sizes, outs = cube([before for before, _ in spec.padding], 0), cube(spec.in_size), cube(spec.out_size)
     if spec.variant == "transposed":
-        fields = zip(tiles, cube(spec.kernel), cube(spec.stride), pads, sizes, outs)
-        first, second, third = (_transposed(*field, apart) for field in fields)
+        fields = zip(cube(spec.kernel), cube(spec.stride), pads, sizes, outs)
+        first, second, third = (_transposed(*field).cut_into(m, apart) for m, field in zip(tiles, fields))
         return first, second, third
     geometry = Geometry.of(spec)
     dense = zip(tiles, geometry.kernel, geometry.stride, geometry.dilation, pads, sizes, outs)
@@ -249,7 +249,7 @@ def _inside(m: int, kernel: int, stride: int, dilation: int, before: int, size: 
     return Axis(m, taps, stride, dilation, before - met[0] * dilation, size, out, unmet=unmet)
 
 
-def _transposed(m: int, kernel: int, stride: int, before: int, size: int, out: int, apart: bool) -> Axis:
+def _transposed(kernel: int, stride: int, before: int, size: int, out: int) -> Axis:
     """Output u * stride + b - before, kernel - stride <= b < kernel, reads the inputs u + j by the taps b - j * stride.
 
     Counted like this all phases of a u read the same inputs, and what a phase may lack is its last tap.
@@ -257,4 +257,4 @@ def _transposed(m: int, kernel: int, stride: int, before: int, size: int, out: i
     taps = ceil_div(kernel, stride)
     skipped = (kernel - 1 - before) // stride  # the first u is minus this: some of its outputs are not taken away
     cut = (skipped + 1) * stride - kernel + before
-    return Axis(1, taps, 1, 1, skipped, size, out, stride, cut, taps * stride - kernel).cut_into(m, apart)
+    return Axis(1, taps, 1, 1, skipped, size, out, stride, cut, taps * stride - kernel)
