@@ -206,7 +206,7 @@ ODD: tuple[Case, ...] = (
     ("transposed,n=2,ic=9,oc=33,in=24,k=23,s=2,p=24:9,layout=NWC", {"w_tile": 4, "order": "tiles"}),
     # phases with windows of their own: in both dimensions, some without their last tap; in one; with parts of taps
     ("transposed,n=2,ic=17,oc=19,in=4x6,k=5x4,s=2,p=2x1,op=1x0,bias,layout=NHWC", {"order": "apart_tiles"}),
-    ("transposed,ic=18,oc=17,in=9x8,k=4x4,s=2,p=1,layout=NHWC", {"h_tile": 2, "w_tile": 4, "order": "apart_channels"}),
+    ("transposed,ic=18,oc=17,in=9x8,k=4x4,s=2,p=1,layout=NHWC", {"h_tile": 2, "w_tile": 2, "order": "apart_channels"}),
     ("transposed,n=2,ic=9,oc=18,in=3x4x6,k=4x4x3,s=2,p=1,act=relu,layout=NDHWC", {"h_tile": 4, "order": "apart_tiles"}),
     ("transposed,n=2,ic=17,oc=20,in=11,k=29,s=3,p=12,op=1,residual,layout=NWC", {"w_tile": 4, "order": "apart_tiles"}),
     ("transposed,n=2,ic=17,oc=20,in=8x16,k=4x4,s=2,p=1,bias", {"h_tile": 4, "w_tile": 4, "order": "apart_tiles"}),
