@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import least, loop, named
 from convtune.schedules.estimate import (
     L2_BYTES_PER_CYCLE,
     TILE_CYCLES,
@@ -32,6 +31,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.filtering_near import stored_line
 from convtune.schedules.filtering_tensors import Tensors, viewed
+from convtune.schedules.ranges import least, loop, named
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, nest, sequence, unflat, when
 from convtune.schedules.tiling import (
     Tile,

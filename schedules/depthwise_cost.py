@@ -6,7 +6,8 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
-from convtune.schedules.depthwise_plan import Axis, Plan
+from convtune.schedules.axes import Axis
+from convtune.schedules.depthwise_plan import Plan
 from convtune.schedules.estimate import (
     FEWEST_SUMS,
     FMAS_PER_CYCLE,

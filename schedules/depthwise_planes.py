@@ -27,8 +27,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.axes import view_of
 from convtune.schedules.depthwise_cost import STREAM_BYTES_PER_CYCLE
-from convtune.schedules.depthwise_plan import view_of
 from convtune.schedules.depthwise_planes_loops import Planes
 from convtune.schedules.depthwise_planes_plan import (
     PlanesPlan,

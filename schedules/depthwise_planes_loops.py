@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import Range, least, loop, named, part, pieces, valid_taps
-from convtune.schedules.depthwise_plan import axes_of
+from convtune.schedules.axes import axes_of
 from convtune.schedules.depthwise_planes_plan import ZERO, PlanesPlan, Source, windows
+from convtune.schedules.ranges import Range, least, loop, named, part, pieces, valid_taps
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums, when
 from convtune.schedules.written import Held
 

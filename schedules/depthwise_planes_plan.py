@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
-from convtune.schedules.depthwise_plan import Axis, View, view_of
+from convtune.schedules.axes import Axis, View, view_of
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div
 
 if TYPE_CHECKING:

@@ -18,12 +18,14 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.axes import View, view_of
 from convtune.schedules.depthwise_cost import cycles, suits
-from convtune.schedules.depthwise_loops import Sums, Tiles, loop, part
-from convtune.schedules.depthwise_plan import NUMBERS, Plan, View, view_of
+from convtune.schedules.depthwise_loops import Sums, Tiles
+from convtune.schedules.depthwise_plan import NUMBERS, Plan
 from convtune.schedules.depthwise_plan import plan_of as plan_of_rows
 from convtune.schedules.depthwise_planes_loops import plane_index
 from convtune.schedules.estimate import L2_BYTES_PER_CYCLE
+from convtune.schedules.ranges import loop, part
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, even_blocks, spaced
 from convtune.schedules.transposing import transposed

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import least, loop, named, part, valid_taps
-from convtune.schedules.depthwise_plan import View, view_of
+from convtune.schedules.axes import View, view_of
 from convtune.schedules.depthwise_planes_loops import plane_index
 from convtune.schedules.estimate import fma_cycles, load_cycles
+from convtune.schedules.ranges import least, loop, named, part, valid_taps
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div
 from convtune.schedules.written import Held

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import least, loop, most, named
 from convtune.schedules.filtering_axis import Axis
 from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_output import OutputTransform
@@ -27,6 +26,7 @@ from convtune.schedules.filtering_parts import input_part, last_input, output_pa
 from convtune.schedules.filtering_plan import Plan, place_of
 from convtune.schedules.filtering_strips import strip_shape, strips
 from convtune.schedules.filtering_tensors import Tensors
+from convtune.schedules.ranges import least, loop, most, named
 from convtune.schedules.statements import Expr, Stmt, allocated, nest, sequence, when
 
 from convtune.expression import widened

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from convtune.schedules.depthwise_loops import loop, named
+from convtune.schedules.ranges import loop, named
 from convtune.schedules.statements import Expr, Stmt, sequence
 from convtune.schedules.tiling import WAY_BYTES, WAYS
 from convtune.schedules.transposing import Move, rectangle, square_width

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import least, loop, named, part
 from convtune.schedules.grouped_filtering_plan import Plan
+from convtune.schedules.ranges import least, loop, named, part
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, vector_sums, when
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 from convtune.schedules.written import Held

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from convtune.schedules.depthwise_loops import least, loop, named
 from convtune.schedules.depthwise_planes_loops import lanewise
 from convtune.schedules.depthwise_planes_plan import ANY, ZERO, Source, windows
 from convtune.schedules.grouped_filtering_loops import At, Kernel
+from convtune.schedules.ranges import least, loop, named
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, vector_sums
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 from convtune.schedules.transposing import transposed

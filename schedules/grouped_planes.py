@@ -22,9 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.axes import view_of
 from convtune.schedules.depthwise_cost import STREAM_BYTES_PER_CYCLE
-from convtune.schedules.depthwise_loops import loop, valid_taps
-from convtune.schedules.depthwise_plan import view_of
 from convtune.schedules.depthwise_planes_loops import Place, Planes
 from convtune.schedules.depthwise_planes_plan import (
     PlanesPlan,
@@ -36,6 +35,7 @@ from convtune.schedules.depthwise_planes_plan import (
     suits,
 )
 from convtune.schedules.estimate import TILE_CYCLES, Tasks, fma_cycles, load_cycles, overlapped, waiting_factor
+from convtune.schedules.ranges import loop, valid_taps
 from convtune.schedules.statements import Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written

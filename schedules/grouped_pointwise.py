@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import loop, named, part, pieces
 from convtune.schedules.depthwise_planes_loops import lanewise
 from convtune.schedules.depthwise_planes_plan import windows
 from convtune.schedules.estimate import (
@@ -35,6 +34,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.grouped_pointwise_plan import Plan
 from convtune.schedules.pointwise_gemm import positions_of
+from convtune.schedules.ranges import loop, named, part, pieces
 from convtune.schedules.statements import (
     Binder,
     Expr,

@@ -21,8 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import least, loop, named, part, valid_taps
-from convtune.schedules.depthwise_plan import View, axes_of, view_of
+from convtune.schedules.axes import View, axes_of, view_of
 from convtune.schedules.estimate import (
     FEWEST_SUMS,
     Tasks,
@@ -31,6 +30,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     waiting_factor,
 )
+from convtune.schedules.ranges import least, loop, named, part, valid_taps
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, vector_sums, when
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced
 from convtune.schedules.written import Held, written

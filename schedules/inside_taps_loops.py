@@ -16,7 +16,7 @@ from convtune.schedules.written import Buffers, Held
 from convtune.expression import epilogue, widened
 
 if TYPE_CHECKING:
-    from convtune.schedules.depthwise_plan import Axis
+    from convtune.schedules.axes import Axis
     from convtune.schedules.inside_taps_plan import Plan, Taps, Tiles
 
     from convtune.spec import ConvSpec

@@ -8,8 +8,8 @@ from itertools import groupby, product
 from math import prod
 from typing import TYPE_CHECKING
 
+from convtune.schedules.axes import Axis, View, view_of
 from convtune.schedules.channel_blocks import ChannelBlocks
-from convtune.schedules.depthwise_plan import Axis, View, view_of
 from convtune.schedules.tiling import ceil_div
 
 if TYPE_CHECKING:

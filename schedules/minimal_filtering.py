@@ -32,7 +32,6 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import least, named
 from convtune.schedules.filtering_axis import axes_of
 from convtune.schedules.filtering_estimate import (
     MOST_AMPLIFICATION,
@@ -59,6 +58,7 @@ from convtune.schedules.filtering_plan import (
 from convtune.schedules.filtering_products import products
 from convtune.schedules.filtering_tensors import Tensors, with_tensors
 from convtune.schedules.filtering_weights import packed
+from convtune.schedules.ranges import least, named
 from convtune.schedules.statements import allocated, loop, sequence
 from convtune.schedules.tiling import ceil_div, spaced
 from convtune.schedules.written import written

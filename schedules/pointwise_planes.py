@@ -26,7 +26,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import least, loop, named, part
 from convtune.schedules.estimate import (
     L3_BYTES_PER_CYCLE,
     RUN_CYCLES,
@@ -37,6 +36,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     write_cycles,
 )
+from convtune.schedules.ranges import least, loop, named, part
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, fetched, sequence, vector_sums, when
 from convtune.schedules.tiling import (
     LINE_BYTES,

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import loop, part, pieces
 from convtune.schedules.estimate import (
     FEWEST_SUMS,
     FMA_LATENCY,
@@ -30,6 +29,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
 )
 from convtune.schedules.pointwise_gemm import MOST_HALVINGS, MOST_VECTORS, is_product, positions_of
+from convtune.schedules.ranges import loop, part, pieces
 from convtune.schedules.statements import Binder, Expr, Stmt, as_row, joined, sequence, spread_over, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, spaced
 from convtune.schedules.written import Held, written

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import least, named, part
+from convtune.schedules.ranges import least, named, part
 from convtune.schedules.rolling_plan import Plan
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence, when
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div

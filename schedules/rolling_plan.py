@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from convtune.schedules.axes import Axis, axes_of
 from convtune.schedules.channel_blocks import ChannelBlocks
-from convtune.schedules.depthwise_plan import Axis, axes_of
 from convtune.schedules.tiling import LARGEST_BODY, ceil_div, round_up
 
 if TYPE_CHECKING:

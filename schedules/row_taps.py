@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_plan import view_of
+from convtune.schedules.axes import view_of
 from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import loop as bounded
-from convtune.schedules.depthwise_loops import valid_taps
 from convtune.schedules.filtering_tensors import viewed
 from convtune.schedules.pointwise_shared import blended
+from convtune.schedules.ranges import loop as bounded
+from convtune.schedules.ranges import valid_taps
 from convtune.schedules.statements import (
     Binder,
     Expr,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from convtune.schedules.depthwise_plan import View, view_of
+from convtune.schedules.axes import View, view_of
 from convtune.schedules.inside_taps_plan import RowTiles
 from convtune.schedules.pointwise_shared import SharedVectors, share_of
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from convtune.schedules.depthwise_loops import least, loop, named, part
+from convtune.schedules.ranges import least, loop, named, part
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div
 

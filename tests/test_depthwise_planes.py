@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tvm
 from conformance_cases import corner, runnable
-from convtune.schedules.depthwise_plan import view_of
+from convtune.schedules.axes import view_of
 from convtune.schedules.depthwise_planes import depthwise_planes
 from convtune.schedules.depthwise_planes_plan import ANY, ZERO, PlanesPlan, Source, plan_of, windows
 from convtune.schedules.depthwise_squares import depthwise_squares

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from conformance_cases import corner, runnable, runnable_targets
-from convtune.schedules.depthwise_plan import Plan, axes_of, place, plan_of, view_of
+from convtune.schedules.axes import axes_of, place, view_of
+from convtune.schedules.depthwise_plan import Plan, plan_of
 from convtune.schedules.depthwise_rows import depthwise_rows
 from synthetic_spaces import machine
 from test_conformance import check

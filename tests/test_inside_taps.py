@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conformance_cases import corner, runnable_targets
-from convtune.schedules.depthwise_plan import Axis, view_of
+from convtune.schedules.axes import Axis, view_of
 from convtune.schedules.inside_taps_plan import input_rows, tiles_of
 from test_conformance import check
 
