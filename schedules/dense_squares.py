@@ -32,7 +32,7 @@ from convtune.schedules.estimate import (
 from convtune.schedules.filtering_near import stored_line
 from convtune.schedules.filtering_tensors import Tensors, viewed
 from convtune.schedules.ranges import least, loop, named
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, nest, sequence, unflat, when
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, nest, sequence, unflat, vectorized, when
 from convtune.schedules.tiling import (
     Tile,
     ceil_div,
@@ -258,7 +258,7 @@ def _tile(plan: _Plan, tensors: Tensors, pad: Any, near: Any, at: tuple[Expr, ..
                 bind.store(near, [row * out[2] + column + i, channel], tirx.BufferLoad(acc, [i, v, lane]))
 
         summed = _sums(plan, tensors, pad, acc, at, place)
-        return sequence([_vector(tile.lanes, clear), summed, _vector(tile.lanes, keep)])
+        return sequence([vectorized(tile.lanes, clear), summed, vectorized(tile.lanes, keep)])
 
     return allocated((tile.columns, tile.vectors, tile.lanes), "acc", "local", with_sums)
 
@@ -289,18 +289,9 @@ def _sums(plan: _Plan, tensors: Tensors, pad: Any, acc: Any, at: tuple[Expr, ...
                     total = tirx.BufferLoad(acc, [i, v, lane])
                     bind.store(acc, [i, v, lane], total + value * filters[v])
 
-        return _vector(tile.lanes, body)
+        return vectorized(tile.lanes, body)
 
     return nest((kd, kh, plan.spec.in_channels, kw), step)
-
-
-def _vector(lanes: int, body: Any) -> Stmt:
-    def statements(lane: Expr) -> Stmt:
-        bind = Binder()
-        body(bind, lane)
-        return sequence(bind.statements)
-
-    return loop(0, lanes, statements, "VECTORIZED", "lane")
 
 
 dense_squares = DenseSquares()

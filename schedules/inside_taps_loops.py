@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_tensors import viewed
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence, unflat, when
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence, unflat, vectorized, when
 from convtune.schedules.tiling import LONG_ACTIVATIONS
 from convtune.schedules.written import Buffers, Held
 
@@ -137,7 +137,7 @@ class _Kernel:
             for column, cv in places:
                 body(bind, column, cv, lane)
 
-        return _vector(self.plan.lanes, of)
+        return vectorized(self.plan.lanes, of)
 
     def _products(self, acc: Any, turn: _Pass, place: _Place, taps: tuple[Taps, ...]) -> Stmt:
         """Those of a part, for the taps that read inputs."""
@@ -180,7 +180,7 @@ class _Kernel:
                         total = tirx.BufferLoad(acc, [column, cv, lane])
                         bind.store(acc, [column, cv, lane], total + value * filters[cv])
 
-            return _vector(plan.lanes, body)
+            return vectorized(plan.lanes, body)
 
         return loop(plan.ic_block, step)
 
@@ -199,7 +199,7 @@ class _Kernel:
                 value = epilogue(self.arguments, tirx.BufferLoad(source, [column, cv, lane]), n, oc, at)
                 bind.store(self.y, [n, *at, oc], value)
 
-            return _vector(width, body)
+            return vectorized(width, body)
 
         def of(source: Any, column: Expr) -> list[Stmt]:
             widths = [plan.lanes] * (turn.vectors - ends) + [rest] * ends
@@ -224,14 +224,3 @@ def _inside(axis: Axis, position: Expr) -> list[Expr]:
     reach = [axis.first(out) + tap * axis.dilation for out in (0, axis.out - 1) for tap in (0, axis.taps - 1)]
     lower = [position >= 0] if min(reach) < 0 else []
     return lower + ([position < axis.size] if max(reach) >= axis.size else [])
-
-
-def _vector(width: int, body: Callable[[Binder, Expr], None]) -> Stmt:
-    """body(bind, lane) for all lanes at once."""
-
-    def statements(lane: Expr) -> Stmt:
-        bind = Binder()
-        body(bind, lane)
-        return sequence(bind.statements)
-
-    return loop(width, statements, "VECTORIZED", "lane")

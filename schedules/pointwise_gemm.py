@@ -30,7 +30,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     tile_step_cycles,
 )
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, loop, sequence, vector_sums
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, loop, sequence, vector_sums, vectorized
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, columns_collide, round_up
 from convtune.schedules.written import Buffers, Held, written
 
@@ -268,11 +268,9 @@ class _Kernel:
                     for total, weight in zip(acc[column * vectors :], filters):
                         bind.store(total, [lane], tirx.BufferLoad(total, [lane]) + value * weight)
 
-            return self._vector(plan.lanes, body)
+            return vectorized(plan.lanes, body)
 
-        return sequence(
-            [self._vector(plan.lanes, clear), loop(plan.depth, step), self._stores(acc, block, vectors, at)]
-        )
+        return sequence([vectorized(plan.lanes, clear), loop(plan.depth, step), self._stores(acc, block, vectors, at)])
 
     def _stores(self, acc: list[Any], block: Expr, vectors: int, at: Expr) -> Stmt:
         plan = self.plan
@@ -285,7 +283,7 @@ class _Kernel:
                 value = epilogue(self.arguments, source(lane), where[0], where[-1], where[1:-1])
                 bind.store(self.y, where, value)
 
-            return self._vector(rest if ends and cv == vectors - 1 else plan.lanes, body)
+            return vectorized(rest if ends and cv == vectors - 1 else plan.lanes, body)
 
         if self.spec.activation not in LONG_ACTIVATIONS:
             places = itertools.product(range(plan.columns), range(vectors))
@@ -299,17 +297,9 @@ class _Kernel:
             def row(column: Expr) -> Stmt:
                 return sequence([stored(column, cv, partial(_load, tile, column, cv)) for cv in range(vectors)])
 
-            return sequence([self._vector(plan.lanes, keep), loop(plan.columns, row)])
+            return sequence([vectorized(plan.lanes, keep), loop(plan.columns, row)])
 
         return allocated((plan.columns, vectors, plan.lanes), "tile", "global", through)
-
-    def _vector(self, width: int, body: Any) -> Stmt:
-        def statements(lane: Expr) -> Stmt:
-            bind = Binder()
-            body(bind, lane)
-            return sequence(bind.statements)
-
-        return loop(width, statements, "VECTORIZED", "lane")
 
 
 def _load(buffer: Any, *index: Expr) -> Expr:

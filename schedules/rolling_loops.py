@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.ranges import least, named, part
 from convtune.schedules.rolling_plan import Plan
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence, when
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence, vectorized, when
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 
 from convtune.expression import Arguments, epilogue
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
-
-OfVectors = Callable[[Expr, Expr, int], Stmt]  # (block, its vector, lanes of that)
 
 
 class HeldChain(Arguments):
@@ -88,7 +86,7 @@ class Rows:
         from tvm import tirx
 
         zero = tirx.const(0.0, "float32")
-        return self._vector(self.plan.lanes, lambda bind, lane: bind.store(buffer, [*place, lane], zero))
+        return vectorized(self.plan.lanes, lambda bind, lane: bind.store(buffer, [*place, lane], zero))
 
     def _band(self, n: Expr, rows: tuple[Expr, Expr], chunk: Expr) -> Stmt:
         """Group by group of input rows, from the first that the band reads, and what output rows each completes."""
@@ -192,7 +190,7 @@ class Rows:
             bind.store(self.ring, index, self._epilogue(0, value, (n, 0, 0), self._channel(block, v, lane)))
 
         def activated(v: int) -> Stmt:
-            return loop(count, lambda position: self._vector(widths[v], partial(keep, v, position)))
+            return loop(count, lambda position: vectorized(widths[v], partial(keep, v, position)))
 
         return sequence([made, *map(activated, range(len(widths)))])
 
@@ -220,9 +218,9 @@ class Rows:
                 value = self._epilogue(0, value, (n, 0, 0), self._channel(block, v, lane))
             bind.store(self.ring, [local * plan.vectors + v, place + column, lane], value)
 
-        steps = loop(plan.depth, lambda ic: self._vector(plan.lanes, partial(products, ic)), name="ic")
-        stores = [self._vector(widths[v], partial(kept, column, v)) for column, v in places]
-        return sequence([self._vector(plan.lanes, clear), steps, *stores])
+        steps = loop(plan.depth, lambda ic: vectorized(plan.lanes, partial(products, ic)), name="ic")
+        stores = [vectorized(widths[v], partial(kept, column, v)) for column, v in places]
+        return sequence([vectorized(plan.lanes, clear), steps, *stores])
 
     def _filtered(self, n: Expr, oh: Expr, first: Expr, chunk: Expr) -> Stmt:
         """A row of the output, from the rows in the ring; first: the row of the band that its first tap reads."""
@@ -281,7 +279,7 @@ class Rows:
                 store()
 
         def turn(number: Expr) -> Stmt:
-            return self._start(number, few, size, lambda at: self._vector(width, partial(body, at)))
+            return self._start(number, few, size, lambda at: vectorized(width, partial(body, at)))
 
         return loop(ceil_div(size, few), turn, name="turn")
 
@@ -298,14 +296,6 @@ class Rows:
 
     def _epilogue(self, stage: int, value: Expr, place: Sequence[Expr], channel: Expr) -> Expr:
         return epilogue(self.arguments, value, place[0], channel, place[1:], stage)
-
-    def _vector(self, width: int, body: Callable[[Binder, Expr], None]) -> Stmt:
-        def statements(lane: Expr) -> Stmt:
-            bind = Binder()
-            body(bind, lane)
-            return sequence(bind.statements)
-
-        return loop(width, statements, "VECTORIZED", "lane")
 
 
 def _dot(inputs: Sequence[Expr], filters: Sequence[Expr]) -> Expr:

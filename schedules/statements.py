@@ -132,6 +132,17 @@ class Binder:
         self.statements.append(tirx.BufferStore(buffer, value, list(place)))
 
 
+def vectorized(lanes: int, body: Callable[[Binder, Expr], None]) -> Stmt:
+    """What body(bind, lane) binds and stores, for all lanes at once."""
+
+    def statements(lane: Expr) -> Stmt:
+        bind = Binder()
+        body(bind, lane)
+        return sequence(bind.statements)
+
+    return loop(lanes, statements, "VECTORIZED", "lane")
+
+
 def as_row(rank: int, position: Expr, channel: Expr) -> list[Expr]:
     """The index of an element, channels last: all positions of all images are as one row, which they are in memory."""
     return [*(0 for _ in range(rank)), position, channel]
