@@ -12,11 +12,16 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
 
+def reads_own_place(spec: ConvSpec) -> bool:
+    """Whether each output reads the input at its own place only: whatever the variant, a product across channels."""
+    taps_and_strides = (*spec.kernel, *spec.stride)
+    return all(each == 1 for each in taps_and_strides) and all(pads == (0, 0) for pads in spec.padding)
+
+
 @functools.lru_cache(maxsize=64)
 def in_one_row(spec: ConvSpec) -> ConvSpec:
-    """The spec in one dimension, where each output reads the input at its own place only; other specs as they are."""
-    moves = any(k != 1 for k in (*spec.kernel, *spec.stride)) or any(pads != (0, 0) for pads in spec.padding)
-    if spec.rank == 1 or moves:
+    """The spec in one dimension where it `reads_own_place`; other specs as they are."""
+    if spec.rank == 1 or not reads_own_place(spec):
         return spec
     layout = "NWC" if spec.channels_last else "NCW"
     row = {"in_size": (count(spec.in_size),), "kernel": 1, "stride": 1, "padding": 0, "dilation": max(spec.dilation)}

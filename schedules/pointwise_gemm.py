@@ -30,6 +30,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     tile_step_cycles,
 )
+from convtune.schedules.one_row import reads_own_place
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, loop, sequence, vector_sums, vectorized
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, columns_collide, round_up
 from convtune.schedules.written import Buffers, Held, written
@@ -154,8 +155,8 @@ class _Plan(ChannelBlocks):
 
 def is_product(spec: ConvSpec) -> bool:
     """Whether it is one matrix product, of all positions and the channels, as they lie in memory."""
-    moves = any(k != 1 for k in (*spec.kernel, *spec.stride)) or any(pads != (0, 0) for pads in spec.padding)
-    return spec.variant in ("conv", "pointwise") and spec.channels_last and spec.groups == 1 and not moves
+    dense = spec.variant in ("conv", "pointwise") and spec.groups == 1
+    return dense and spec.channels_last and reads_own_place(spec)
 
 
 def positions_of(spec: ConvSpec) -> int:

@@ -36,6 +36,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     write_cycles,
 )
+from convtune.schedules.one_row import reads_own_place
 from convtune.schedules.ranges import least, loop, named, part
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, fetched, sequence, vector_sums, when
 from convtune.schedules.tiling import (
@@ -76,9 +77,8 @@ class PointwisePlanes(Estimating[CpuTarget]):
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
         if not isinstance(target, CpuTarget) or spec.channels_last:
             return False
-        moves = any(k != 1 for k in (*spec.kernel, *spec.stride)) or any(pads != (0, 0) for pads in spec.padding)
         plain = spec.variant in ("conv", "pointwise", "grouped", "shuffled_grouped")
-        return plain and not moves and count(spec.out_size) >= target.lanes
+        return plain and reads_own_place(spec) and count(spec.out_size) >= target.lanes
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         positions, run = count(spec.out_size), spec.out_channels // spec.groups
