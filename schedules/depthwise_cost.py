@@ -16,6 +16,7 @@ from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,
     overlapped,
+    stays_cached,
 )
 from convtune.schedules.tiling import LARGEST_CODE, ceil_div
 
@@ -140,7 +141,7 @@ def _streamed(plan: Plan, target: CpuTarget, rows_most: int, depth_most: int, sh
     """Cycles to bring a task's x and y to the second cache."""
     view = plan.view
     total = 4 * plan.channels * view.batch * sum(prod(sizes) for sizes in _sizes(plan))
-    if total <= target.l2_bytes * target.threads * 0.75:
+    if stays_cached(target, total):
         return 0.0
     planes = min(view.depth.size, depth_most * view.depth.stride + view.depth.taps - 1)
     window = min(view.depth.taps, view.depth.size)

@@ -52,6 +52,7 @@ from convtune.schedules.estimate import (
     fma_cycles,
     load_cycles,
     overlapped,
+    stays_cached,
     waiting_factor,
 )
 from convtune.schedules.tiling import LINE_BYTES, ceil_div, even_blocks, spaced
@@ -115,9 +116,9 @@ class DepthwisePlanes(Estimating[CpuTarget]):
             plane, rows = (_flat_plane if plan.flat else _plane_of_rows)(plan, target, depth), plan.rows
             task = ceil_div(plan.channels, plan.parts) * (view.depth.out * plane / blocks + TILE_CYCLES)
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
-        cached = moved <= target.l2_bytes * target.threads * 0.75
         lines = 1 + (0 if moved <= target.l3_bytes else SEVERAL_LINES * rows)
-        stream = moved / (L2_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE) * lines
+        bandwidth = L2_BYTES_PER_CYCLE if stays_cached(target, moved) else STREAM_BYTES_PER_CYCLE
+        stream = moved / bandwidth * lines
         tasks = view.batch * plan.parts * blocks
         return Tasks(tasks, overlapped(task, stream / tasks)).on(target)
 

@@ -24,7 +24,7 @@ from convtune.schedules.depthwise_loops import Sums, Tiles
 from convtune.schedules.depthwise_plan import NUMBERS, Plan
 from convtune.schedules.depthwise_plan import plan_of as plan_of_rows
 from convtune.schedules.depthwise_planes_loops import plane_index
-from convtune.schedules.estimate import L2_BYTES_PER_CYCLE
+from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, stays_cached
 from convtune.schedules.ranges import loop, part
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, even_blocks, spaced
@@ -88,7 +88,7 @@ class DepthwiseSquares(Estimating[CpuTarget]):
         sizes = (prod(axis.size for axis in view.axes), prod(axis.out for axis in view.axes))
         squares = plan.width * sum(_moved_cycles(positions, plan.lanes) for positions in sizes)
         whole = 4 * (count(spec.in_shape) + count(spec.out_shape))
-        reading = moved / L2_BYTES_PER_CYCLE * (1 if whole <= target.l2_bytes * target.threads * 0.75 else 3)
+        reading = moved / L2_BYTES_PER_CYCLE * (1 if stays_cached(target, whole) else 3)
         return shared * (alone + squares + reading)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:

@@ -28,6 +28,7 @@ L3_BYTES_PER_CYCLE = 10.0
 MEMORY_BYTES_PER_CYCLE = 4.0  # of one core, while others read too
 WRITTEN_BYTES_PER_CYCLE = 4.0  # to memory, of one core: each line is read first
 RUN_CYCLES = 6.0  # a read or write of few lines side by side, a page from the next ones, which nothing fetches ahead
+HELD_SHARE = 0.75  # of a second cache, by one working set: code, stacks and what comes next have the rest
 LONG_RUN_BYTES = 256  # lines side by side that are fetched ahead; of shorter runs half as much is written
 HIDDEN_LINES = 16  # that a register tile stores to memory beside the next one's multiply-adds
 TILE_CYCLES = 20.0  # loop and address arithmetic
@@ -72,7 +73,7 @@ def stream_cycles(target: CpuTarget, size_bytes: float, resident_bytes: float) -
     """Reading `size_bytes` that are part of a working set of `resident_bytes`, from the cache that holds the set."""
     if resident_bytes <= target.l1d_bytes / 2:
         return 0.0
-    if resident_bytes <= target.l2_bytes * 0.75:
+    if resident_bytes <= target.l2_bytes * HELD_SHARE:
         return size_bytes / L2_BYTES_PER_CYCLE
     return size_bytes / (L3_BYTES_PER_CYCLE if resident_bytes <= target.l3_bytes / 2 else MEMORY_BYTES_PER_CYCLE)
 
@@ -80,6 +81,11 @@ def stream_cycles(target: CpuTarget, size_bytes: float, resident_bytes: float) -
 def second_caches_hold(target: CpuTarget, size_bytes: float) -> bool:
     """Whether a tensor stays in the second caches of all cores, beside as much again."""
     return size_bytes <= target.l2_bytes * target.threads / 2
+
+
+def stays_cached(target: CpuTarget, moved_bytes: float) -> bool:
+    """Whether what a call reads and writes is still in the second caches of all cores when the next one comes."""
+    return moved_bytes <= target.l2_bytes * target.threads * HELD_SHARE
 
 
 def write_cycles(target: CpuTarget, size_bytes: float, run_bytes: float, whole_bytes: float) -> float:

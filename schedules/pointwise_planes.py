@@ -32,6 +32,7 @@ from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,
     overlapped,
+    stays_cached,
     step_cycles,
     stream_cycles,
     write_cycles,
@@ -154,7 +155,7 @@ class PointwisePlanes(Estimating[CpuTarget]):
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = _plan(spec, target, knobs)
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
-        ahead = moved > target.l2_bytes * target.threads * 0.75
+        ahead = not stays_cached(target, moved)
         shape = (spec.groups, plan.blocks, plan.depth, plan.outputs)
         return written(spec, shape, lambda buffers, y: _Kernel(spec, plan, ahead, buffers, y).statement())
 
