@@ -33,6 +33,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.tiling import (
     LARGEST_BODY,
+    MOST_VECTORS,
     Tile,
     ceil_div,
     copy_channels,
@@ -78,7 +79,7 @@ class ChainedStages(Estimating[CpuTarget]):
         found: dict[str, tuple[KnobValue, ...]] = {}
         if False in kinds:
             found["ow_tile"] = even_blocks(out[2], registers - 2)
-            found["oc_vectors"] = tuple(range(1, min(4, ceil_div(dense, target.lanes)) + 1))
+            found["oc_vectors"] = tuple(range(1, min(MOST_VECTORS, ceil_div(dense, target.lanes)) + 1))
         if True in kinds:
             found["dw_tile"] = spaced(even_blocks(out[2], registers // 2), 3)
             found["dw_vectors"] = tuple(range(1, min(2, ceil_div(lanewise, target.lanes)) + 1))

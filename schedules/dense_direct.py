@@ -40,6 +40,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.tiling import (
     LINE_BYTES,
+    MOST_VECTORS,
     Tile,
     ceil_div,
     even_blocks,
@@ -96,7 +97,7 @@ class DenseDirect(Estimating[CpuTarget]):
         blocks = reduction_blocks(spec, target)
         return {
             "ow_tile": columns,
-            "oc_vectors": tuple(range(1, min(4, ceil_div(run, target.lanes)) + 1)),
+            "oc_vectors": tuple(range(1, min(MOST_VECTORS, ceil_div(run, target.lanes)) + 1)),
             "oh_block": _row_blocks(out[1]),
             "ow_block": spaced(even_blocks(tiles, 64), 4) if spec.rank == 1 else (out[2],),
             "oc_order": ("parallel", "outer", "inner"),

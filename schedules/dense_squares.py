@@ -34,6 +34,7 @@ from convtune.schedules.filtering_tensors import Tensors, viewed
 from convtune.schedules.ranges import least, loop, named
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, nest, sequence, unflat, vectorized, when
 from convtune.schedules.tiling import (
+    MOST_VECTORS,
     Tile,
     ceil_div,
     even_blocks,
@@ -70,7 +71,7 @@ class DenseSquares(Estimating[CpuTarget]):
         out = cube(spec.out_size)
         return {
             "ow_tile": even_blocks(out[2], target.vector_registers - 2),
-            "oc_vectors": tuple(range(1, min(4, ceil_div(spec.out_channels, target.lanes)) + 1)),
+            "oc_vectors": tuple(range(1, min(MOST_VECTORS, ceil_div(spec.out_channels, target.lanes)) + 1)),
             "oh_block": spaced(even_blocks(out[1], MOST_ROWS), 5),
         }
 

@@ -33,6 +33,7 @@ from convtune.schedules.inside_taps_plan import Plan, input_rows, plan_of, tiles
 from convtune.schedules.tiling import (
     LARGEST_CODE,
     LINE_BYTES,
+    MOST_VECTORS,
     ceil_div,
     columns_collide,
     even_blocks,
@@ -73,7 +74,7 @@ class InsideTaps(Estimating[CpuTarget]):
         vectors = ceil_div(spec.out_channels, target.lanes)
         return {
             "columns": even_blocks(view.columns.out, target.vector_registers - 2),
-            "oc_vectors": tuple(range(1, min(4, vectors) + 1)),
+            "oc_vectors": tuple(range(1, min(MOST_VECTORS, vectors) + 1)),
             "row_block": spaced(even_blocks(rows, 64), 6),
             "ic_block": reduction_blocks(spec, target) or (spec.in_channels,),
             "sharing": ("weights", "inputs"),

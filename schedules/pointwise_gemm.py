@@ -32,7 +32,16 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.one_row import reads_own_place
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, loop, sequence, vector_sums, vectorized
-from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, columns_collide, round_up
+from convtune.schedules.tiling import (
+    LONG_ACTIVATIONS,
+    MOST_VECTORS,
+    MOST_WASTE,
+    ceil_div,
+    columns_collide,
+    least_waste,
+    most_columns,
+    round_up,
+)
 from convtune.schedules.written import Buffers, Held, written
 
 from convtune.expression import epilogue, widened
@@ -44,12 +53,10 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-MOST_VECTORS = 4
 # Positions of a tile that the prefetchers of a Zen 5 follow: 64 to 64 channels at 200x336, whose input comes from
 # memory, took 2.6 ms on one thread with 6 columns and 3.7 with 14.
 STREAMS = 8
 MOST_HALVINGS = 6  # of what is a thread's: into so small tasks
-MOST_WASTE = 1.04  # times as many positions are computed as with the best width
 
 
 class PointwiseGemm(Estimating[CpuTarget]):
@@ -167,13 +174,11 @@ def positions_of(spec: ConvSpec) -> int:
 def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
     """Tile widths worth trying: what the registers hold, less where that leaves less to compute twice, and what the
     prefetchers follow: 64 to 2 channels at 388x388 took 1.6 ms in tiles of 8 positions, and 2.7 in those of 30."""
-    most = min(positions, (target.tile_registers - 1) // vectors - 1)
-    least = max(1, min(most, most // 2))
-    waste = {c: round_up(positions, c) for c in range(least, most + 1)}
-    good = [c for c in waste if waste[c] <= MOST_WASTE * min(waste.values())]
-    kept = {c for c in good if all(waste[c] < waste[d] for d in good if d > c)}
-    followed = {c for c in (*good, min(STREAMS, most)) if c <= STREAMS}
-    return tuple(sorted(kept | {c for c in followed if round_up(positions, c) <= MOST_WASTE * min(waste.values())}))
+    most = min(positions, most_columns(target, vectors))
+    held = {c: round_up(positions, c) for c in range(max(1, most // 2), most + 1)}
+    allowed = MOST_WASTE * min(held.values())
+    followed = {c for c in (*held, min(STREAMS, most)) if c <= STREAMS and round_up(positions, c) <= allowed}
+    return tuple(sorted({*least_waste(held), *followed}))
 
 
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> _Plan:

@@ -43,6 +43,7 @@ from convtune.schedules.statements import Binder, Expr, Stmt, allocated, fetched
 from convtune.schedules.tiling import (
     LINE_BYTES,
     LONG_ACTIVATIONS,
+    MOST_VECTORS,
     ceil_div,
     even_blocks,
     planes_collide,
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-MOST_VECTORS = 4
 MOST_CHANNELS = 14
 FEWEST_CHANNELS = 4  # that as many vectors of inputs as MOST_VECTORS are multiplied with
 MOST_WASTE = 1.1  # times as many channels are computed as there are

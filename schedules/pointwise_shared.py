@@ -28,10 +28,10 @@ from convtune.schedules.estimate import (
     load_cycles,
     stream_cycles,
 )
-from convtune.schedules.pointwise_gemm import MOST_HALVINGS, MOST_VECTORS, is_product, positions_of
+from convtune.schedules.pointwise_gemm import MOST_HALVINGS, is_product, positions_of
 from convtune.schedules.ranges import loop, part, pieces
 from convtune.schedules.statements import Binder, Expr, Stmt, as_row, joined, sequence, spread_over, vector_sums
-from convtune.schedules.tiling import FEWEST_LANES, ceil_div, spaced
+from convtune.schedules.tiling import FEWEST_LANES, MOST_VECTORS, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
 from convtune.expression import epilogue

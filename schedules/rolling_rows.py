@@ -32,7 +32,7 @@ from convtune.schedules.estimate import (
 from convtune.schedules.pointwise_gemm import STREAMS
 from convtune.schedules.rolling_loops import HeldChain, Rows
 from convtune.schedules.rolling_plan import Plan, group_of, plan_of
-from convtune.schedules.tiling import ceil_div
+from convtune.schedules.tiling import MOST_VECTORS, ceil_div, least_waste, most_columns
 
 from convtune.expression import Arguments
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
@@ -43,11 +43,9 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-MOST_VECTORS = 4
 # Sums that only just cover the latency of a multiply-add wait whenever one is late: with AVX2, kernels of tiles of 4
 # columns x 2 vectors ran at 79 % of the FMA peak, of 6 x 2 at 85 to 92 %.
 WAITING = 1.0
-MOST_WASTE = 1.04  # times as many columns are computed as with the best width
 
 
 class RollingRows(Estimating[CpuTarget]):
@@ -147,11 +145,8 @@ class RollingRows(Estimating[CpuTarget]):
 def _columns(spec: ConvSpec, target: CpuTarget, vectors: int) -> tuple[int, ...]:
     """Tile widths worth trying: what the registers hold, less where that leaves less to compute twice."""
     rows, width = spec.in_size
-    most = min(width, (target.tile_registers - 1) // vectors - 1)
-    least = max(1, min(most, most // 2))
-    waste = {c: group_of(width, rows, c)[1] for c in range(least, most + 1)}
-    good = [c for c in waste if waste[c] <= MOST_WASTE * min(waste.values())]
-    return tuple(c for c in good if all(waste[c] < waste[d] for d in good if d > c))
+    most = min(width, most_columns(target, vectors))
+    return tuple(least_waste({c: group_of(width, rows, c)[1] for c in range(max(1, most // 2), most + 1)}))
 
 
 rolling_rows = RollingRows()

@@ -39,7 +39,7 @@ from convtune.schedules.pointwise_gemm import is_product
 from convtune.schedules.pointwise_shared import MOST_WHOLE, share_of
 from convtune.schedules.row_taps_loops import kernel
 from convtune.schedules.row_taps_plan import Plan, plan_of
-from convtune.schedules.tiling import LARGEST_CODE, even_blocks, round_up, spaced
+from convtune.schedules.tiling import LARGEST_CODE, MOST_VECTORS, even_blocks, round_up, spaced
 from convtune.schedules.written import written
 
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
@@ -49,8 +49,6 @@ from convtune.targets import CpuTarget
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
-
-MOST_VECTORS = 4  # whole ones of a register tile
 
 
 class RowTaps(Estimating[CpuTarget]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ WAY_BYTES = 4096  # so far apart, data falls into one set of a first cache: a wa
 WAYS = 8  # of a first cache, at least
 FEW_CHANNELS = 8  # that are read side by side where they lie apart
 FEWEST_STEPS = 128  # of the reduction between two additions to sums in memory
+MOST_VECTORS = 4  # of channels in a register tile: of 32 registers more need hardly fewer loads a product
+MOST_WASTE = 1.04  # times as much is computed as with the tile width that wastes least
 LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")
 
 
@@ -323,13 +325,27 @@ def packed_blocks(spec: ConvSpec, tile: Tile, parts: int = 1) -> tuple[int, ...]
     return (tile.groups, tile.blocks, *split, *cube(spec.kernel), depth // parts, tile.block)
 
 
+def most_columns(target: CpuTarget, vectors: int) -> int:
+    """Columns of a register tile of so many vectors: beside the sums it has a column of weights and an input."""
+    return (target.tile_registers - 1) // vectors - 1
+
+
+def least_waste(computed: Mapping[int, float]) -> list[int]:
+    """Tile widths worth trying, of those given with how much they have computed.
+
+    Little more than the best one has, and less than any wider one: narrower ones load weights more often.
+    """
+    good = [width for width in computed if computed[width] <= MOST_WASTE * min(computed.values())]
+    return [width for width in good if all(computed[width] < computed[wider] for wider in good if wider > width)]
+
+
 def suits_registers(target: CpuTarget, columns: int, vectors: int, width: int) -> bool:
     """Whether a tile of columns x vectors, on an output row of `width`, neither spills nor leaves the FMAs idle.
 
     Few sums neither hide the latency of an FMA nor pay for their loads; the output may be too small for more.
     """
     registers = target.tile_registers
-    least = min(registers // 3, min(width, (registers - 1) // vectors - 1) * vectors)
+    least = min(registers // 3, min(width, most_columns(target, vectors)) * vectors)
     return columns * vectors + vectors + 1 <= registers and columns * vectors >= least
 
 
@@ -339,7 +355,7 @@ def reduction_blocks(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
     None where the weights of every channel block do that anyway.
     """
     depth, taps = spec.in_channels // spec.groups, count(spec.kernel)
-    most = min(4, ceil_div(spec.out_channels // spec.groups, target.lanes))
+    most = min(MOST_VECTORS, ceil_div(spec.out_channels // spec.groups, target.lanes))
     blocks = {depth}
     for vectors in range(most, 0, -2):
         room = target.l2_bytes // 2 // (taps * vectors * target.vector_bytes)
