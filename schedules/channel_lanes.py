@@ -157,7 +157,7 @@ class ChannelLanes(Estimating[CpuTarget]):
         unrolled = 2 if knobs["unroll"] == "kh_kw" else int(body <= LARGEST_BODY)
         order = (0, 3, 1, 2) if unrolled == 2 else (0, 1, 3, 2)  # of kd, kh, kw, ic
         place_accumulators(sch, loops.inner[-1], 4, order, unrolled)
-        self._place_pad(sch, spec, tile, task if knobs["oc_order"] == "parallel" else loops.channels)
+        self._place_pad(sch, spec, task if knobs["oc_order"] == "parallel" else loops.channels)
         return sch.mod
 
     def _widths(self, spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
@@ -198,7 +198,8 @@ class ChannelLanes(Estimating[CpuTarget]):
         outer = (spec.batch, out[0], rounded[1] // tile.rows, rounded[2] // tile.columns)
         return arguments.primfunc(tiled_output(arguments, tile, outer, summand))
 
-    def _place_pad(self, sch: Any, spec: ConvSpec, tile: Tile, at: Any) -> None:
+    def _place_pad(self, sch: Any, spec: ConvSpec, at: Any) -> None:
+        """Computes the stage `pad` at a loop around tiles."""
         pad = sch.get_sblock("pad")
         sch.compute_at(pad, at, preserve_unit_loops=True)
         *_, column, vector, ic, lane = sch.get_loops(pad)
@@ -213,7 +214,10 @@ class ChannelLanes(Estimating[CpuTarget]):
         sch.set_scope(natural, 0, "local")
         vector, channel = sch.get_loops(natural)[-2:]
         power_of_two = int(sch.get(channel).extent).bit_count() == 1
-        unroll(sch, [vector, channel]) if spec.channels_last and power_of_two else sch.unroll(channel)
+        if spec.channels_last and power_of_two:
+            unroll(sch, [vector, channel])
+        else:
+            sch.unroll(channel)
 
 
 def _is_spread(spec: ConvSpec) -> bool:

@@ -105,6 +105,11 @@ class Plan:
         return dict(sorted(found.items()))
 
 
+def has_one_filter_each(spec: ConvSpec) -> bool:
+    """Whether it is depthwise with as many output as input channels."""
+    return spec.variant == "depthwise" and spec.in_channels == spec.out_channels
+
+
 def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     numbers = {name: int(knobs[name]) for name in NUMBERS}
     blocks = ceil_div(spec.out_channels, numbers["lanes"] * numbers["vectors"])

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.axes import view_of
 from convtune.schedules.depthwise_cost import STREAM_BYTES_PER_CYCLE
+from convtune.schedules.depthwise_plan import has_one_filter_each
 from convtune.schedules.depthwise_planes_loops import Planes
 from convtune.schedules.depthwise_planes_plan import (
     PlanesPlan,
@@ -78,8 +79,7 @@ class DepthwisePlanes(Estimating[CpuTarget]):
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
         return (
             isinstance(target, CpuTarget)
-            and spec.variant == "depthwise"
-            and spec.in_channels == spec.out_channels
+            and has_one_filter_each(spec)
             and not spec.channels_last
             and bool(_shapes(spec, target))
         )
@@ -180,7 +180,7 @@ def _bound(plan: PlanesPlan, target: CpuTarget, fmas: float, loads: float, permu
     """Cycles of so many FMAs, loads that cross lines mostly, and permutes; of weights that stay in no register."""
     spare = max(0, target.vector_registers - sums - 3)
     weights = fmas * max(0.0, 1 - spare / plan.view.rows.taps)
-    crossing = 1 + min(1.0, 4 * plan.lanes / 64)
+    crossing = 1 + min(1.0, 4 * plan.lanes / LINE_BYTES)
     if not plan.flat:  # rows wait for their data first, as `FMAS_PER_CYCLE` says
         alone = fmas * max(1.0, FEWEST_SUMS / sums) / FMAS_PER_CYCLE
         return max(alone, (loads * crossing + weights) / LOADS_PER_CYCLE) + 0.5 * permutes

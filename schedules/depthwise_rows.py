@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.axes import view_of
 from convtune.schedules.depthwise_cost import cycles, suits
 from convtune.schedules.depthwise_loops import Tiles
-from convtune.schedules.depthwise_plan import plan_of
+from convtune.schedules.depthwise_plan import has_one_filter_each, plan_of
 from convtune.schedules.tiling import ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
 
@@ -42,12 +42,7 @@ class DepthwiseRows(Estimating[CpuTarget]):
     summary = "depthwise, channels last: tiles of rows and columns read x in place, borders have code of their own"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        return (
-            isinstance(target, CpuTarget)
-            and spec.variant == "depthwise"
-            and spec.in_channels == spec.out_channels
-            and spec.channels_last
-        )
+        return isinstance(target, CpuTarget) and has_one_filter_each(spec) and spec.channels_last
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         view = view_of(spec)

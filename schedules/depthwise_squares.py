@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.axes import View, view_of
 from convtune.schedules.depthwise_cost import cycles, suits
 from convtune.schedules.depthwise_loops import Sums, Tiles
-from convtune.schedules.depthwise_plan import NUMBERS, Plan
+from convtune.schedules.depthwise_plan import NUMBERS, Plan, has_one_filter_each
 from convtune.schedules.depthwise_plan import plan_of as plan_of_rows
 from convtune.schedules.depthwise_planes_loops import plane_index
 from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, stays_cached
@@ -52,8 +52,7 @@ class DepthwiseSquares(Estimating[CpuTarget]):
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
         return (
             isinstance(target, CpuTarget)
-            and spec.variant == "depthwise"
-            and spec.in_channels == spec.out_channels
+            and has_one_filter_each(spec)
             and not spec.channels_last
             and _lanes(spec, target) >= FEWEST_LANES
             and _block_bytes(view_of(spec), _lanes(spec, target)) <= target.l2_bytes / 2

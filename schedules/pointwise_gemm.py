@@ -33,6 +33,7 @@ from convtune.schedules.estimate import (
 from convtune.schedules.one_row import reads_own_place
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, loop, sequence, vector_sums, vectorized
 from convtune.schedules.tiling import (
+    LINE_BYTES,
     LONG_ACTIVATIONS,
     MOST_VECTORS,
     MOST_WASTE,
@@ -118,7 +119,8 @@ class PointwiseGemm(Estimating[CpuTarget]):
         compute += (1 + spec.residual) * sums + TILE_CYCLES
         stream = stream_cycles(target, weights_bytes, resident)
         if columns_collide(plan.depth, plan.columns):
-            stream += plan.depth * plan.columns * 64 / L2_BYTES_PER_CYCLE / 4  # lines that are evicted while in use
+            evicted = plan.depth * plan.columns * LINE_BYTES  # while their other elements are still to be read
+            stream += evicted / L2_BYTES_PER_CYCLE / 4
         return overlapped(compute, stream)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:

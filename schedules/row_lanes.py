@@ -114,7 +114,7 @@ class RowLanes(Estimating[CpuTarget]):
         """Cycles of one call, coarsely."""
         spec = in_one_row(spec)
         tile, out, stride = _tile(spec, target, knobs), Geometry.of(spec).out, spec.stride[-1]
-        high, wide = _task_tiles(spec, tile, knobs)
+        high, wide = _task_tiles(tile, knobs)
         down, across = ceil_div(out[1], high * tile.rows), ceil_div(out[2], wide * tile.columns)
         shared = 1 if knobs["oc_order"] == "parallel" else tile.blocks  # channel blocks of a task
         group_block, pad_bytes = int(knobs["group_block"]), _pad_bytes(spec, tile, knobs)
@@ -141,7 +141,7 @@ class RowLanes(Estimating[CpuTarget]):
         row = in_one_row(spec)
         tile = _tile(row, target, knobs)
         sch = Schedule(_expression(row, tile, knobs["pad_at"]))
-        loops = split_rows(sch, row, tile, *_task_tiles(row, tile, knobs), int(knobs["group_block"]))
+        loops = split_rows(sch, row, tile, *_task_tiles(tile, knobs), int(knobs["group_block"]))
         tiles = [*loops.inner, loops.block] if knobs["oc_order"] == "inner" else [loops.block, *loops.inner]
         order = [*loops.outer, *tiles]
         sch.reorder(*order, *loops.store)
@@ -180,14 +180,14 @@ def _tile(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> RowTile:
     return RowTile(channels, rows, vectors, lanes_along(spec, target), spec.groups, spec.out_channels // spec.groups)
 
 
-def _task_tiles(spec: ConvSpec, tile: RowTile, knobs: Knobs) -> tuple[int, int]:
+def _task_tiles(tile: RowTile, knobs: Knobs) -> tuple[int, int]:
     """Tiles of a task: down and across."""
     return ceil_div(int(knobs["oh_block"]), tile.rows), ceil_div(int(knobs["ow_block"]), tile.vectors)
 
 
 def _pad_bytes(spec: ConvSpec, tile: RowTile, knobs: Knobs) -> int:
     """What a task reads of the input, zeros around included."""
-    high, wide = _task_tiles(spec, tile, knobs)
+    high, wide = _task_tiles(tile, knobs)
     _, *task = Geometry.of(spec, (1, high * tile.rows, wide * tile.columns)).padded
     positions = Geometry.of(spec).padded[0] * count(task)
     return 4 * int(knobs["group_block"]) * spec.in_channels // spec.groups * positions
