@@ -1,1 +1,1 @@
-"""The schedule spaces, installed as convtune.schedules: one file each, found by `convtune.space`, named by nobody."""
+"""The schedule spaces, installed as convtune.schedules: `convtune.space` finds them by itself; README.md is a map."""

@@ -17,7 +17,8 @@ from convtune import space, variants
 from convtune.cli.application import application
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "tuned_logs" / "README.md"]
+ROOMS = [ROOT / "schedules" / "README.md", ROOT / "tuned_logs" / "README.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *ROOMS]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -75,3 +76,23 @@ def test_the_readme_has_every_variant_with_its_spaces() -> None:
 @pytest.mark.parametrize("target", ["tune", "test", "check", "figures"])
 def test_the_make_targets_that_are_named_exist(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def table(page: Path, header: str) -> list[list[str]]:
+    """The rows of the table that begins so: cells."""
+    _, _, rest = page.read_text(encoding="utf-8").partition(f"\n| {header} |")
+    rows = rest.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_map_of_the_schedules_has_every_module_once_and_spaces_as_such() -> None:
+    rows = table(ROOT / "schedules" / "README.md", "kind")
+    spaces, others = ([name for row in rows for name in re.findall(r"`(\w+)`", row[column])] for column in (1, 2))
+    modules = [path.stem for path in (ROOT / "schedules").glob("*.py") if path.stem != "__init__"]
+    assert sorted([*spaces, *others]) == sorted(modules)
+    assert sorted(spaces) == sorted(space.known())
+
+
+def test_the_documentation_says_what_every_space_is_for() -> None:
+    rows = [*table(ROOT / "docs" / "tuning.md", "space"), *table(ROOT / "docs" / "cuda.md", "space")]
+    assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row[0])) == sorted(space.known())
