@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 
-TAIL = 0.01  # of a task, at the end of a parallel loop, where a thread that was held up is waited for
+TAIL = 0.01  # of a task, at the end of a parallel loop, where a held-up thread is waited for; a tie-break: more tasks
 
 
 class DenseDirect(Estimating[CpuTarget]):
