@@ -39,7 +39,8 @@ from convtune.schedules.row_tiling import (
     split_rows,
     tile_cycles,
 )
-from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, even_blocks, place_accumulators, spaced, unroll
+from convtune.schedules.tile_loops import place_accumulators, unroll
+from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, even_blocks, spaced
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, epilogue, operands, output

@@ -31,23 +31,25 @@ from convtune.schedules.estimate import (
     stream_cycles,
     transpose_cycles,
 )
+from convtune.schedules.tile_loops import (
+    copy_channels,
+    place_accumulators,
+    place_store,
+    split_output,
+    tiled_output,
+    tiled_sums,
+)
 from convtune.schedules.tiling import (
     LARGEST_BODY,
     MOST_VECTORS,
     Tile,
     ceil_div,
-    copy_channels,
     even_blocks,
     pack_blocks,
     packed_blocks,
-    place_accumulators,
-    place_store,
     round_up,
     spaced,
-    split_output,
     suits_registers,
-    tiled_output,
-    tiled_sums,
 )
 
 from convtune import variants

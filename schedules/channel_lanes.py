@@ -28,19 +28,8 @@ from convtune.schedules.estimate import (
     stream_cycles,
     transpose_cycles,
 )
-from convtune.schedules.tiling import (
-    LARGEST_BODY,
-    Tile,
-    ceil_div,
-    even_blocks,
-    place_accumulators,
-    place_store,
-    round_up,
-    spaced,
-    split_output,
-    tiled_output,
-    unroll,
-)
+from convtune.schedules.tile_loops import place_accumulators, place_store, split_output, tiled_output, unroll
+from convtune.schedules.tiling import LARGEST_BODY, Tile, ceil_div, even_blocks, round_up, spaced
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, read_padded

@@ -35,21 +35,16 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
     transpose_cycles,
 )
+from convtune.schedules.tile_loops import place_accumulators, place_pad, place_store, split_channels, tiled_sums, unroll
 from convtune.schedules.tiling import (
     Tile,
     ceil_div,
     even_blocks,
     pack_blocks,
     packed_blocks,
-    place_accumulators,
-    place_pad,
-    place_store,
     round_up,
     spaced,
-    split_channels,
     suits_registers,
-    tiled_sums,
-    unroll,
 )
 
 from convtune.expression import Arguments, cube, epilogue

@@ -38,27 +38,29 @@ from convtune.schedules.estimate import (
     transpose_cycles,
     write_cycles,
 )
+from convtune.schedules.tile_loops import (
+    merge_groups,
+    place_accumulators,
+    place_pad,
+    place_store,
+    place_sums,
+    split_output,
+    summed_output,
+    tiled_output,
+)
 from convtune.schedules.tiling import (
     LINE_BYTES,
     MOST_VECTORS,
     Tile,
     ceil_div,
     even_blocks,
-    merge_groups,
     pack_blocks,
     packed_blocks,
-    place_accumulators,
-    place_pad,
-    place_store,
-    place_sums,
     planes_collide,
     reduction_blocks,
     round_up,
     spaced,
-    split_output,
     suits_registers,
-    summed_output,
-    tiled_output,
 )
 
 from convtune import variants

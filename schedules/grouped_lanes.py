@@ -37,22 +37,24 @@ from convtune.schedules.estimate import (
     transpose_cycles,
     waiting_factor,
 )
+from convtune.schedules.tile_loops import (
+    merge_groups,
+    place_accumulators,
+    place_pad,
+    place_store,
+    split_output,
+    tiled_output,
+)
 from convtune.schedules.tiling import (
     Tile,
     ceil_div,
     even_blocks,
-    merge_groups,
     pack_blocks,
     packed_blocks,
-    place_accumulators,
-    place_pad,
-    place_store,
     round_up,
     spaced,
-    split_output,
     stores_vectors,
     suits_registers,
-    tiled_output,
 )
 
 from convtune import variants

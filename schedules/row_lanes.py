@@ -43,7 +43,8 @@ from convtune.schedules.row_tiling import (
     split_rows,
     tile_cycles,
 )
-from convtune.schedules.tiling import ceil_div, even_blocks, place_accumulators, planes_collide, round_up, spaced
+from convtune.schedules.tile_loops import place_accumulators
+from convtune.schedules.tiling import ceil_div, even_blocks, planes_collide, round_up, spaced
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, output, read_padded

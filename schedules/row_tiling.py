@@ -14,7 +14,8 @@ from convtune.schedules.estimate import (
     overlapped,
     stream_cycles,
 )
-from convtune.schedules.tiling import LINE_BYTES, LONG_ACTIVATIONS, ceil_div, unroll
+from convtune.schedules.tile_loops import unroll
+from convtune.schedules.tiling import LINE_BYTES, LONG_ACTIVATIONS, ceil_div
 
 from convtune import variants
 from convtune.expression import cube

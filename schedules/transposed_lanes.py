@@ -32,18 +32,8 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
 )
 from convtune.schedules.gpu_crop import cropped
-from convtune.schedules.tiling import (
-    LONG_ACTIVATIONS,
-    Tile,
-    ceil_div,
-    even_blocks,
-    place_accumulators,
-    place_pad,
-    round_up,
-    spaced,
-    suits_registers,
-    unroll,
-)
+from convtune.schedules.tile_loops import place_accumulators, place_pad, unroll
+from convtune.schedules.tiling import LONG_ACTIVATIONS, Tile, ceil_div, even_blocks, round_up, spaced, suits_registers
 from convtune.schedules.transposed_phases import far_rows
 
 from convtune.expression import Arguments, Geometry, cube, epilogue, padded_input

@@ -32,20 +32,16 @@ from convtune.schedules.estimate import (
     stream_cycles,
     tile_step_cycles,
 )
+from convtune.schedules.tile_loops import place_accumulators, place_pad, place_store, split_channels, tiled_sums
 from convtune.schedules.tiling import (
     LINE_BYTES,
     WAY_BYTES,
     Tile,
     ceil_div,
     even_blocks,
-    place_accumulators,
-    place_pad,
-    place_store,
     round_up,
     spaced,
-    split_channels,
     suits_registers,
-    tiled_sums,
 )
 
 from convtune.expression import Arguments, Geometry, cube, epilogue, padded_input
