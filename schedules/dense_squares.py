@@ -30,7 +30,7 @@ from convtune.schedules.estimate import (
     write_cycles,
 )
 from convtune.schedules.filtering_near import stored_line
-from convtune.schedules.filtering_tensors import Tensors, viewed
+from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.ranges import least, loop, named
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, nest, sequence, unflat, vectorized, when
 from convtune.schedules.tiling import (
@@ -43,7 +43,7 @@ from convtune.schedules.tiling import (
     spaced,
     suits_registers,
 )
-from convtune.schedules.written import Buffers, written
+from convtune.schedules.written import Buffers, viewed, written
 
 from convtune.expression import Geometry, cube, widened
 from convtune.space import Estimating, Knobs, KnobValue, PackStep

@@ -46,11 +46,11 @@ from convtune.schedules.filtering_near import stored_columns
 from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_plan import TILE_KNOBS, Place, Plan, plan_of, register_tiles, tile_sizes
 from convtune.schedules.filtering_products import nonzero
-from convtune.schedules.filtering_tensors import Tensors, viewed, with_tensors
+from convtune.schedules.filtering_tensors import Tensors, with_tensors
 from convtune.schedules.filtering_weights import packed
 from convtune.schedules.statements import Binder, allocated, flat, loop, nest, sequence, unflat, vector_sums, when
 from convtune.schedules.tiling import ceil_div
-from convtune.schedules.written import written
+from convtune.schedules.written import viewed, written
 
 from convtune.accuracy import LOOSE
 from convtune.expression import cube, widened

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.statements import Expr, Stmt, allocated, flat, sequence
 from convtune.schedules.transposing import transpose
-from convtune.schedules.written import Buffers, Held
+from convtune.schedules.written import Buffers, Held, viewed
 
 from convtune.expression import cube, epilogue, widened
 
@@ -98,11 +98,3 @@ def _allocated_all(shapes: Sequence[tuple[int, ...]], body: Callable[[list[Any]]
     return allocated(
         head, "channels_last", "global", lambda made: _allocated_all(rest, lambda others: body([made, *others]))
     )
-
-
-def viewed(buffers: Sequence[Any], shape: Sequence[int], body: Callable[[list[Any]], Stmt]) -> Stmt:
-    """body(the buffers in another shape)."""
-    from tvm import tirx
-
-    views = [tirx.decl_buffer(tuple(shape), str(b.dtype), name=f"{b.name}_flat", data=b.data) for b in buffers]
-    return sequence([*(tirx.DeclBuffer(view, data=b.data) for view, b in zip(views, buffers)), body(views)])

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import BARRIER_CYCLES
 from convtune.schedules.filtering_plan import Plan, plan_of
-from convtune.schedules.filtering_tensors import Tensors, viewed
+from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.filtering_weights import packed
 from convtune.schedules.minimal_filtering import filtered, minimal_filtering
 from convtune.schedules.ranges import loop as ranged
 from convtune.schedules.ranges import part
 from convtune.schedules.statements import Expr, Stmt, allocated, loop, sequence, unflat, when
 from convtune.schedules.tiling import ceil_div
-from convtune.schedules.written import Buffers, Held, written
+from convtune.schedules.written import Buffers, Held, viewed, written
 
 from convtune.expression import cube, epilogue
 from convtune.space import Estimating, Knobs, KnobValue, PackStep

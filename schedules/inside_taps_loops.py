@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_tensors import viewed
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence, unflat, vectorized, when
 from convtune.schedules.tiling import LONG_ACTIVATIONS
-from convtune.schedules.written import Buffers, Held
+from convtune.schedules.written import Buffers, Held, viewed
 
 from convtune.expression import epilogue, widened
 

@@ -11,6 +11,7 @@ from convtune.schedules.ranges import least, named, part
 from convtune.schedules.rolling_plan import Plan
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence, vectorized, when
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
+from convtune.schedules.written import reader
 
 from convtune.expression import Arguments, epilogue
 
@@ -26,15 +27,9 @@ class HeldChain(Arguments):
         self.spec, self.inputs = spec, {}
         self.source = next(given)
         self.weights = [next(given) for _ in tensors.weights]
-        self.biases = [None if bias is None else _reader(next(given)) for bias in tensors.biases]
+        self.biases = [None if bias is None else reader(next(given)) for bias in tensors.biases]
         self.bias = self.biases[-1]
-        self.residual = None if tensors.residual is None else _reader(next(given))
-
-
-def _reader(buffer: Any) -> Callable[..., Expr]:
-    from tvm import tirx
-
-    return lambda *index: tirx.BufferLoad(buffer, list(index))
+        self.residual = None if tensors.residual is None else reader(next(given))
 
 
 class Rows:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_tensors import viewed
 from convtune.schedules.pointwise_shared import blended
 from convtune.schedules.ranges import loop as bounded
 from convtune.schedules.ranges import valid_taps
@@ -22,7 +21,7 @@ from convtune.schedules.statements import (
     when,
 )
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
-from convtune.schedules.written import Buffers, Held
+from convtune.schedules.written import Buffers, Held, viewed
 
 from convtune.expression import epilogue
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.statements import Stmt, sequence
+
 from convtune.expression import Arguments
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ class Held(Arguments):
     def __init__(self, spec: ConvSpec, buffers: Buffers) -> None:
         self.spec, self.inputs = spec, {}
         self.source, self.weight, bias, residual = buffers
-        self.x, self.bias, self.residual = map(_reader, (self.source, bias, residual))
+        self.x, self.bias, self.residual = map(reader, (self.source, bias, residual))
         self.biases = [self.bias]
 
 
@@ -40,7 +42,16 @@ def written(spec: ConvSpec, weight_shape: Sequence[int], body: Callable[[Buffers
     return ir.IRModule({"main": arguments.primfunc(y)})
 
 
-def _reader(buffer: Any) -> Any:
+def viewed(buffers: Sequence[Any], shape: Sequence[int], body: Callable[[list[Any]], Stmt]) -> Stmt:
+    """body(the buffers in another shape): what lies in memory, without the divisions that TVM would be left with."""
+    from tvm import tirx
+
+    views = [tirx.decl_buffer(tuple(shape), str(b.dtype), name=f"{b.name}_flat", data=b.data) for b in buffers]
+    return sequence([*(tirx.DeclBuffer(view, data=b.data) for view, b in zip(views, buffers)), body(views)])
+
+
+def reader(buffer: Any) -> Any:
+    """What reads an element of a buffer at an index, as calling a tensor does; None of None."""
     from tvm import tirx
 
     return None if buffer is None else lambda *index: tirx.BufferLoad(buffer, list(index))
