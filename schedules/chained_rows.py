@@ -26,7 +26,6 @@ from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, Tasks
 from convtune.schedules.row_tiling import (
     LARGEST_BODY,
     ROW_CYCLES,
-    SMALLEST_TILE,
     RowTile,
     is_staged,
     lanes_along,
@@ -40,7 +39,7 @@ from convtune.schedules.row_tiling import (
     tile_cycles,
 )
 from convtune.schedules.tile_loops import place_accumulators, unroll
-from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div, even_blocks, spaced
+from convtune.schedules.tiling import LONG_ACTIVATIONS, SMALLEST_TILE, ceil_div, even_blocks, spaced
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, epilogue, operands, output

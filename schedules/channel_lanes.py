@@ -29,7 +29,7 @@ from convtune.schedules.estimate import (
     transpose_cycles,
 )
 from convtune.schedules.tile_loops import place_accumulators, place_store, split_output, tiled_output, unroll
-from convtune.schedules.tiling import LARGEST_BODY, Tile, ceil_div, even_blocks, round_up, spaced
+from convtune.schedules.tiling import LARGEST_BODY, SMALLEST_TILE, Tile, ceil_div, even_blocks, round_up, spaced
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, read_padded
@@ -77,7 +77,7 @@ class ChannelLanes(Estimating[CpuTarget]):
         depth = spec.in_channels // spec.groups
         if sums > target.vector_registers - 6 or (sums * taps > LARGEST_BODY and not self._smallest(knobs, tile)):
             return False
-        if tile.rows > int(knobs["oh_block"]) or sums < min(6, max(self._columns(spec, target))):
+        if tile.rows > int(knobs["oh_block"]) or sums < min(SMALLEST_TILE, max(self._columns(spec, target))):
             return False
         return depth * tile.width * tile.vectors <= LARGEST_SPREAD
 

@@ -18,7 +18,7 @@ from convtune.schedules.estimate import (
     overlapped,
     stays_cached,
 )
-from convtune.schedules.tiling import LARGEST_CODE, ceil_div
+from convtune.schedules.tiling import LARGEST_CODE, SMALLEST_TILE, ceil_div
 
 if TYPE_CHECKING:
     from convtune.targets import CpuTarget
@@ -35,7 +35,7 @@ def suits(plan: Plan, registers: int, most_sums: int) -> bool:
     most_sums: where the sums and the weights do not fit in the registers together.
     """
     view, sums = plan.view, plan.rows * plan.columns * plan.vectors
-    if sums < min(6, view.columns.out * view.rows.out) or (plan.rows > 1 and not plan.whole):
+    if sums < min(SMALLEST_TILE, view.columns.out * view.rows.out) or (plan.rows > 1 and not plan.whole):
         return False
     held = view.columns.taps * plan.vectors * (view.rows.taps if plan.whole else 1)
     fits = sums + held + 2 * view.columns.taps <= registers

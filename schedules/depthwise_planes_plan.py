@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from convtune.schedules.axes import Axis, View, view_of
-from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div
+from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, SMALLEST_TILE, ceil_div
 
 if TYPE_CHECKING:
     from convtune.space import Knobs
@@ -285,6 +285,6 @@ def suits(plan: PlanesPlan, least_vectors: int, most_sums: int, most_outputs: in
     sums = plan.rows * len(plan.offsets) * plan.outputs
     if sums > most_sums or plan.rows > rows.out // plan.row_blocks:
         return False
-    if sums < min(6, ceil_div(columns.out, plan.lanes) * rows.out * most_outputs):
+    if sums < min(SMALLEST_TILE, ceil_div(columns.out, plan.lanes) * rows.out * most_outputs):
         return False
     return plan.rows * rows.taps * row_loads(columns, plan.lanes, plan.vectors)[3] * plan.outputs <= LARGEST_CODE

@@ -29,7 +29,6 @@ from convtune.schedules.one_row import in_one_row, position_in, restore_argument
 from convtune.schedules.row_tiling import (
     LARGEST_BODY,
     ROW_CYCLES,
-    SMALLEST_TILE,
     UNROLLED,
     RowTile,
     is_staged,
@@ -44,7 +43,7 @@ from convtune.schedules.row_tiling import (
     tile_cycles,
 )
 from convtune.schedules.tile_loops import place_accumulators
-from convtune.schedules.tiling import ceil_div, even_blocks, planes_collide, round_up, spaced
+from convtune.schedules.tiling import SMALLEST_TILE, ceil_div, even_blocks, planes_collide, round_up, spaced
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, output, read_padded

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 # FMAs in an unrolled body: in longer ones LLVM moves loads so far ahead that registers spill
 LARGEST_BODY: Mapping[KnobValue, int] = {"kh": 160, "kw_kh": 80}
 UNROLLED: Mapping[KnobValue, int] = {"none": 0, "kh": 1, "kw_kh": 2}  # loops
-SMALLEST_TILE = 6  # sums
 LOOP_CYCLES = 2.0  # a turn of a reduction's innermost loop: its counter and its branch
 ROW_CYCLES = 2.0  # to begin copying a row
 OVERLAPPING = 32  # steps of a reduction so short that the next tile's begins meanwhile
