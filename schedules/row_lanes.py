@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-WAYS = 16  # of a second cache
+L2_WAYS = 16  # of second caches: of Zen 5, while Zen 4 has 8
 
 
 class RowLanes(Estimating[CpuTarget]):
@@ -172,7 +172,7 @@ def _rows_fit(spec: ConvSpec, target: CpuTarget) -> bool:
 def _evicted(spec: ConvSpec) -> bool:
     """Whether the rows of a group's channels displace each other in the caches, so that they are read again from memory
     for each block of output channels: planes whose size is a power of two."""
-    return spec.in_channels // spec.groups > WAYS and planes_collide(spec)
+    return spec.in_channels // spec.groups > L2_WAYS and planes_collide(spec)
 
 
 def _tile(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> RowTile:
