@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.gpu_crop import cropped
+from convtune.schedules.cropping import cropped
 from convtune.schedules.gpu_depthwise_plan import (
     LARGEST_BODY,
     Plan,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.gpu_crop import cropped
+from convtune.schedules.cropping import cropped
 from convtune.schedules.gpu_phases_plan import (
     MOST_THREADS,
     Plan,

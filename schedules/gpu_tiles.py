@@ -19,7 +19,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.gpu_crop import cropped
+from convtune.schedules.cropping import cropped
 from convtune.schedules.gpu_implicit_gemm import (
     BlockTile,
     chunk_taps,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from convtune.schedules.gpu_crop import cropped
+from convtune.schedules.cropping import cropped
 from convtune.schedules.gpu_tiling import thread_each
 from convtune.schedules.gpu_warp_tiles import LANES, WIDE, WarpTiles, inside, located
 

@@ -20,6 +20,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.cropping import cropped
 from convtune.schedules.estimate import (
     BARRIER_CYCLES,
     L2_BYTES_PER_CYCLE,
@@ -31,7 +32,6 @@ from convtune.schedules.estimate import (
     stream_cycles,
     tile_step_cycles,
 )
-from convtune.schedules.gpu_crop import cropped
 from convtune.schedules.tile_loops import place_accumulators, place_pad, unroll
 from convtune.schedules.tiling import LONG_ACTIVATIONS, Tile, ceil_div, even_blocks, round_up, spaced, suits_registers
 from convtune.schedules.transposed_phases import far_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -149,6 +150,23 @@ def test_spaces_are_imported_by_other_spaces_only() -> None:
     """They are discovered, so that adding one is adding a file."""
     for module in (m for m in MODULES if not within(m, "convtune.schedules")):
         assert [name for _, name in imported(module) if within(name, "convtune.schedules")] == [], module
+
+
+def test_sizes_and_estimates_of_schedules_know_no_tvm() -> None:
+    """Not even in functions: tests and searches ask them for thousands of candidates."""
+    sizes = [
+        m for m in MODULES if re.fullmatch(r"convtune\.schedules\.(.*_(plan|cost|estimate)|axes|estimate|tiling)", m)
+    ]
+    assert len(sizes) > 10
+    sizes.remove("convtune.schedules.filtering_plan")  # whose place_of chooses among expressions
+    for module in sizes:
+        names = [name for _, name in imported(module)]
+        assert [name for name in names if re.match(r"(tvm|convtune\.schedules\.\w*loops)\b", name)] == [], module
+
+
+def test_schedules_of_cpus_take_nothing_from_those_of_gpus() -> None:
+    for module in (m for m in MODULES if within(m, "convtune.schedules") and ".gpu_" not in m):
+        assert [name for _, name in imported(module) if name.startswith("convtune.schedules.gpu_")] == [], module
 
 
 @pytest.mark.parametrize("module", LIGHT)
