@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from conformance_cases import corner, runnable, runnable_targets
-from convtune.schedules.pointwise_planes import _plan, pointwise_planes
+from convtune.schedules.pointwise_planes import pointwise_planes
+from convtune.schedules.pointwise_planes_plan import plan_of
 from synthetic_spaces import machine
 from test_conformance import check
 
@@ -25,7 +26,7 @@ def test_tiles_reach_the_end_and_begin_inside(spec: ConvSpec) -> None:
     candidates = list(all_knobs(pointwise_planes, spec, machine()))
     assert candidates
     for knobs in candidates:
-        plan = _plan(spec, machine(), knobs)
+        plan = plan_of(spec, machine(), knobs)
         covered = plan.whole_tiles * plan.width + plan.last_vectors * plan.lanes
         assert 0 <= covered - count(spec.out_size) < plan.lanes
         assert max(plan.width, plan.last_vectors * plan.lanes) <= count(spec.out_size)
