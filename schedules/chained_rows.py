@@ -22,11 +22,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.chain_plan import Dims, Region, Stage, is_chain, is_inner, ordered, plan
-from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, Tasks
+from convtune.schedules.estimate import Tasks
 from convtune.schedules.row_tiling import (
     LARGEST_BODY,
     ROW_CYCLES,
     RowTile,
+    copy_cycles,
     is_staged,
     lanes_along,
     most_sums,
@@ -103,7 +104,7 @@ class ChainedRows(Estimating[CpuTarget]):
         if not first.source.inside:
             moved, stride = first.source.positions * spec.in_channels, spec.stride[-1]
             cycles += spec.in_channels * first.source.size[0] * first.source.size[1] * ROW_CYCLES
-            cycles += 4 * moved / L2_BYTES_PER_CYCLE * (1 if stride == 1 else 2.5)
+            cycles += copy_cycles(4 * moved, stride)
         if is_staged(spec, stages[-1].tile):
             cycles += 2 * count(stages[-1].out) * spec.out_channels / stages[-1].tile.lanes
         return Tasks(spec.batch * count(first.source.blocks), cycles).on(target)

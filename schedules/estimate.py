@@ -39,6 +39,7 @@ TASK_CYCLES = 300.0
 # takes 0.01 to 0.2 (Zen 5); of the candidates recorded of 498 layers the one estimated best reached 0.900 of the best
 # with it and 0.861 without, and 500 to 1500 cycles were alike.
 LAUNCH_CYCLES = 700.0
+EXPOSED_SHARE = 0.05  # of the time in which inputs arrive while others are multiplied: the rest is hidden
 BARRIER_CYCLES = 4000.0  # one more parallel region
 TRANSPOSE_CYCLES = 1.0  # of an element that is read or written by itself
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.axes import View, axes_of, view_of
 from convtune.schedules.estimate import (
+    EXPOSED_SHARE,
     FEWEST_SUMS,
     Tasks,
     fma_cycles,
@@ -89,7 +90,7 @@ class InputLanes(Estimating[CpuTarget]):
             cycles += rows * (plan.depth * step + ROW_CYCLES)
             cycles += 2 * plan.lanes / SHUFFLES_PER_CYCLE + VECTOR_CYCLES
         read = 4 * plan.columns * view.columns.stride * spec.in_channels * view.rows.stride * view.depth.stride
-        cycles += 0.05 * stream_cycles(target, read, moved // target.threads)  # the rest hides behind the products
+        cycles += EXPOSED_SHARE * stream_cycles(target, read, moved // target.threads)
         weights = 4 * spec.in_channels * count(spec.kernel) * spec.out_channels
         cycles += stream_cycles(target, weights, weights)
         return Tasks(plan.parts, ceil_div(plan.tiles, plan.parts) * cycles).on(target)

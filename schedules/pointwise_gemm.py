@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.channel_blocks import ChannelBlocks
 from convtune.schedules.estimate import (
+    EXPOSED_SHARE,
     L2_BYTES_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 # Positions of a tile that the prefetchers of a Zen 5 follow: 64 to 64 channels at 200x336, whose input comes from
 # memory, took 2.6 ms on one thread with 6 columns and 3.7 with 14.
 STREAMS = 8
+UNFOLLOWED_SHARE = 0.3  # of the time in which more of them arrive that the products do not hide
 MOST_HALVINGS = 6  # of what is a thread's: into so small tasks
 
 
@@ -98,10 +100,10 @@ class PointwiseGemm(Estimating[CpuTarget]):
         # where the layer before left the input, and from there again for each block of channels, unless it stays
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
         arriving = stream_cycles(target, rows_bytes, moved // target.threads)
-        cycles += arriving * (0.3 if plan.columns > STREAMS else 0.05)  # the rest hides behind the products
+        cycles += arriving * exposed_share(plan.columns)
         if order != "inner":
             again = arriving if order == "parallel" else stream_cycles(target, rows_bytes, rows_bytes)
-            cycles += 0.05 * again * (plan.blocks - 1)
+            cycles += EXPOSED_SHARE * again * (plan.blocks - 1)
         tasks = ceil_div(plan.tiles, plan.tile_block)
         if order == "parallel":
             return Tasks(tasks * plan.blocks, cycles / plan.blocks).on(target)
@@ -160,6 +162,11 @@ class _Plan(ChannelBlocks):
     def weight_shape(self) -> tuple[int, int, int]:
         """(block, ic, channel in block)."""
         return self.blocks, self.depth, self.block
+
+
+def exposed_share(columns: int) -> float:
+    """Of the time in which the inputs of tiles of so many positions arrive, what the products do not hide."""
+    return UNFOLLOWED_SHARE if columns > STREAMS else EXPOSED_SHARE
 
 
 def is_product(spec: ConvSpec) -> bool:

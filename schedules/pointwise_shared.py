@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
+    EXPOSED_SHARE,
     FEWEST_SUMS,
     FMA_LATENCY,
     TILE_CYCLES,
@@ -87,7 +88,7 @@ class PointwiseShared(Estimating[CpuTarget]):
             stores = (1 + spec.residual) * (sums + blends) + TILE_CYCLES
             size = 4 * plan.depth * len(block) * plan.lanes
             cycles += plan.depth * step + stores + stream_cycles(target, size, size)
-        cycles += 0.05 * stream_cycles(target, rows, moved // target.threads)  # the rest hides behind the products
+        cycles += EXPOSED_SHARE * stream_cycles(target, rows, moved // target.threads)
         return Tasks(plan.parts, tiles * cycles).on(target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:

@@ -29,7 +29,7 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
     write_cycles,
 )
-from convtune.schedules.pointwise_gemm import STREAMS
+from convtune.schedules.pointwise_gemm import exposed_share
 from convtune.schedules.rolling_loops import HeldChain, Rows
 from convtune.schedules.rolling_plan import Plan, group_of, plan_of
 from convtune.schedules.tiling import MOST_VECTORS, ceil_div, least_waste, most_columns
@@ -83,7 +83,7 @@ class RollingRows(Estimating[CpuTarget]):
         rows_bytes = filled * columns.size * plan.depth * 4
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
         arriving = stream_cycles(target, rows_bytes, moved // target.threads)
-        cycles += arriving * (0.3 if plan.tile > STREAMS else 0.05)  # the rest hides behind the products
+        cycles += arriving * exposed_share(plan.tile)
         written = made * columns.out * plan.chunk_blocks * plan.block * 4
         cycles += 0.3 * write_cycles(target, written, plan.chunk_blocks * plan.block * 4, 4 * count(spec.out_shape))
         return Tasks(plan.batch * plan.bands * plan.chunks, cycles).on(target)

@@ -24,13 +24,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, L3_BYTES_PER_CYCLE, Tasks, stream_cycles
+from convtune.schedules.estimate import L3_BYTES_PER_CYCLE, Tasks, stream_cycles
 from convtune.schedules.one_row import in_one_row, position_in, restore_arguments
 from convtune.schedules.row_tiling import (
     LARGEST_BODY,
     ROW_CYCLES,
     UNROLLED,
     RowTile,
+    copy_cycles,
     is_staged,
     lanes_along,
     most_sums,
@@ -124,7 +125,7 @@ class RowLanes(Estimating[CpuTarget]):
         cycles = group_block * out[0] * high * wide * shared * one
         if knobs["pad_at"] == "task":
             rows = pad_bytes // (4 * (wide * tile.columns * stride + cube(spec.span)[2] - 1))
-            cycles += rows * ROW_CYCLES + pad_bytes / L2_BYTES_PER_CYCLE * (1 if stride == 1 else 2.5)
+            cycles += rows * ROW_CYCLES + copy_cycles(pad_bytes, stride)
             cycles += 2 * stream_cycles(target, pad_bytes, pad_bytes)
         cycles += pad_bytes / L3_BYTES_PER_CYCLE / 2
         if knobs["pad_at"] == "none" and _evicted(spec):

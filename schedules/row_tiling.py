@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
     FMA_LATENCY,
+    L2_BYTES_PER_CYCLE,
     TILE_CYCLES,
     fma_cycles,
     load_cycles,
@@ -31,6 +32,7 @@ LARGEST_BODY: Mapping[KnobValue, int] = {"kh": 160, "kw_kh": 80}
 UNROLLED: Mapping[KnobValue, int] = {"none": 0, "kh": 1, "kw_kh": 2}  # loops
 LOOP_CYCLES = 2.0  # a turn of a reduction's innermost loop: its counter and its branch
 ROW_CYCLES = 2.0  # to begin copying a row
+STRIDED_COPY = 2.5  # times as long as a copy of neighbours: LLVM permutes them apart
 OVERLAPPING = 32  # steps of a reduction so short that the next tile's begins meanwhile
 
 
@@ -58,6 +60,11 @@ class RowTile:
     def sums(self) -> int:
         """Accumulators, in vectors."""
         return self.channels * self.rows * self.vectors
+
+
+def copy_cycles(size_bytes: float, stride: int) -> float:
+    """Copying rows to `pad`, whose columns lie by their residue modulo the stride."""
+    return size_bytes / L2_BYTES_PER_CYCLE * (1 if stride == 1 else STRIDED_COPY)
 
 
 def most_sums(tile: RowTile, target: CpuTarget) -> int:
