@@ -22,7 +22,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_loops import loop, named, part, pieces
 from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,
@@ -34,6 +33,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.grouped_pointwise import STORE_CYCLES, stored
 from convtune.schedules.pointwise_gemm import positions_of
+from convtune.schedules.ranges import loop, named, part, pieces
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, sequence, spread_over, vector_sums
 from convtune.schedules.tiling import LARGEST_BODY, ceil_div, spaced
 from convtune.schedules.written import Held, written
