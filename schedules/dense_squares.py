@@ -31,7 +31,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.filtering_near import stored_line
 from convtune.schedules.filtering_tensors import Tensors
-from convtune.schedules.ranges import least, loop, named
+from convtune.schedules.ranges import least, named, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, nest, sequence, unflat, vectorized, when
 from convtune.schedules.tiling import (
     MOST_VECTORS,
@@ -110,7 +110,7 @@ class DenseSquares(Estimating[CpuTarget]):
             def with_planes(of_x: Any, planes: list[Any]) -> Stmt:
                 flat_y, flat_residual = planes[0], planes[1] if residual is not None else None
                 tensors = Tensors(spec, [of_x, weight, bias, flat_residual], flat_y)
-                return loop(0, count(plan.tasks), lambda task: _task(plan, tensors, task), "PARALLEL", "task")
+                return ranged(0, count(plan.tasks), lambda task: _task(plan, tensors, task), "PARALLEL", "task")
 
             given = [y, *([residual] if residual is not None else [])]
             whole = (spec.batch, spec.in_channels, *cube(spec.in_size))
@@ -177,7 +177,7 @@ def _padded(plan: _Plan, x: Any, pad: Any, at: tuple[Expr, ...]) -> list[Stmt]:
 
     def zeros(place: tuple[Expr, ...], begin: int, end: int) -> list[Stmt]:
         zero = lambda column: tirx.BufferStore(pad, tirx.const(0.0, "float32"), [*place, column])  # noqa: E731
-        return [loop(begin, end, zero, name="column")] if end > begin else []
+        return [ranged(begin, end, zero, name="column")] if end > begin else []
 
     def row(index: tuple[Expr, ...]) -> Stmt:
         ic, kd, i = index
@@ -190,7 +190,7 @@ def _padded(plan: _Plan, x: Any, pad: Any, at: tuple[Expr, ...]) -> list[Stmt]:
             )
 
         inside = [h >= 0, h < height, *([z >= 0, z < depth] if plan.spec.rank == 3 else [])]
-        copy = [loop(first, last, copied, name="column")] if last > first else []
+        copy = [ranged(first, last, copied, name="column")] if last > first else []
         return when(
             inside,
             sequence([*zeros(index, 0, first), *copy, *zeros(index, last, columns)]),
@@ -214,12 +214,12 @@ def _blocks(plan: _Plan, tensors: Tensors, pad: Any, near: Any, at: tuple[Expr, 
         return named(start, "column", lambda column: _tile(plan, tensors, pad, near, at, (block, row, column)))
 
     def of_row(block: Expr, row: Expr) -> Stmt:
-        return loop(0, ceil_div(out[2], tile.columns), lambda i: summed(block, row, i), name="tile")
+        return ranged(0, ceil_div(out[2], tile.columns), lambda i: summed(block, row, i), name="tile")
 
     def of_block(block: Expr) -> Stmt:
-        return loop(0, rows, lambda row: of_row(block, row), name="row")
+        return ranged(0, rows, lambda row: of_row(block, row), name="row")
 
-    return sequence([loop(0, tile.blocks, of_block, name="block"), _stored(plan, tensors, near, at)])
+    return sequence([ranged(0, tile.blocks, of_block, name="block"), _stored(plan, tensors, near, at)])
 
 
 def _stored(plan: _Plan, tensors: Tensors, near: Any, at: tuple[Expr, ...]) -> Stmt:
@@ -235,7 +235,7 @@ def _stored(plan: _Plan, tensors: Tensors, near: Any, at: tuple[Expr, ...]) -> S
 
     def of_first(first: Expr) -> Stmt:
         whole, rest = divmod(tile.run, tile.lanes)
-        parts = [loop(0, whole, lambda v: of_vector(first, v, tile.lanes), name="vector")] if whole else []
+        parts = [ranged(0, whole, lambda v: of_vector(first, v, tile.lanes), name="vector")] if whole else []
         return sequence([*parts, *([of_vector(first, whole, rest)] if rest else [])])
 
     return named((d * out[1] + high) * out[2], "first", of_first)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.axes import place
 from convtune.schedules.depthwise_plan import Plan
-from convtune.schedules.ranges import Range, least, loop, most, named, part, pieces, valid_taps
+from convtune.schedules.ranges import Range, least, most, named, part, pieces, ranged, valid_taps
 from convtune.schedules.statements import Expr, Stmt, allocated, sequence, vector_sums
 from convtune.schedules.tiling import LONG_ACTIVATIONS
 from convtune.schedules.written import Held
@@ -44,9 +44,9 @@ class Tiles:
             tiles = part(plan.tiles, plan.column_blocks, column_block)
             if plan.split:
                 return self._chunk(n, planes, rows, tiles, chunk)
-            return loop(0, plan.chunks, lambda c: self._chunk(n, planes, rows, tiles, c), name="chunk")
+            return ranged(0, plan.chunks, lambda c: self._chunk(n, planes, rows, tiles, c), name="chunk")
 
-        return loop(0, prod(extents), task, "PARALLEL", "task")
+        return ranged(0, prod(extents), task, "PARALLEL", "task")
 
     def _chunk(self, n: Expr, planes: Range, rows: Range, tiles: Range, chunk: Expr) -> Stmt:
         plan = self.plan
@@ -57,7 +57,7 @@ class Tiles:
         def depth(d: Expr) -> Stmt:
             return pieces(rows, plan.rows, lambda h: self._row_tile((n, d, h), tiles, blocks), "oh", "row_tile")
 
-        return loop(*planes, depth, name="od")
+        return ranged(*planes, depth, name="od")
 
     def _row_tile(self, at: tuple[Expr, ...], tiles: Range, blocks: Range) -> Stmt:
         """The tiles of a row: those at the left border, those inside, those at the right one."""
@@ -80,7 +80,7 @@ class Tiles:
         parts += [border(tile) for tile in range(inner.start)]
         if inner:
             low, high = (inner.start, inner.stop) if one else (most(tiles[0], inner.start), least(tiles[1], inner.stop))
-            parts.append(loop(low, high, inside, name="tile"))
+            parts.append(ranged(low, high, inside, name="tile"))
         parts += [border(tile) for tile in range(inner.stop, plan.tiles)]
         return sequence(parts)
 
@@ -100,7 +100,7 @@ class Tiles:
                 ),
             )
 
-        return loop(*blocks, block, name="block")
+        return ranged(*blocks, block, name="block")
 
     def _tile(self, acc: Sums, at: tuple[Expr, ...], w: Expr, tile: int, oc: Expr) -> Stmt:
         from tvm import tirx
@@ -125,9 +125,9 @@ class Tiles:
                     line = (position, first[1] + kh * rows.dilation, first[2])
                     return self._row(acc, n, line, reads, [(0, kh)], kd, oc)
 
-                return loop(*taps, row, name="kh")
+                return ranged(*taps, row, name="kh")
 
-            statements.append(loop(*valid_taps(depth, first[0]), plane, name="kd") if depth.taps > 1 else plane(0))
+            statements.append(ranged(*valid_taps(depth, first[0]), plane, name="kd") if depth.taps > 1 else plane(0))
         return sequence([*statements, self._store(acc, n, (d, h, w), oc)])
 
     def _rows(
@@ -218,10 +218,10 @@ class Tiles:
                 )
 
             def column(row: Expr) -> Stmt:
-                each = lambda c: loop(0, plan.vectors, lambda v: store(row, c, v), name="vector")  # noqa: E731
-                return loop(0, plan.columns, each, name="column")
+                each = lambda c: ranged(0, plan.vectors, lambda v: store(row, c, v), name="vector")  # noqa: E731
+                return ranged(0, plan.columns, each, name="column")
 
-            return sequence([keep, loop(0, plan.rows, column, name="row")])
+            return sequence([keep, ranged(0, plan.rows, column, name="row")])
 
         return allocated((plan.rows, plan.columns, plan.vectors, plan.lanes), "tile", "local", through)
 
@@ -239,4 +239,4 @@ class Tiles:
         return [(r, c, v) for r in range(plan.rows) for c in range(plan.columns) for v in range(plan.vectors)]
 
     def _lanes(self, body: Callable[[Expr], list[Stmt]]) -> Stmt:
-        return loop(0, self.plan.lanes, lambda lane: sequence(body(lane)), "VECTORIZED", "lane")
+        return ranged(0, self.plan.lanes, lambda lane: sequence(body(lane)), "VECTORIZED", "lane")

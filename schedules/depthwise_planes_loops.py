@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.axes import axes_of
 from convtune.schedules.depthwise_planes_plan import ZERO, PlanesPlan, Source, windows
-from convtune.schedules.ranges import Range, least, loop, named, part, pieces, valid_taps
+from convtune.schedules.ranges import Range, least, named, part, pieces, ranged, valid_taps
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums, when
 from convtune.schedules.written import Held
 
@@ -38,11 +38,11 @@ class Planes:
 
             def depth(c: Expr) -> Stmt:
                 tiles = self._plane if plan.flat else lambda at: self._rows(at, rows)
-                return loop(0, view.depth.out, lambda d: tiles((n, c, d)), name="od")
+                return ranged(0, view.depth.out, lambda d: tiles((n, c, d)), name="od")
 
-            return loop(*channels, depth, name="channel")
+            return ranged(*channels, depth, name="channel")
 
-        return loop(0, view.batch * plan.parts * plan.row_blocks, task, "PARALLEL", "task")
+        return ranged(0, view.batch * plan.parts * plan.row_blocks, task, "PARALLEL", "task")
 
     def _plane(self, at: Place) -> Stmt:
         """All vectors of a plane."""
@@ -80,7 +80,7 @@ class Planes:
 
         parts = [self._columns(at, h, plan.start(tile), tile, 0) for tile in range(inner.start)]
         if inner:
-            parts.append(loop(inner.start, inner.stop, inside, name="tile"))
+            parts.append(ranged(inner.start, inner.stop, inside, name="tile"))
         parts += [self._columns(at, h, plan.start(tile), tile, 0) for tile in range(inner.stop, plan.tiles)]
         return sequence(parts)
 
@@ -131,7 +131,7 @@ class Planes:
         def body(acc: Any) -> Stmt:
             zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
             clear = [tirx.BufferStore(each, zero, [tirx.Ramp(0, 1, lanes)]) for each in acc]
-            planes = loop(*valid_taps(depth, depth.first(d)), lambda kd: plane(acc, kd), name="kd")
+            planes = ranged(*valid_taps(depth, depth.first(d)), lambda kd: plane(acc, kd), name="kd")
             return sequence([*clear, planes, *self._store(acc, at, firsts, stored)])
 
         return vector_sums(vectors, lanes, body)
@@ -204,7 +204,7 @@ class Planes:
                 value = epilogue(self.arguments, value, where[0], where[1], where[2:])
                 return tirx.BufferStore(self.y, value, where)
 
-            found.append(loop(0, lanes, output, "VECTORIZED", "lane"))
+            found.append(ranged(0, lanes, output, "VECTORIZED", "lane"))
         return found
 
 

@@ -25,7 +25,7 @@ from convtune.schedules.depthwise_plan import NUMBERS, Plan, has_one_filter_each
 from convtune.schedules.depthwise_plan import plan_of as plan_of_rows
 from convtune.schedules.depthwise_planes_loops import plane_index
 from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, stays_cached
-from convtune.schedules.ranges import loop, part
+from convtune.schedules.ranges import part, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, even_blocks, spaced
 from convtune.schedules.transposing import transposed
@@ -129,9 +129,9 @@ class Squares(Tiles):
             first, last = part(whole, self.parts, number)
             if rest:  # the task that has the last whole block takes what is left too, and some channels again
                 last = last + tirx.Select(number == self.parts - 1, 1, 0)
-            return loop(first, last, lambda block: self._block(n, block), name="channels")
+            return ranged(first, last, lambda block: self._block(n, block), name="channels")
 
-        return loop(0, view.batch * self.parts, task, "PARALLEL", "task")
+        return ranged(0, view.batch * self.parts, task, "PARALLEL", "task")
 
     def _block(self, n: Expr, block: Expr) -> Stmt:
         from tvm import tirx
@@ -205,7 +205,7 @@ class Squares(Tiles):
                     bind.store(copy, [i, whole], column)
 
                 def output(i: Expr) -> Stmt:
-                    return loop(
+                    return ranged(
                         0, lanes, lambda lane: self._element(copy, n, first + within, position, i, lane), "VECTORIZED"
                     )
 
@@ -216,7 +216,7 @@ class Squares(Tiles):
         return self._squares(prod(self.outs), square)
 
     def _outputs(self, output: Any) -> list[Stmt]:
-        return [loop(0, self.plan.lanes, output)]
+        return [ranged(0, self.plan.lanes, output)]
 
     def _element(self, copy: Any, n: Expr, channel: Expr, position: Expr, i: Expr, lane: Expr) -> Stmt:
         from tvm import tirx
@@ -237,7 +237,7 @@ class Squares(Tiles):
                 position = tirx.min(position, positions - lanes)
             return sequence([square(position, vector * lanes) for vector in range(self.plan.vectors)])
 
-        return loop(0, ceil_div(positions, lanes), at, name="square")
+        return ranged(0, ceil_div(positions, lanes), at, name="square")
 
 
 def _flat(position: Sequence[Expr], sizes: Sequence[int]) -> Expr:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.axes import View, view_of
 from convtune.schedules.depthwise_planes_loops import plane_index
 from convtune.schedules.estimate import fma_cycles, load_cycles
-from convtune.schedules.ranges import least, loop, named, part, valid_taps
+from convtune.schedules.ranges import least, named, part, ranged, valid_taps
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div
 from convtune.schedules.written import Held
@@ -208,14 +208,14 @@ class Woven:
         def group(n: Expr, number: Expr) -> Stmt:
             first = number * plan.planes
             first = first if plan.whole else least(first, plan.channels - plan.planes)
-            tile = lambda c: loop(0, view.depth.out, lambda d: self._plane(n, number, c, d), name="od")  # noqa: E731
+            tile = lambda c: ranged(0, view.depth.out, lambda d: self._plane(n, number, c, d), name="od")  # noqa: E731
             return named(first, "channel", tile)
 
         def task(number: Expr) -> Stmt:
             groups = part(plan.groups, plan.parts, number % plan.parts)
-            return loop(*groups, lambda g: group(number // plan.parts, g), name="group")
+            return ranged(*groups, lambda g: group(number // plan.parts, g), name="group")
 
-        return loop(0, view.batch * plan.parts, task, "PARALLEL", "task")
+        return ranged(0, view.batch * plan.parts, task, "PARALLEL", "task")
 
     def _plane(self, n: Expr, group: Expr, channel: Expr, d: Expr) -> Stmt:
         """A plane of outputs of each channel of a group."""
@@ -232,7 +232,7 @@ class Woven:
                 parts = [self._products(acc, at, (group, channel, kd), held) for held in self.plan.held]
                 return sequence(parts) if parts else tirx.Evaluate(0)
 
-            planes = loop(*valid_taps(depth, depth.first(d)), taps, name="kd")
+            planes = ranged(*valid_taps(depth, depth.first(d)), taps, name="kd")
             return sequence([*clear, planes, self._store(acc, n, channel, d)])
 
         return vector_sums(self.plan.view.rows.out, lanes, body)
@@ -313,7 +313,7 @@ class Woven:
                 return tirx.BufferStore(self.y, value, where)
 
             kept = tirx.BufferStore(copy[0], vector, [tirx.Ramp(0, 1, lanes)])
-            return sequence([kept, loop(0, lanes, element, "VECTORIZED", "lane")])
+            return sequence([kept, ranged(0, lanes, element, "VECTORIZED", "lane")])
 
         return vector_sums(1, lanes, stored)
 

@@ -26,7 +26,7 @@ from convtune.schedules.filtering_parts import input_part, last_input, output_pa
 from convtune.schedules.filtering_plan import Plan, place_of
 from convtune.schedules.filtering_strips import strip_shape, strips
 from convtune.schedules.filtering_tensors import Tensors
-from convtune.schedules.ranges import least, loop, most, named
+from convtune.schedules.ranges import least, most, named, ranged
 from convtune.schedules.statements import Expr, Stmt, allocated, nest, sequence, when
 
 from convtune.expression import widened
@@ -90,7 +90,7 @@ class NearInputs:
                 if part.whole:
                     code = when([h_end > h0], fetched(d, h0, (d * height + h_end) * line))
                 else:
-                    code = loop(0, part.lines[1], lambda j: named(h0 + j, "h", lambda h: row(d, h)), name="row")
+                    code = ranged(0, part.lines[1], lambda j: named(h0 + j, "h", lambda h: row(d, h)), name="row")
                 return when(_within(depths, d), code)
 
             def row(d: Expr, h: Expr) -> Stmt:
@@ -103,7 +103,7 @@ class NearInputs:
 
             transform = InputTransform(self.spec, plan, read, self.v)
             tiles = _each_tile(plan, block, first, end, lambda q, row: transform.tile(q, row, channel, width, base))
-            return sequence([loop(0, part.lines[0], depth, name="depth"), tiles])
+            return sequence([ranged(0, part.lines[0], depth, name="depth"), tiles])
 
         h0 = most(0, start[1]) if part.whole else start[1]
         ends = (h0, most(0, start[2]), least(height, last[1] + 1), least(line, last[2] + 1))
@@ -219,7 +219,7 @@ class NearOutputs:
 
         def rows(i: Expr, d: Expr) -> Stmt:
             if not part.whole:
-                return loop(0, high, lambda j: named(h0 + j, "h", lambda h: partial(i, d, j, h)), name="row")
+                return ranged(0, high, lambda j: named(h0 + j, "h", lambda h: partial(i, d, j, h)), name="row")
             plane = (d * height + h0) * line  # where the copy of the rows begins
             if plan.block % plan.axes[2].tiles == 0:
                 return between(
@@ -234,7 +234,7 @@ class NearOutputs:
                 ended = tirx.Select(whole, line, least(line, w0 + tiles * across))
                 return when([h >= 0, h < height], between((i, 0, plane), low, (d * height + stop - 1) * line + ended))
 
-            return loop(0, tirx.Select(whole, 1, high), one, name="row")
+            return ranged(0, tirx.Select(whole, 1, high), one, name="row")
 
         def partial(i: Expr, d: Expr, j: Expr, h: Expr) -> Stmt:
             row = (d * height + h) * line
@@ -246,7 +246,7 @@ class NearOutputs:
                 first, "first", lambda f: named(stop, "stop", lambda s: self._return(near, place, n, channels, f, s))
             )
 
-        return loop(0, part.lines[0], of_depth, name="depth")
+        return ranged(0, part.lines[0], of_depth, name="depth")
 
     def _return(
         self, near: Any, place: tuple[Expr, Expr, Expr], n: Expr, channels: tuple[Expr, int], first: Expr, stop: Expr
@@ -308,7 +308,7 @@ def stored_line(
     def move(_: Expr, c: Expr, p: Expr, value: Expr) -> Stmt:
         return planes.store_flat(n, oc + (c - lane), p, value)
 
-    one_by_one = loop(0, width, lambda c: loop(first, stop, lambda p: move(n, lane + c, p, read(lane + c, p))))
+    one_by_one = ranged(0, width, lambda c: ranged(first, stop, lambda p: move(n, lane + c, p, read(lane + c, p))))
     if side == 1:
         return one_by_one
 
@@ -338,7 +338,7 @@ def _runs(plan: Plan, block: Expr, size: int, body: Callable[[Expr, Expr], Stmt]
         first, end = most(begin, number * size), least(stop, number * size + size)
         return named(first, "first", lambda first: named(end, "end", lambda end: body(first, end)))
 
-    return loop(begin // size, (stop - 1) // size + 1, part, name="run")
+    return ranged(begin // size, (stop - 1) // size + 1, part, name="run")
 
 
 def _each_tile(plan: Plan, block: Expr, first: Expr, end: Expr, body: Callable[[Expr, Expr], Stmt]) -> Stmt:
@@ -352,7 +352,7 @@ def _each_tile(plan: Plan, block: Expr, first: Expr, end: Expr, body: Callable[[
         whole = plan.axes[2].tiles % plan.block == 0
         return named(q, "q", lambda q: when([] if whole else [q >= first, q < end], body(q, row)))
 
-    return loop(0, plan.block, one, name="tile")
+    return ranged(0, plan.block, one, name="tile")
 
 
 def _within(axis: Axis, place: Expr) -> list[Expr]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from convtune.schedules.ranges import loop, named
+from convtune.schedules.ranges import named, ranged
 from convtune.schedules.statements import Expr, Stmt, sequence
 from convtune.schedules.tiling import WAY_BYTES, WAYS
 from convtune.schedules.transposing import Move, rectangle, square_width
@@ -48,6 +48,6 @@ def strips(
         def one(k: Expr) -> Stmt:
             return named(place(k), "position", lambda p: rectangle(n, first + c, p, shape, read, by_channel, move))
 
-        return loop(0, count, one, name="strip")
+        return ranged(0, count, one, name="strip")
 
     return sequence([along(c) for c in dict.fromkeys(min(c, width - planes) for c in range(0, width, planes))])

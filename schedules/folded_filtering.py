@@ -25,8 +25,7 @@ from convtune.schedules.filtering_plan import Plan, plan_of
 from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.filtering_weights import packed
 from convtune.schedules.minimal_filtering import filtered, minimal_filtering
-from convtune.schedules.ranges import loop as ranged
-from convtune.schedules.ranges import part
+from convtune.schedules.ranges import part, ranged
 from convtune.schedules.statements import Expr, Stmt, allocated, loop, sequence, unflat, when
 from convtune.schedules.tiling import ceil_div
 from convtune.schedules.written import Buffers, Held, viewed, written

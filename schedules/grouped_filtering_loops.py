@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.grouped_filtering_plan import Plan
-from convtune.schedules.ranges import least, loop, named, part
+from convtune.schedules.ranges import least, named, part, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, vector_sums, when
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 from convtune.schedules.written import Held
@@ -34,14 +34,14 @@ class Kernel:
             unit = rest // plan.blocks * plan.span
             return named(low, "first", lambda first: self._task((image, unit, 0, first), high - low))
 
-        return loop(0, plan.batch * plan.spans * plan.blocks, task, "PARALLEL", "task")
+        return ranged(0, plan.batch * plan.spans * plan.blocks, task, "PARALLEL", "task")
 
     def _task(self, at: At, rows: Expr) -> Stmt:
         plan = self.plan
 
         def with_buffers(v: Any, m: Any) -> Stmt:
             def products(row: Expr) -> Stmt:
-                return loop(0, plan.span, lambda u: self._products(_of_unit(at, u), v, m, row), name="unit")
+                return ranged(0, plan.span, lambda u: self._products(_of_unit(at, u), v, m, row), name="unit")
 
             def tile(number: Expr) -> Stmt:
                 start = least(number * plan.high, rows - plan.high)
@@ -49,7 +49,7 @@ class Kernel:
 
             reached = (rows - 1) * plan.rows.stride + plan.rows.reached(1)
             return sequence(
-                [self._made(at, v, reached), loop(0, (rows + plan.high - 1) // plan.high, tile, name="row_tile")]
+                [self._made(at, v, reached), ranged(0, (rows + plan.high - 1) // plan.high, tile, name="row_tile")]
             )
 
         # of one dimension: TVM 0.27 drops what lies unused between points that are another
@@ -59,7 +59,7 @@ class Kernel:
 
     def _made(self, at: At, v: Any, reached: Expr) -> Stmt:
         """So many rows of V."""
-        return loop(0, reached, lambda row: self._row(at, v, row), name="row")
+        return ranged(0, reached, lambda row: self._row(at, v, row), name="row")
 
     def _row(self, at: At, v: Any, row: Expr) -> Stmt:
         """A row of V, zeros where it lies outside of x."""
@@ -71,7 +71,7 @@ class Kernel:
             return self._values(at, v, row, position, group)
 
         parts = [one(group) for group in range(inner.start)]
-        parts += [loop(inner.start, inner.stop, one, name="tile")] if inner else []
+        parts += [ranged(inner.start, inner.stop, one, name="tile")] if inner else []
         parts += [one(group) for group in range(inner.stop, columns.groups)]
         last = (rows.out - 1) * rows.stride + rows.reached(1) - 1 - rows.before
         conditions = [position >= 0] * (rows.before > 0) + [position < rows.size] * (last >= rows.size)
@@ -85,8 +85,8 @@ class Kernel:
         def zero(point: Expr, i: Expr) -> Stmt:
             return tirx.BufferStore(v, tirx.const(0.0, "float32"), [point * plan.v_point + row * plan.v_row + i])
 
-        of_point = lambda point: loop(0, plan.v_row, lambda i: zero(point, i))  # noqa: E731
-        return loop(0, plan.span * plan.columns.places, of_point, name="place")
+        of_point = lambda point: ranged(0, plan.v_row, lambda i: zero(point, i))  # noqa: E731
+        return ranged(0, plan.span * plan.columns.places, of_point, name="place")
 
     def _values(self, at: At, v: Any, row: Expr, position: Expr, group: Expr) -> Stmt:
         """The values of a group, of all channels; a number where their columns may lie outside of x."""
@@ -98,10 +98,10 @@ class Kernel:
             return self._channels(at, v, (row, position, group), first, size)
 
         def of_unit(at: At) -> Stmt:
-            parts = [loop(0, whole, lambda i: one(at, i * width, width), name="vector")]
+            parts = [ranged(0, whole, lambda i: one(at, i * width, width), name="vector")]
             return sequence([*parts, one(at, whole * width, rest)] if rest else parts)
 
-        return loop(0, plan.span, lambda u: of_unit(_of_unit(at, u)), name="unit")
+        return ranged(0, plan.span, lambda u: of_unit(_of_unit(at, u)), name="unit")
 
     def _channels(self, at: At, v: Any, where: tuple[Expr, Expr, Expr], channel: Expr, width: int) -> Stmt:
         from tvm import tirx
@@ -142,10 +142,10 @@ class Kernel:
                 return named(start, "tile", lambda t: self._tile(at, (v, m), (row, t), (place, block), parts))
 
             def place(p: Expr) -> Stmt:
-                each = lambda i: loop(0, plan.passes, lambda b: tile(p, i, b), name="pass")  # noqa: E731
-                return loop(0, ceil_div(columns.tiles, plan.wide), each, name="tiles")
+                each = lambda i: ranged(0, plan.passes, lambda b: tile(p, i, b), name="pass")  # noqa: E731
+                return ranged(0, ceil_div(columns.tiles, plan.wide), each, name="tiles")
 
-            return loop(places.start, places.stop, place, name="place")
+            return ranged(places.start, places.stop, place, name="place")
 
         return sequence([of(places, parts) for places, parts in columns.products_of])
 
@@ -174,7 +174,7 @@ class Kernel:
                 )
             named_sums = dict(zip(sums, acc))
             step = lambda ic: self._step(named_sums, at, v, place, index, parts, ic)  # noqa: E731
-            return sequence([*clear, loop(0, plan.depth, step, name="ic"), *kept])
+            return sequence([*clear, ranged(0, plan.depth, step, name="ic"), *kept])
 
         return vector_sums(len(sums), plan.lanes, body)
 
@@ -243,14 +243,14 @@ class Kernel:
             def vector(tile: Expr, count: int) -> Stmt:
                 def of_unit(at: At) -> Stmt:
                     one = lambda i: self._outputs(at, m, (row, r), tile, i * plan.lanes, count)  # noqa: E731
-                    return loop(0, plan.outputs // plan.lanes, one, name="vector")
+                    return ranged(0, plan.outputs // plan.lanes, one, name="vector")
 
-                return loop(0, plan.span, lambda u: of_unit(_of_unit(at, u)), name="unit")
+                return ranged(0, plan.span, lambda u: of_unit(_of_unit(at, u)), name="unit")
 
-            parts = [loop(0, whole, lambda tile: vector(tile, columns.m), name="tile")] if whole else []
+            parts = [ranged(0, whole, lambda tile: vector(tile, columns.m), name="tile")] if whole else []
             return sequence([*parts, vector(whole, rest)] if rest else parts)
 
-        return loop(0, plan.high, outputs, name="output_row")
+        return ranged(0, plan.high, outputs, name="output_row")
 
     def _outputs(self, at: At, m: Any, rows: tuple[Expr, Expr], tile: Expr, channel: Expr, count: int) -> Stmt:
         """The first `count` outputs of a tile, of a vector of channels."""
@@ -294,9 +294,11 @@ class Kernel:
             bind.store(row, [i, tirx.Ramp(0, 1, lanes)], value)
 
         def one(i: Expr) -> Stmt:
-            return loop(0, lanes, lambda lane: output(lambda at: tirx.BufferLoad(row, [i, at]), i, lane), "VECTORIZED")
+            return ranged(
+                0, lanes, lambda lane: output(lambda at: tirx.BufferLoad(row, [i, at]), i, lane), "VECTORIZED"
+            )
 
-        return sequence([*bind.statements, loop(0, len(made), one, name="i")])
+        return sequence([*bind.statements, ranged(0, len(made), one, name="i")])
 
     def _unrolled(self, bind: Binder, sums: list[Any], made: Sequence[Expr], output: Callable[..., Stmt]) -> Stmt:
         from tvm import tirx
@@ -307,7 +309,7 @@ class Kernel:
         stored = []
         for i, each in enumerate(sums):
             read = lambda at, each=each: tirx.BufferLoad(each, [at])  # noqa: E731
-            stored.append(loop(0, lanes, lambda lane, i=i, read=read: output(read, i, lane), "VECTORIZED"))  # type: ignore[misc]
+            stored.append(ranged(0, lanes, lambda lane, i=i, read=read: output(read, i, lane), "VECTORIZED"))  # type: ignore[misc]
         return sequence([*bind.statements, *stored])
 
 

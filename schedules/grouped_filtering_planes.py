@@ -19,7 +19,7 @@ from typing import Any
 from convtune.schedules.depthwise_planes_loops import lanewise
 from convtune.schedules.depthwise_planes_plan import ANY, ZERO, Source, windows
 from convtune.schedules.grouped_filtering_loops import At, Kernel
-from convtune.schedules.ranges import least, loop, named
+from convtune.schedules.ranges import least, named, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, vector_sums
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 from convtune.schedules.transposing import transposed
@@ -50,7 +50,7 @@ class PlanesKernel(Kernel):
                 first = least(number * together, last) if last > 0 else 0
                 return named(first, "ic", lambda ic: self._values_of(at, v, ic, tile, vector))
 
-            return loop(0, ceil_div(plan.depth, together), some, name="channels")
+            return ranged(0, ceil_div(plan.depth, together), some, name="channels")
 
         places = [(t, i) for t in range(plan.columns.groups) for i in range(plan.vectors_of_channel)]
         return sequence([channels(*place) for place in places])
@@ -126,9 +126,9 @@ class PlanesKernel(Kernel):
             return named(start, "position", lambda position: self._square(at, vector, position))
 
         def of_vector(vector: Expr) -> Stmt:
-            return loop(0, ceil_div(positions, lanes), lambda number: square(vector, number), name="square")
+            return ranged(0, ceil_div(positions, lanes), lambda number: square(vector, number), name="square")
 
-        return loop(0, plan.outputs // lanes, of_vector, name="vector")
+        return ranged(0, plan.outputs // lanes, of_vector, name="vector")
 
     def _square(self, at: At, vector: Expr, position: Expr) -> Stmt:
         from tvm import tirx

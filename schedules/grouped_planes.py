@@ -35,7 +35,7 @@ from convtune.schedules.depthwise_planes_plan import (
     suits,
 )
 from convtune.schedules.estimate import TILE_CYCLES, Tasks, fma_cycles, load_cycles, overlapped, waiting_factor
-from convtune.schedules.ranges import loop, valid_taps
+from convtune.schedules.ranges import ranged, valid_taps
 from convtune.schedules.statements import Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
@@ -142,9 +142,9 @@ class Channels(Planes):
         def body(acc: Any) -> Stmt:
             zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
             clear = [tirx.BufferStore(each, zero, [tirx.Ramp(0, 1, lanes)]) for each in acc]
-            planes = loop(
+            planes = ranged(
                 *valid_taps(depth, depth.first(d)),
-                lambda kd: loop(0, inputs, lambda ic: channel(acc, kd, ic), name="ic"),
+                lambda kd: ranged(0, inputs, lambda ic: channel(acc, kd, ic), name="ic"),
                 name="kd",
             )
             found, variant = [*clear, planes], variants.primitive(self.spec)

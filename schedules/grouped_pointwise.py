@@ -34,7 +34,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.grouped_pointwise_plan import Plan
 from convtune.schedules.pointwise_gemm import positions_of
-from convtune.schedules.ranges import loop, named, part, pieces
+from convtune.schedules.ranges import named, part, pieces, ranged
 from convtune.schedules.statements import (
     Binder,
     Expr,
@@ -147,7 +147,7 @@ class Tiles:
         def task(number: Expr) -> Stmt:
             return pieces(part(positions, plan.parts, number), plan.block, self._block, "first", "block")
 
-        return loop(0, plan.parts, task, "PARALLEL", "task")
+        return ranged(0, plan.parts, task, "PARALLEL", "task")
 
     def _block(self, first: Expr) -> Stmt:
         plan = self.plan
@@ -156,11 +156,11 @@ class Tiles:
             def tile(index: Expr) -> Stmt:
                 return named(index * plan.columns, "at", lambda at: self._tile(result, first, at, number, vectors))
 
-            return loop(0, plan.tiles, tile, name="tile")
+            return ranged(0, plan.tiles, tile, name="tile")
 
         def body(result: Any) -> Stmt:
             sums = [tiles(number, vectors, result) for number, vectors in enumerate(plan.blocks)]
-            return sequence([*sums, loop(0, plan.block, lambda at: self._kept(result, first, at), name="position")])
+            return sequence([*sums, ranged(0, plan.block, lambda at: self._kept(result, first, at), name="position")])
 
         if plan.at_once or plan.in_place:
             return sequence([tiles(number, vectors, None) for number, vectors in enumerate(plan.blocks)])
@@ -181,7 +181,7 @@ class Tiles:
         def body(acc: list[Any]) -> Stmt:
             zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
             clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
-            products = loop(0, plan.depth, lambda ic: self._step(acc, first + at, number, vectors, ic))
+            products = ranged(0, plan.depth, lambda ic: self._step(acc, first + at, number, vectors, ic))
             if plan.in_place:
                 return sequence(
                     [*clear, products, *(self._placed(acc, first + at, *each) for each in plan.kept(vectors))]
@@ -258,7 +258,7 @@ class Tiles:
             value = epilogue(self.arguments, tirx.BufferLoad(acc[number], [lane + i]), where[0], where[-1], where[1:-1])
             return tirx.BufferStore(self.y, value, where)
 
-        return loop(0, min(width, self.plan.channels - start), output, "VECTORIZED", "lane")
+        return ranged(0, min(width, self.plan.channels - start), output, "VECTORIZED", "lane")
 
     def _kept(self, result: Any, first: Expr, at: Expr) -> Stmt:
         """The outputs of a position whose sums are in `result`, where a vector may begin at any of them."""
@@ -305,7 +305,7 @@ def stored(
                 value = epilogue(arguments, value, where[0], where[-1], where[1:-1])
                 return tirx.BufferStore(y, value, where)
 
-            return sequence([*bind.statements, loop(0, lanes, output, "VECTORIZED", "lane")])
+            return sequence([*bind.statements, ranged(0, lanes, output, "VECTORIZED", "lane")])
 
         found.append(allocated((lanes,), "copy", "global", vector))
     return sequence(found)

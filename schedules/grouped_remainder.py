@@ -33,7 +33,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.grouped_pointwise import STORE_CYCLES, stored
 from convtune.schedules.pointwise_gemm import positions_of
-from convtune.schedules.ranges import loop, named, part, pieces
+from convtune.schedules.ranges import named, part, pieces, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, sequence, spread_over, vector_sums
 from convtune.schedules.tiling import LARGEST_BODY, ceil_div, spaced
 from convtune.schedules.written import Held, written
@@ -227,7 +227,7 @@ class Sums:
         def task(number: Expr) -> Stmt:
             return pieces(part(positions, plan.parts, number), plan.block, self._block, "first", "block")
 
-        return loop(0, plan.parts, task, "PARALLEL", "task")
+        return ranged(0, plan.parts, task, "PARALLEL", "task")
 
     def _block(self, first: Expr) -> Stmt:
         plan = self.plan
@@ -236,8 +236,8 @@ class Sums:
             def tile(index: Expr, group: int) -> Stmt:
                 return named(index * plan.columns, "at", lambda at: self._tile(result, first, at, group))
 
-            tiles = [loop(0, plan.tiles, lambda index, g=g: tile(index, g), name="tile") for g in range(plan.groups)]  # type: ignore[misc]
-            return sequence([*tiles, loop(0, plan.block, lambda at: self._kept(result, first, at), name="position")])
+            tiles = [ranged(0, plan.tiles, lambda index, g=g: tile(index, g), name="tile") for g in range(plan.groups)]  # type: ignore[misc]
+            return sequence([*tiles, ranged(0, plan.block, lambda at: self._kept(result, first, at), name="position")])
 
         return allocated((plan.block, plan.padded), "result", "global", body)
 
@@ -251,7 +251,7 @@ class Sums:
         def body(acc: list[Any]) -> Stmt:
             zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
             clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
-            steps = loop(0, plan.depth // plan.inputs, lambda step: self._step(acc, first + at, group, step))
+            steps = ranged(0, plan.depth // plan.inputs, lambda step: self._step(acc, first + at, group, step))
             bind, sums = Binder(f"float32x{plan.lanes}"), [tirx.BufferLoad(each, [whole]) for each in acc]
             for c in range(plan.columns):
                 for i in range(plan.whole):

@@ -31,7 +31,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     waiting_factor,
 )
-from convtune.schedules.ranges import least, loop, named, part, valid_taps
+from convtune.schedules.ranges import least, named, part, ranged, valid_taps
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, vector_sums, when
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced
 from convtune.schedules.written import Held, written
@@ -183,9 +183,9 @@ class Tiles:
         plan = self.plan
 
         def task(number: Expr) -> Stmt:
-            return loop(*part(plan.tiles, plan.parts, number), self._tile, name="tile")
+            return ranged(*part(plan.tiles, plan.parts, number), self._tile, name="tile")
 
-        return loop(0, plan.parts, task, "PARALLEL", "task")
+        return ranged(0, plan.parts, task, "PARALLEL", "task")
 
     def _tile(self, number: Expr) -> Stmt:
         view, plan = self.plan.view, self.plan
@@ -213,9 +213,9 @@ class Tiles:
 
             zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
             clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
-            taps = loop(
+            taps = ranged(
                 *valid_taps(depth, depth.first(d)),
-                lambda kd: loop(*valid_taps(rows, rows.first(h)), lambda kh: row(kd, kh), name="kh"),
+                lambda kd: ranged(*valid_taps(rows, rows.first(h)), lambda kh: row(kd, kh), name="kh"),
                 name="kd",
             )
             bind = Binder(f"float32x{plan.lanes}")
@@ -246,7 +246,7 @@ class Tiles:
                     self._step(acc, vector, (*place, first), (taps, start + i, i), bind, guarded)
                 return sequence(bind.statements)
 
-            return loop(0, plan.depth // plan.unrolled, step, name="ic")
+            return ranged(0, plan.depth // plan.unrolled, step, name="ic")
 
         if not plan.bordered:
             return channels(guarded=False)
@@ -297,7 +297,7 @@ class Tiles:
                 )
                 return tirx.BufferStore(self.y, result, where)
 
-            return sequence([*bind.statements, loop(0, len(vector), output, "VECTORIZED", "lane")])
+            return sequence([*bind.statements, ranged(0, len(vector), output, "VECTORIZED", "lane")])
 
         return allocated((plan.lanes,), "copy", "global", stored)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.ranges import least, loop, named, part
+from convtune.schedules.ranges import least, named, part, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, fetched, sequence, vector_sums, when
 from convtune.schedules.tiling import LINE_BYTES, LONG_ACTIVATIONS, ceil_div, planes_collide
 from convtune.schedules.written import Buffers, Held
@@ -50,20 +50,20 @@ class Kernel:
             return self._task(rest // spec.groups, rest % spec.groups, channels, positions * plan.tile_block)
 
         tasks = spec.batch * spec.groups * plan.parts * plan.position_blocks
-        return loop(0, tasks, task, "PARALLEL", "task")
+        return ranged(0, tasks, task, "PARALLEL", "task")
 
     def _task(self, n: Expr, group: Expr, channels: tuple[Expr, Expr], first_tile: Expr) -> Stmt:
         plan, (low, high) = self.plan, channels
         tiles = least(plan.tile_block, plan.tiles - first_tile) if plan.tiles % plan.tile_block else plan.tile_block
 
         def of_block(block: Expr, panel: Any, fills: bool) -> Stmt:
-            return loop(0, tiles, lambda i: self._placed(n, group, block, i, first_tile, panel, fills), name="tile")
+            return ranged(0, tiles, lambda i: self._placed(n, group, block, i, first_tile, panel, fills), name="tile")
 
         if not plan.copied:
-            return loop(low, high, lambda block: of_block(block, None, True), name="block")
+            return ranged(low, high, lambda block: of_block(block, None, True), name="block")
 
         def through(panel: Any) -> Stmt:
-            others = loop(low + 1, high, lambda block: of_block(block, panel, False), name="block")
+            others = ranged(low + 1, high, lambda block: of_block(block, panel, False), name="block")
             return sequence([named(low, "first_block", lambda block: of_block(block, panel, True)), others])
 
         return allocated((plan.tile_block, plan.depth, plan.width), "panel", "global", through)
@@ -111,13 +111,13 @@ class Kernel:
                         bind.store(each, [lane], tirx.BufferLoad(each, [lane]) + value * filters)
                 return sequence(bind.statements)
 
-            vectors = loop(0, plan.lanes, body, "VECTORIZED", "lane")
+            vectors = ranged(0, plan.lanes, body, "VECTORIZED", "lane")
             far = fills and self.ahead and planes_collide(self.spec)
             return sequence([*self._fetches(place, ic + CHANNELS_AHEAD, place.start), vectors]) if far else vectors
 
-        cleared = loop(0, plan.lanes, clear, "VECTORIZED", "lane")
+        cleared = ranged(0, plan.lanes, clear, "VECTORIZED", "lane")
         return sequence(
-            [*self._following(place), cleared, loop(0, plan.depth, step, name="ic"), *self._stores(acc, place)]
+            [*self._following(place), cleared, ranged(0, plan.depth, step, name="ic"), *self._stores(acc, place)]
         )
 
     def _input(self, place: _Place, ic: Expr, vector: int, lane: Expr) -> Expr:
@@ -134,7 +134,7 @@ class Kernel:
         blocks = ceil_div(plan.blocks, plan.parts)
         channels = part(plan.depth, blocks, place.block % blocks)
         start = place.start + plan.block_positions
-        return [loop(*channels, lambda ic: sequence(self._fetches(place, ic, start)), name="ic_ahead")]
+        return [ranged(*channels, lambda ic: sequence(self._fetches(place, ic, start)), name="ic_ahead")]
 
     def _fetches(self, place: _Place, ic: Expr, start: Expr) -> list[Stmt]:
         """Of a tile's lines; beyond x they do no harm."""
@@ -161,7 +161,7 @@ class Kernel:
                 return tirx.BufferStore(self.y, value, [place.n, channel, *where])
 
             def vector(v: int) -> Stmt:
-                return loop(0, plan.lanes, lambda lane: element(lane, v), "VECTORIZED", "lane")
+                return ranged(0, plan.lanes, lambda lane: element(lane, v), "VECTORIZED", "lane")
 
             exists = [within < plan.run] if plan.run % plan.outputs else []
             return when(exists, sequence([vector(v) for v in range(place.vectors)]))
@@ -181,8 +181,8 @@ class Kernel:
             def channel(i: Expr) -> Stmt:
                 return stored(i, lambda v, lane: tirx.BufferLoad(tile, [i, v, lane]))
 
-            kept = loop(0, plan.lanes, keep, "VECTORIZED", "lane")
-            return sequence([kept, loop(0, plan.outputs, channel, name="channel")])
+            kept = ranged(0, plan.lanes, keep, "VECTORIZED", "lane")
+            return sequence([kept, ranged(0, plan.outputs, channel, name="channel")])
 
         return [allocated((plan.outputs, place.vectors, plan.lanes), "tile", "global", through)]
 

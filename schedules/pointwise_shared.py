@@ -30,7 +30,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
 )
 from convtune.schedules.pointwise_gemm import MOST_HALVINGS, is_product, positions_of
-from convtune.schedules.ranges import loop, part, pieces
+from convtune.schedules.ranges import part, pieces, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, as_row, joined, sequence, spread_over, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, MOST_VECTORS, ceil_div, spaced
 from convtune.schedules.written import Held, written
@@ -184,7 +184,7 @@ class Tiles:
 
             return sequence([tiles(block) for block in plan.blocks])
 
-        return loop(0, plan.parts, task, "PARALLEL", "task")
+        return ranged(0, plan.parts, task, "PARALLEL", "task")
 
     def _tile(self, first: Expr, block: range) -> Stmt:
         """The outputs of a register tile."""
@@ -196,7 +196,7 @@ class Tiles:
         def body(acc: list[Any]) -> Stmt:
             zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
             clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
-            products = loop(0, plan.depth, lambda ic: self._step(acc, first, block, ic), name="ic")
+            products = ranged(0, plan.depth, lambda ic: self._step(acc, first, block, ic), name="ic")
             stores = [
                 self._store(acc[c * size + i], 0, first + c, vector * plan.lanes, plan.lanes)
                 for c in range(plan.columns)
@@ -246,7 +246,7 @@ class Tiles:
             value = epilogue(self.arguments, tirx.BufferLoad(acc, [lane + i]), where[0], where[-1], where[1:-1])
             return tirx.BufferStore(self.y, value, where)
 
-        return loop(0, size, output, "VECTORIZED", "lane")
+        return ranged(0, size, output, "VECTORIZED", "lane")
 
 
 def blended(values: list[Expr], lanes: int, width: int, bind: Binder) -> Expr:

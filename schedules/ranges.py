@@ -14,7 +14,7 @@ Range = tuple[Any, Any]
 """Where it starts and stops, numbers or expressions."""
 
 
-def loop(start: Expr, stop: Expr, body: Callable[[Any], Stmt], kind: str = "SERIAL", name: str = "i") -> Stmt:
+def ranged(start: Expr, stop: Expr, body: Callable[[Any], Stmt], kind: str = "SERIAL", name: str = "i") -> Stmt:
     """for variable in range(start, stop): body(variable).
 
     The loop itself counts from 0: of one in a parallel loop that begins elsewhere, and whose body takes the maximum of
@@ -67,7 +67,7 @@ def pieces(places: Range, size: int, body: Callable[[Any], Stmt], first: str, na
     def piece(number: Expr) -> Stmt:
         return named(least(low + number * size, high - size), first, body)
 
-    return loop(0, (high - low + size - 1) // size, piece, name=name)
+    return ranged(0, (high - low + size - 1) // size, piece, name=name)
 
 
 def part(size: int, parts: int, number: Expr) -> Range:

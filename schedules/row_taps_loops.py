@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.pointwise_shared import blended
-from convtune.schedules.ranges import loop as bounded
-from convtune.schedules.ranges import valid_taps
+from convtune.schedules.ranges import ranged, valid_taps
 from convtune.schedules.statements import (
     Binder,
     Expr,
@@ -132,10 +131,10 @@ class _Kernel:
             return sequence([self._run(acc, (kd, kh), run, place, group, block) for run in group.taps])
 
         def of_depth(kd: Expr) -> Stmt:
-            return bounded(*valid_taps(rows, firsts[1]), lambda kh: one(kd, kh), name="kh")
+            return ranged(*valid_taps(rows, firsts[1]), lambda kh: one(kd, kh), name="kh")
 
         # bounds, for LLVM 22 makes a copy of the loops for each tap that has a condition, and spills sums in some
-        return [bounded(*valid_taps(depth, firsts[0]), of_depth, name="kd")]
+        return [ranged(*valid_taps(depth, firsts[0]), of_depth, name="kd")]
 
     def _run(
         self, acc: list[Any], taps: tuple[Expr, Expr], run: Taps, place: list[Expr], group: Tiles, block: range

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from convtune.schedules.ranges import least, loop, named, part
+from convtune.schedules.ranges import least, named, part, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div
 
@@ -100,10 +100,12 @@ def transpose(shape: tuple[int, int, int], lanes: int, source: Any, by_channel: 
         n, number = number // (along * across), number % (along * across)
         places, channels = part(squares, along, number // across), part(blocks, across, number % across)
         if width == 1:  # a few elements side by side
-            return loop(*places, lambda p: loop(*channels, lambda c: moved(n, c, p), name="channel"), name="position")
-        return loop(*channels, lambda c: loop(*places, lambda p: moved(n, c, p), name="square"), name="block")
+            return ranged(
+                *places, lambda p: ranged(*channels, lambda c: moved(n, c, p), name="channel"), name="position"
+            )
+        return ranged(*channels, lambda c: ranged(*places, lambda p: moved(n, c, p), name="square"), name="block")
 
-    return loop(0, batch * along * across, task, "PARALLEL", "task")
+    return ranged(0, batch * along * across, task, "PARALLEL", "task")
 
 
 def square_width(lanes: int, channels: int, positions: int) -> int:
@@ -150,7 +152,7 @@ def rectangle(
                 return move(n, c, p, tirx.BufferLoad(copy, [lane]))
 
             kept = tirx.BufferStore(copy, vector, [tirx.Ramp(0, 1, rows)])
-            return sequence([kept, loop(0, rows, element, "VECTORIZED", "lane")])
+            return sequence([kept, ranged(0, rows, element, "VECTORIZED", "lane")])
 
         return vector_sums(1, rows, lambda copies: with_copy(copies[0]))
 
