@@ -20,7 +20,7 @@ the other there, and products sum over one after the other. Parts are those of `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,18 @@ from convtune.schedules.filtering_plan import TILE_KNOBS, Place, Plan, plan_of, 
 from convtune.schedules.filtering_products import nonzero
 from convtune.schedules.filtering_tensors import Tensors, with_tensors
 from convtune.schedules.filtering_weights import packed
-from convtune.schedules.statements import Binder, allocated, flat, loop, nest, sequence, unflat, vector_sums, when
+from convtune.schedules.statements import (
+    Binder,
+    allocated,
+    flat,
+    loop,
+    nest,
+    sequence,
+    unflat,
+    vector_sums,
+    vectorized,
+    when,
+)
 from convtune.schedules.tiling import ceil_div
 from convtune.schedules.written import viewed, written
 
@@ -275,7 +286,7 @@ def _product(plan: Plan, row: Row, buffers: tuple[Any, Any, Any], point: Any, nu
                 bind.store(m, at, tirx.BufferLoad(total, [lane]))
 
         summed = _sums(plan, row, (v, u, acc), point, number, column)
-        return sequence([_vector(plan.lanes, clear), summed, _vector(plan.lanes, keep)])
+        return sequence([vectorized(plan.lanes, clear), summed, vectorized(plan.lanes, keep)])
 
     return vector_sums(plan.rows * plan.vectors, plan.lanes, with_sums)
 
@@ -308,7 +319,7 @@ def _sums(plan: Plan, row: Row, buffers: tuple[Any, Any, Any], point: Any, numbe
                 for total, factor in zip(acc[r * plan.vectors :], filters):
                     bind.store(total, [lane], tirx.BufferLoad(total, [lane]) + value * factor)
 
-        return _vector(plan.lanes, body)
+        return vectorized(plan.lanes, body)
 
     def of_part(parts: Sequence[Any]) -> Any:
         part, runs = flat(parts, outer), axis.taps * channels * row.planes // together
@@ -316,17 +327,6 @@ def _sums(plan: Plan, row: Row, buffers: tuple[Any, Any, Any], point: Any, numbe
         return when(nonzero(plan, point, (*parts, 0), 0), loop(runs, run, name="kw"))
 
     return nest(outer, of_part)
-
-
-def _vector(lanes: int, body: Callable[[Binder, Any], None]) -> Any:
-    """What `body` binds and stores of a lane, of all."""
-
-    def statements(lane: Any) -> Any:
-        bind = Binder()
-        body(bind, lane)
-        return sequence(bind.statements)
-
-    return loop(lanes, statements, "VECTORIZED", "lane")
 
 
 filtered_rows = FilteredRows()

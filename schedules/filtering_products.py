@@ -19,6 +19,7 @@ from convtune.schedules.statements import (
     sequence,
     unflat,
     vector_sums,
+    vectorized,
     when,
 )
 
@@ -94,7 +95,7 @@ def _register_tile(
                     bind.store(*acc(r, cv, lane), total + value * filters[cv])
 
         fetches = fetching_weights(plan, u, (number, point, block, part * plan.steps + ic), rows)
-        return sequence([*fetches, _vector(plan.lanes, body)])
+        return sequence([*fetches, vectorized(plan.lanes, body)])
 
     def keep(bind: Binder, lane: Expr) -> None:
         for r, cv in places:
@@ -102,20 +103,11 @@ def _register_tile(
             bind.store(m, at, tirx.BufferLoad(*acc(r, cv, lane)))
 
     summed = when(_needed(plan, point, first + rows * plan.rows), nest(plan.parts_apart, reduced))
-    parts = [_vector(plan.lanes, clear), summed, _vector(plan.lanes, keep)]
+    parts = [vectorized(plan.lanes, clear), summed, vectorized(plan.lanes, keep)]
     if plan.passes > 1:
         # else LLVM 22 has the sums in registers all along the loop of passes, where what comes next spills
-        parts.append(_vector(plan.lanes, clear))
+        parts.append(vectorized(plan.lanes, clear))
     return sequence(parts)
-
-
-def _vector(lanes: int, body: Callable[[Binder, Expr], None]) -> Stmt:
-    def statements(lane: Expr) -> Stmt:
-        bind = Binder()
-        body(bind, lane)
-        return sequence(bind.statements)
-
-    return loop(lanes, statements, "VECTORIZED", "lane")
 
 
 def _needed(plan: Plan, point: Expr, first: Expr) -> list[Expr]:
