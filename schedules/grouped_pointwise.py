@@ -32,7 +32,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     waiting_factor,
 )
-from convtune.schedules.grouped_pointwise_plan import Plan
+from convtune.schedules.grouped_pointwise_plan import Blocks, Plan
 from convtune.schedules.pointwise_gemm import positions_of
 from convtune.schedules.ranges import named, part, pieces, ranged
 from convtune.schedules.statements import (
@@ -68,24 +68,15 @@ class GroupedPointwise(Estimating[CpuTarget]):
     summary = "grouped 1 x 1, shuffled too, channels last: vectors across groups, shuffled in registers when stored"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        if not isinstance(target, CpuTarget) or spec.variant not in ("grouped", "shuffled_grouped"):
-            return False
-        inside = spec.channels_last and spec.out_size == spec.in_size and set(spec.stride) == {1}
-        return (
-            inside
-            and count(spec.kernel) == 1
-            and not any(map(any, spec.padding))
-            and _lanes(spec, target) >= FEWEST_LANES
-        )
+        return isinstance(target, CpuTarget) and multiplies_rows(spec) and _lanes(spec, target) >= FEWEST_LANES
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         positions, vectors = positions_of(spec), ceil_div(spec.out_channels, _lanes(spec, target))
-        parts = [size for shift in range(6) if (size := target.threads << shift) <= positions]
         return {
             "columns": tuple(size for size in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14) if size <= positions),
             "vectors": tuple(size for size in (1, 2, 3, 4, 5, 6) if size <= vectors),
             "tiles": tuple(size for size in (1, 2, 4, 8, 16) if size <= positions),
-            "parts": tuple(sorted({*parts[:1], *spaced({1, *parts}, 4)})),  # of few positions a part a thread
+            "parts": parts_of(positions, target),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
@@ -142,12 +133,7 @@ class Tiles:
         self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
 
     def kernel(self) -> Stmt:
-        plan, positions = self.plan, positions_of(self.spec)
-
-        def task(number: Expr) -> Stmt:
-            return pieces(part(positions, plan.parts, number), plan.block, self._block, "first", "block")
-
-        return ranged(0, plan.parts, task, "PARALLEL", "task")
+        return in_blocks(self.spec, self.plan, self._block)
 
     def _block(self, first: Expr) -> Stmt:
         plan = self.plan
@@ -272,6 +258,28 @@ class Tiles:
         self, position: Expr, load: Callable[[int], Expr], starts_of: Callable[[tuple[int, ...]], tuple[int, ...]]
     ) -> Stmt:
         return stored(self.spec, self.arguments, self.y, position, self.plan.outputs, load, starts_of)
+
+
+def multiplies_rows(spec: ConvSpec) -> bool:
+    """Whether it is grouped and each output is of the channels of one position, channels last."""
+    grouped = spec.variant in ("grouped", "shuffled_grouped") and count(spec.kernel) == 1
+    alike = spec.out_size == spec.in_size and set(spec.stride) == {1} and not any(map(any, spec.padding))
+    return grouped and alike and spec.channels_last
+
+
+def parts_of(positions: int, target: CpuTarget) -> tuple[int, ...]:
+    """Values of a knob `parts`: into how many tasks positions may be cut; of few positions a part a thread."""
+    parts = [size for shift in range(6) if (size := target.threads << shift) <= positions]
+    return tuple(sorted({*parts[:1], *spaced({1, *parts}, 4)}))
+
+
+def in_blocks(spec: ConvSpec, plan: Blocks, block: Callable[[Expr], Stmt]) -> Stmt:
+    """A task a part of the positions; block: the statements of those from a position on."""
+
+    def task(number: Expr) -> Stmt:
+        return pieces(part(positions_of(spec), plan.parts, number), plan.block, block, "first", "block")
+
+    return ranged(0, plan.parts, task, "PARALLEL", "task")
 
 
 def stored(

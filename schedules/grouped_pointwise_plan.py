@@ -8,30 +8,21 @@ from convtune.schedules.tiling import FEWEST_LANES, ceil_div
 
 
 @dataclass(frozen=True)
-class Plan:
-    """columns x vectors: positions and vectors of a register tile. tiles: of positions whose sums are stored together.
-    parts: of the positions, a task each."""
+class Blocks:
+    """The positions of a grouped 1 x 1 convolution as register tiles, blocks and parts, and the outputs of each.
+
+    columns: positions of a register tile. tiles: of positions whose sums are stored together. parts: of the positions,
+    a task each.
+    """
 
     channels: int
     groups: int
     depth: int
     lanes: int
     columns: int
-    vectors: int
     tiles: int
     parts: int
     shuffled: bool
-    long: bool = False  # the activation, which is not written out for each vector of a register tile
-
-    @property
-    def at_once(self) -> bool:
-        """Whether a register tile is stored as it is, since it has all channels of its positions."""
-        return len(self.blocks) == 1 and not self.long
-
-    @property
-    def in_place(self) -> bool:
-        """Whether vectors of sums are stored as they are."""
-        return not self.shuffled and not self.long
 
     @property
     def block(self) -> int:
@@ -45,8 +36,53 @@ class Plan:
 
     @property
     def all(self) -> range:
-        """The vectors of output channels, those of a group side by side."""
+        """The vectors of outputs of a position."""
         return range(ceil_div(self.channels, self.lanes))
+
+    @property
+    def padded(self) -> int:
+        """Output channels in whole vectors."""
+        return len(self.all) * self.lanes
+
+    def sums_of(self, group: int, channel: int) -> int:
+        """Where the sums of a position have an output channel of a group."""
+        return group * self.run + channel
+
+    def source(self, first: int) -> tuple[int, ...]:
+        """Where the sums of a vector of outputs from that channel of y are."""
+        channels = range(first, first + self.lanes)
+        if self.shuffled:
+            return tuple(self.sums_of(c % self.groups, c // self.groups) for c in channels)
+        return tuple(self.sums_of(c // self.run, c % self.run) for c in channels)
+
+    @property
+    def outputs(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The first channel of each vector of outputs, and its source; the last one begins earlier where they do not
+        divide the channels."""
+        starts = [min(vector * self.lanes, self.channels - self.lanes) for vector in self.all]
+        return [(start, self.source(start)) for start in starts]
+
+    def whole_vectors(self, source: tuple[int, ...]) -> tuple[int, ...]:
+        """Where the vectors of sums begin that a source is in."""
+        return tuple(sorted({place // self.lanes * self.lanes for place in source}))
+
+
+@dataclass(frozen=True)
+class Plan(Blocks):
+    """columns x vectors: positions and vectors of a register tile, those of a group side by side."""
+
+    vectors: int
+    long: bool = False  # the activation, which is not written out for each vector of a register tile
+
+    @property
+    def at_once(self) -> bool:
+        """Whether a register tile is stored as it is, since it has all channels of its positions."""
+        return len(self.blocks) == 1 and not self.long
+
+    @property
+    def in_place(self) -> bool:
+        """Whether vectors of sums are stored as they are."""
+        return not self.shuffled and not self.long
 
     @property
     def blocks(self) -> list[range]:
@@ -86,11 +122,6 @@ class Plan:
         ]
 
     @property
-    def padded(self) -> int:
-        """Output channels in whole vectors."""
-        return len(self.all) * self.lanes
-
-    @property
     def weight_shape(self) -> tuple[int, int, int, int]:
         return len(self.blocks), self.depth, self.vectors, self.lanes
 
@@ -109,19 +140,3 @@ class Plan:
         shared = self.all[-1] if self.half else None
         owners = [(vector, self.groups_of([vector])) for vector in vectors]
         return {group for vector, found in owners if len(found) > 1 or vector == shared for group in found}
-
-    def source(self, first: int) -> tuple[int, ...]:
-        """Where the sums of a vector of outputs from that channel of y are."""
-        channels = range(first, first + self.lanes)
-        return tuple(c % self.groups * self.run + c // self.groups if self.shuffled else c for c in channels)
-
-    @property
-    def outputs(self) -> list[tuple[int, tuple[int, ...]]]:
-        """The first channel of each vector of outputs, and its source; the last one begins earlier where they do not
-        divide the channels."""
-        starts = [min(vector * self.lanes, self.channels - self.lanes) for vector in self.all]
-        return [(start, self.source(start)) for start in starts]
-
-    def whole_vectors(self, source: tuple[int, ...]) -> tuple[int, ...]:
-        """Where the vectors of sums begin that a source is in."""
-        return tuple(sorted({place // self.lanes * self.lanes for place in source}))

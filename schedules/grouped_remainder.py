@@ -31,15 +31,15 @@ from convtune.schedules.estimate import (
     stream_cycles,
     waiting_factor,
 )
-from convtune.schedules.grouped_pointwise import STORE_CYCLES, stored
+from convtune.schedules.grouped_pointwise import STORE_CYCLES, in_blocks, multiplies_rows, parts_of, stored
+from convtune.schedules.grouped_pointwise_plan import Blocks
 from convtune.schedules.pointwise_gemm import positions_of
-from convtune.schedules.ranges import named, part, pieces, ranged
+from convtune.schedules.ranges import named, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, sequence, spread_over, vector_sums
-from convtune.schedules.tiling import LARGEST_BODY, ceil_div, spaced
+from convtune.schedules.tiling import LARGEST_BODY, ceil_div
 from convtune.schedules.written import Held, written
 
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
-from convtune.spec import count
 from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
@@ -51,28 +51,8 @@ ADDED_FMAS = 3.0  # of two vectors whose lanes are added side by side: two permu
 
 
 @dataclass(frozen=True)
-class Plan:
-    """columns: positions of a register tile. tiles: of positions whose sums are stored together. parts: of the
-    positions, a task each."""
-
-    channels: int
-    groups: int
-    depth: int
-    lanes: int
-    columns: int
-    tiles: int
-    parts: int
-    shuffled: bool
-
-    @property
-    def block(self) -> int:
-        """Positions whose sums are stored together."""
-        return self.columns * self.tiles
-
-    @property
-    def run(self) -> int:
-        """Output channels of a group."""
-        return self.channels // self.groups
+class Plan(Blocks):
+    """A group's output channels: whole vectors, and the rest."""
 
     @property
     def whole(self) -> int:
@@ -112,40 +92,12 @@ class Plan:
         size = self.inputs * self.run
         return [[float(ic * self.run + oc == column) for column in range(size)] for ic, oc in places]
 
-    @property
-    def all(self) -> range:
-        """The vectors of outputs of a position."""
-        return range(ceil_div(self.channels, self.lanes))
-
-    @property
-    def padded(self) -> int:
-        """Output channels in whole vectors."""
-        return len(self.all) * self.lanes
-
-    def place(self, group: int, channel: int) -> int:
-        """Where a position's result has an output channel of a group: the rests are behind all whole vectors."""
+    def sums_of(self, group: int, channel: int) -> int:
+        """The rests are behind all whole vectors."""
         full = self.whole * self.lanes
         if channel < full:
             return group * full + channel
         return self.groups * full + group * self.rest + channel - full
-
-    def source(self, first: int) -> tuple[int, ...]:
-        """Where the results of a vector of outputs from that channel of y are."""
-        channels = range(first, first + self.lanes)
-        if self.shuffled:
-            return tuple(self.place(c % self.groups, c // self.groups) for c in channels)
-        return tuple(self.place(c // self.run, c % self.run) for c in channels)
-
-    @property
-    def outputs(self) -> list[tuple[int, tuple[int, ...]]]:
-        """The first channel of each vector of outputs, and its source; the last one begins earlier where they do not
-        divide the channels."""
-        starts = [min(vector * self.lanes, self.channels - self.lanes) for vector in self.all]
-        return [(start, self.source(start)) for start in starts]
-
-    def whole_vectors(self, source: tuple[int, ...]) -> tuple[int, ...]:
-        """Where the vectors of results begin that a source is in."""
-        return tuple(sorted({place // self.lanes * self.lanes for place in source}))
 
 
 class GroupedRemainder(Estimating[CpuTarget]):
@@ -153,10 +105,7 @@ class GroupedRemainder(Estimating[CpuTarget]):
     summary = "grouped 1 x 1, shuffled too, channels last: channels beside whole vectors share one by input channels"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        if not isinstance(target, CpuTarget) or spec.variant not in ("grouped", "shuffled_grouped"):
-            return False
-        inside = spec.channels_last and spec.out_size == spec.in_size and set(spec.stride) == {1}
-        if not inside or count(spec.kernel) > 1 or any(map(any, spec.padding)):
+        if not isinstance(target, CpuTarget) or not multiplies_rows(spec):
             return False
         run, depth, lanes = spec.out_channels // spec.groups, spec.in_channels // spec.groups, target.lanes
         rest = run % lanes
@@ -167,11 +116,10 @@ class GroupedRemainder(Estimating[CpuTarget]):
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         positions, inputs = positions_of(spec), target.lanes // (spec.out_channels // spec.groups % target.lanes)
-        parts = [size for shift in range(6) if (size := target.threads << shift) <= positions]
         return {
             "columns": tuple(size for size in range(inputs, 17, inputs) if size <= positions),
             "tiles": tuple(size for size in (1, 2, 3, 4, 6, 8) if size <= positions),
-            "parts": tuple(sorted({*parts[:1], *spaced({1, *parts}, 4)})),
+            "parts": parts_of(positions, target),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
@@ -222,12 +170,7 @@ class Sums:
         self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
 
     def kernel(self) -> Stmt:
-        plan, positions = self.plan, positions_of(self.spec)
-
-        def task(number: Expr) -> Stmt:
-            return pieces(part(positions, plan.parts, number), plan.block, self._block, "first", "block")
-
-        return ranged(0, plan.parts, task, "PARALLEL", "task")
+        return in_blocks(self.spec, self.plan, self._block)
 
     def _block(self, first: Expr) -> Stmt:
         plan = self.plan
@@ -255,7 +198,7 @@ class Sums:
             bind, sums = Binder(f"float32x{plan.lanes}"), [tirx.BufferLoad(each, [whole]) for each in acc]
             for c in range(plan.columns):
                 for i in range(plan.whole):
-                    start = plan.place(group, i * plan.lanes)
+                    start = plan.sums_of(group, i * plan.lanes)
                     bind.store(result, [at + c, tirx.Ramp(start, 1, plan.lanes)], sums[c * (plan.whole + 1) + i])
             rests = [bind(each) for each in sums[plan.whole :: plan.whole + 1]]
             for c in range(0, plan.columns, plan.inputs):
@@ -310,7 +253,7 @@ class Sums:
             half //= 2
         order = [lane % plan.rest * plan.inputs + lane // plan.rest for lane in range(lanes)]
         by_position = bind(tirx.Shuffle([vectors[0]], order))
-        start = plan.place(group, plan.whole * lanes)
+        start = plan.sums_of(group, plan.whole * lanes)
         for p in range(plan.inputs):
             value = tirx.Shuffle([by_position], [p * plan.rest + lane for lane in range(plan.rest)])
             bind.store(result, [at + p, tirx.Ramp(start, 1, plan.rest)], value)

@@ -22,7 +22,7 @@ GROUPED = ConvSpec.parse("grouped,n=3,ic=14,oc=49,in=13,k=1,g=7,bias,act=relu,re
 
 
 def plan(channels: int, groups: int, vectors: int) -> Plan:
-    return Plan(channels, groups, 3, 8, 2, vectors, 2, 1, shuffled=True)
+    return Plan(channels, groups, 3, 8, columns=2, tiles=2, parts=1, shuffled=True, vectors=vectors)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(60, 3), (35, 5), (17, 1), (24, 12)])

@@ -39,7 +39,7 @@ def test_lanes_are_added_up_to_the_sums_of_positions_side_by_side(inputs: int) -
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_outputs_are_in_the_order_of_y(channels: int, groups: int, shuffled: bool) -> None:
     found = plan(channels, groups, shuffled=shuffled)
-    place = np.array([found.place(group, channel) for group in range(groups) for channel in range(found.run)])
+    place = np.array([found.sums_of(group, channel) for group in range(groups) for channel in range(found.run)])
     assert sorted(place) == list(range(channels))
     want = place.reshape(groups, -1).T.ravel() if shuffled else place
     assert all(source == tuple(want[first : first + 8]) for first, source in found.outputs)
