@@ -36,8 +36,8 @@ def test_equals_the_onnx_reference_evaluator(variant: str) -> None:
     @hypothesis.settings(max_examples=60, deadline=None)
     @given(specs(variants=(variant,), largest_channels=3, largest_size=3))
     def on_any_spec(spec: ConvSpec) -> None:
-        # its Erf, of which gelu is made, rounds to float32
-        agree(second_opinions.OnnxEvaluator(), spec, tolerance=1e-6)
+        # its Erf, of which gelu is made, rounds to float32, and so do the places of its GridSample: here below 16
+        agree(second_opinions.OnnxEvaluator(), spec, tolerance=1e-5 if variant == "deformable" else 1e-6)
 
     on_any_spec()
 
