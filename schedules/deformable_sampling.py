@@ -27,7 +27,7 @@ from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.statements import fetched
-from convtune.schedules.tiling import Tile, ceil_div
+from convtune.schedules.tiling import LINE_BYTES, Tile, ceil_div
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, or_zero, padded_input, widened
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 FIRST, AT_BORDER, WEIGHTS = 0, 1, 2  # the words of an entry; each neighbour has a weight
 WORDS = WEIGHTS + len(CORNERS)
 ONE_COLUMN, ONE_ROW, OUTSIDE = 1, 2, 4  # the bits of AT_BORDER
-LINE_BYTES = 64  # of a cache
 LONGEST_PERIOD = 16  # vectors of a table that are written out: LLVM needs a second for nine of them
 
 
@@ -192,10 +191,8 @@ def _table(arguments: Arguments, offsets: Any, entries: Entries) -> Any:
 
     spec, variant, width = arguments.spec, _variant(arguments.spec), arguments.spec.in_size[1]
     assert spec.offset_groups is not None
-    given, of_group = (
-        operands(Geometry.of(spec), arguments.read_x, None, arguments),
-        spec.in_channels // spec.offset_groups,
-    )
+    of_group = spec.in_channels // spec.offset_groups
+    given = operands(Geometry.of(spec), arguments.read_x, None, arguments)
 
     def at(n: Any, word: Any, *entry: Any) -> Any:
         output, tap = entries.at(*entry)
