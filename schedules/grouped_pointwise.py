@@ -18,10 +18,9 @@ where its channels are not shuffled, or it has all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.depthwise_planes_loops import lanewise
 from convtune.schedules.depthwise_planes_plan import windows
 from convtune.schedules.estimate import (
     TILE_CYCLES,
@@ -32,14 +31,14 @@ from convtune.schedules.estimate import (
     stream_cycles,
     waiting_factor,
 )
-from convtune.schedules.grouped_pointwise_plan import Blocks, Plan
+from convtune.schedules.grouped_pointwise_loops import BlockSums
+from convtune.schedules.grouped_pointwise_plan import Plan
 from convtune.schedules.pointwise_gemm import positions_of
-from convtune.schedules.ranges import named, part, pieces, ranged
+from convtune.schedules.ranges import ranged
 from convtune.schedules.statements import (
     Binder,
     Expr,
     Stmt,
-    allocated,
     as_row,
     joined,
     sequence,
@@ -86,11 +85,9 @@ class GroupedPointwise(Estimating[CpuTarget]):
         # LLVM has the weights of a step in registers, and spills sums where these do not suffice
         if sums + read + plan.vectors + mixed + 2 > target.tile_registers:
             return False
-        if plan.block > positions_of(spec) // plan.parts or sums < min(6, positions_of(spec)):
+        if sums < min(6, positions_of(spec)) or plan.columns * sum(map(len, plan.blocks)) > LARGEST_CODE:
             return False
-        if plan.columns * sum(map(len, plan.blocks)) > LARGEST_CODE:
-            return False
-        return 4 * plan.block * plan.padded <= target.l2_bytes / 4 or plan.tiles == 1
+        return plan.fits(positions_of(spec), target.l2_bytes)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -126,48 +123,34 @@ class GroupedPointwise(Estimating[CpuTarget]):
         return written(spec, plan.weight_shape, lambda buffers, y: Tiles(spec, plan, Held(spec, buffers), y).kernel())
 
 
-class Tiles:
+class Tiles(BlockSums[Plan]):
     """The statements of a plan: `kernel` is all of them."""
 
-    def __init__(self, spec: ConvSpec, plan: Plan, arguments: Held, y: Any) -> None:
-        self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
+    def _turns(self) -> int:
+        return len(self.plan.blocks)
 
-    def kernel(self) -> Stmt:
-        return in_blocks(self.spec, self.plan, self._block)
+    def _in_result(self) -> bool:
+        return not (self.plan.at_once or self.plan.in_place)
 
-    def _block(self, first: Expr) -> Stmt:
-        plan = self.plan
+    def _starts(self, source: tuple[int, ...]) -> tuple[int, ...]:
+        """Vectors of sums that lie in memory may begin at any of them."""
+        return windows(source, 0, self.plan.padded - self.plan.lanes, [])
 
-        def tiles(number: int, vectors: range, result: Any) -> Stmt:
-            def tile(index: Expr) -> Stmt:
-                return named(index * plan.columns, "at", lambda at: self._tile(result, first, at, number, vectors))
-
-            return ranged(0, plan.tiles, tile, name="tile")
-
-        def body(result: Any) -> Stmt:
-            sums = [tiles(number, vectors, result) for number, vectors in enumerate(plan.blocks)]
-            return sequence([*sums, ranged(0, plan.block, lambda at: self._kept(result, first, at), name="position")])
-
-        if plan.at_once or plan.in_place:
-            return sequence([tiles(number, vectors, None) for number, vectors in enumerate(plan.blocks)])
-        return allocated((plan.block, plan.padded), "result", "global", body)
-
-    def _tile(self, result: Any, first: Expr, at: Expr, number: int, vectors: range) -> Stmt:
-        """The sums of a register tile, into `result`, or y where there is none."""
+    def _tile(self, result: Any, first: Expr, at: Expr, turn: int) -> Stmt:
         from tvm import tirx
 
-        plan = self.plan
+        plan, vectors = self.plan, self.plan.blocks[turn]
         lanes, size = plan.lanes, len(vectors)
         whole = tirx.Ramp(0, 1, lanes)
 
         def stored(acc: list[Any], c: int) -> Stmt:
             load = lambda start: tirx.BufferLoad(acc[c * size + start // lanes], [whole])  # noqa: E731
-            return self._store(first + at + c, load, plan.whole_vectors)
+            return self._stored(first + at + c, load, plan.whole_vectors)
 
         def body(acc: list[Any]) -> Stmt:
             zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
             clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
-            products = ranged(0, plan.depth, lambda ic: self._step(acc, first + at, number, vectors, ic))
+            products = ranged(0, plan.depth, lambda ic: self._step(acc, first + at, turn, vectors, ic))
             if plan.in_place:
                 return sequence(
                     [*clear, products, *(self._placed(acc, first + at, *each) for each in plan.kept(vectors))]
@@ -246,19 +229,6 @@ class Tiles:
 
         return ranged(0, min(width, self.plan.channels - start), output, "VECTORIZED", "lane")
 
-    def _kept(self, result: Any, first: Expr, at: Expr) -> Stmt:
-        """The outputs of a position whose sums are in `result`, where a vector may begin at any of them."""
-        from tvm import tirx
-
-        plan = self.plan
-        load = lambda start: tirx.BufferLoad(result, [at, tirx.Ramp(start, 1, plan.lanes)])  # noqa: E731
-        return self._store(first + at, load, lambda source: windows(source, 0, plan.padded - plan.lanes, []))
-
-    def _store(
-        self, position: Expr, load: Callable[[int], Expr], starts_of: Callable[[tuple[int, ...]], tuple[int, ...]]
-    ) -> Stmt:
-        return stored(self.spec, self.arguments, self.y, position, self.plan.outputs, load, starts_of)
-
 
 def multiplies_rows(spec: ConvSpec) -> bool:
     """Whether it is grouped and each output is of the channels of one position, channels last."""
@@ -271,52 +241,6 @@ def parts_of(positions: int, target: CpuTarget) -> tuple[int, ...]:
     """Values of a knob `parts`: into how many tasks positions may be cut; of few positions a part a thread."""
     parts = [size for shift in range(6) if (size := target.threads << shift) <= positions]
     return tuple(sorted({*parts[:1], *spaced({1, *parts}, 4)}))
-
-
-def in_blocks(spec: ConvSpec, plan: Blocks, block: Callable[[Expr], Stmt]) -> Stmt:
-    """A task a part of the positions; block: the statements of those from a position on."""
-
-    def task(number: Expr) -> Stmt:
-        return pieces(part(positions_of(spec), plan.parts, number), plan.block, block, "first", "block")
-
-    return ranged(0, plan.parts, task, "PARALLEL", "task")
-
-
-def stored(
-    spec: ConvSpec,
-    arguments: Held,
-    y: Any,
-    position: Expr,
-    outputs: Sequence[tuple[int, tuple[int, ...]]],
-    load: Callable[[int], Expr],
-    starts_of: Callable[[tuple[int, ...]], tuple[int, ...]],
-) -> Stmt:
-    """The outputs of a position, by vectors.
-
-    outputs: for each vector its first channel, and where the sums of its lanes are. load: the vector of sums from a
-    place on. starts_of: where the vectors begin that are loaded for those places.
-    """
-    from tvm import tirx
-
-    found = []
-    for start, source in outputs:
-        lanes = len(source)
-        bind, starts = Binder(f"float32x{lanes}"), starts_of(source)
-        value = lanewise(source, starts, [bind(load(s)) for s in starts], bind)
-
-        def vector(copy: Any, start: int = start, lanes: int = lanes, value: Expr = value, bind: Binder = bind) -> Stmt:
-            bind.store(copy, [tirx.Ramp(0, 1, lanes)], value)
-
-            def output(lane: Expr) -> Stmt:
-                where = as_row(spec.rank, position, start + lane)
-                value = tirx.BufferLoad(copy, [lane])
-                value = epilogue(arguments, value, where[0], where[-1], where[1:-1])
-                return tirx.BufferStore(y, value, where)
-
-            return sequence([*bind.statements, ranged(0, lanes, output, "VECTORIZED", "lane")])
-
-        found.append(allocated((lanes,), "copy", "global", vector))
-    return sequence(found)
 
 
 def _lanes(spec: ConvSpec, target: CpuTarget) -> int:

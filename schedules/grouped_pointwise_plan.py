@@ -44,6 +44,11 @@ class Blocks:
         """Output channels in whole vectors."""
         return len(self.all) * self.lanes
 
+    def fits(self, positions: int, l2_bytes: int) -> bool:
+        """Whether a part of the positions has a block, and sums of several tiles take a quarter of L2 at most."""
+        held = 4 * self.block * self.padded <= l2_bytes / 4 or self.tiles == 1
+        return self.block <= positions // self.parts and held
+
     def sums_of(self, group: int, channel: int) -> int:
         """Where the sums of a position have an output channel of a group."""
         return group * self.run + channel

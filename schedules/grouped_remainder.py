@@ -31,11 +31,12 @@ from convtune.schedules.estimate import (
     stream_cycles,
     waiting_factor,
 )
-from convtune.schedules.grouped_pointwise import STORE_CYCLES, in_blocks, multiplies_rows, parts_of, stored
+from convtune.schedules.grouped_pointwise import STORE_CYCLES, multiplies_rows, parts_of
+from convtune.schedules.grouped_pointwise_loops import BlockSums
 from convtune.schedules.grouped_pointwise_plan import Blocks
 from convtune.schedules.pointwise_gemm import positions_of
-from convtune.schedules.ranges import named, ranged
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, sequence, spread_over, vector_sums
+from convtune.schedules.ranges import ranged
+from convtune.schedules.statements import Binder, Expr, Stmt, as_row, sequence, spread_over, vector_sums
 from convtune.schedules.tiling import LARGEST_BODY, ceil_div
 from convtune.schedules.written import Held, written
 
@@ -126,9 +127,7 @@ class GroupedRemainder(Estimating[CpuTarget]):
         plan = _plan(spec, target, knobs)
         if plan.sums + plan.whole + 3 > target.tile_registers:
             return False
-        if plan.block > positions_of(spec) // plan.parts or plan.columns * plan.step > LARGEST_BODY:
-            return False
-        return 4 * plan.block * plan.padded <= target.l2_bytes / 4 or plan.tiles == 1
+        return plan.columns * plan.step <= LARGEST_BODY and plan.fits(positions_of(spec), target.l2_bytes)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -163,32 +162,17 @@ class GroupedRemainder(Estimating[CpuTarget]):
         return written(spec, plan.weight_shape, lambda buffers, y: Sums(spec, plan, Held(spec, buffers), y).kernel())
 
 
-class Sums:
+class Sums(BlockSums[Plan]):
     """The statements of a plan: `kernel` is all of them."""
 
-    def __init__(self, spec: ConvSpec, plan: Plan, arguments: Held, y: Any) -> None:
-        self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
+    def _turns(self) -> int:
+        return self.plan.groups
 
-    def kernel(self) -> Stmt:
-        return in_blocks(self.spec, self.plan, self._block)
-
-    def _block(self, first: Expr) -> Stmt:
-        plan = self.plan
-
-        def body(result: Any) -> Stmt:
-            def tile(index: Expr, group: int) -> Stmt:
-                return named(index * plan.columns, "at", lambda at: self._tile(result, first, at, group))
-
-            tiles = [ranged(0, plan.tiles, lambda index, g=g: tile(index, g), name="tile") for g in range(plan.groups)]  # type: ignore[misc]
-            return sequence([*tiles, ranged(0, plan.block, lambda at: self._kept(result, first, at), name="position")])
-
-        return allocated((plan.block, plan.padded), "result", "global", body)
-
-    def _tile(self, result: Any, first: Expr, at: Expr, group: int) -> Stmt:
+    def _tile(self, result: Any, first: Expr, at: Expr, turn: int) -> Stmt:
         """The results of a group, of a register tile."""
         from tvm import tirx
 
-        plan = self.plan
+        plan, group = self.plan, turn
         whole = tirx.Ramp(0, 1, plan.lanes)
 
         def body(acc: list[Any]) -> Stmt:
@@ -257,14 +241,6 @@ class Sums:
         for p in range(plan.inputs):
             value = tirx.Shuffle([by_position], [p * plan.rest + lane for lane in range(plan.rest)])
             bind.store(result, [at + p, tirx.Ramp(start, 1, plan.rest)], value)
-
-    def _kept(self, result: Any, first: Expr, at: Expr) -> Stmt:
-        """The outputs of a position."""
-        from tvm import tirx
-
-        plan = self.plan
-        load = lambda start: tirx.BufferLoad(result, [at, tirx.Ramp(start, 1, plan.lanes)])  # noqa: E731
-        return stored(self.spec, self.arguments, self.y, first + at, plan.outputs, load, plan.whole_vectors)
 
 
 def _parts(lanes: int, block: int, half: int, number: int) -> list[int]:
