@@ -66,7 +66,7 @@ class Space(ABC, Generic[Machine]):
 
     def default_within(self, spec: ConvSpec, target: Machine, max_error: float) -> Knobs | None:
         """The default among knobs whose expected error is at most that; None where there are none."""
-        knobs = self.default(spec, target)
+        knobs = default_knobs(self, spec, target)
         return knobs if self.expected_error(spec, target, knobs) <= max_error else None
 
     def features(self, spec: ConvSpec, target: Machine, knobs: Knobs) -> Mapping[str, float]:
@@ -204,7 +204,7 @@ def within(space: Space[Any], max_error: float) -> Space[Any]:
 
 def enumerate_candidates(space: Space[Machine], spec: ConvSpec, target: Machine) -> Iterator[Candidate]:
     """Every candidate of the space, the default first, each once."""
-    default = Candidate(space.name, dict(space.default(spec, target)))
+    default = Candidate(space.name, dict(default_knobs(space, spec, target)))
     yield default
     for knobs in all_knobs(space, spec, target):
         if knobs != default.knobs:
@@ -276,7 +276,14 @@ def default_candidate(spec: ConvSpec, target: Target, max_error: float = STANDAR
     spaces = accepting(spec, target, max_error)
     estimating = [space for space in spaces if isinstance(space, Estimating)]
     if not estimating:
-        return Candidate(spaces[0].name, dict(spaces[0].default(spec, target)))
-    defaults = [(space, space.default(spec, target)) for space in estimating]
+        return Candidate(spaces[0].name, dict(default_knobs(spaces[0], spec, target)))
+    defaults = [(space, default_knobs(space, spec, target)) for space in estimating]
     space, knobs = min(defaults, key=lambda pair: pair[0].estimate(spec, target, pair[1]))
     return Candidate(space.name, dict(knobs))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def default_knobs(space: Space[Any], spec: ConvSpec, target: Target) -> Knobs:
+    """`space.default`, remembered: it may look at every candidate, and a search's model asks it for every spec of a
+    log."""
+    return space.default(spec, target)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from convtune.schedules.dense_direct import dense_direct
 
 from convtune import resolution, space, targets
-from convtune.log import Log, LogStack
+from convtune.log import Log, LogStack, ShippedLog
 from convtune.record import Record, traced
+from convtune.search import Search
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
 
@@ -207,3 +210,22 @@ def test_the_nearest_spec_lends_its_knobs_to_a_gpu(tmp_path: Path) -> None:
     choices = _choices(tmp_path, [_record(near, lent, 10.0, A100, "estimated")], target=A100)
     assert [c.kind for c in choices] == ["transfer", "default"]
     assert f"won, as estimated, on {near}" in choices[0].reason
+
+
+def test_no_space_looks_for_its_default_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may look at every candidate, and a layer's tuning asks by itself, for what `compile` takes, and in the search.
+
+    The spec is one that no other test has, since what was found is remembered.
+    """
+    spec, looked, default = SPEC.replace(in_channels=18), Counter[object](), space.Estimating.default
+
+    def counted(self: space.Estimating[Any], *about: Any) -> space.Knobs:
+        looked[(self, *about)] += 1
+        return default(self, *about)
+
+    monkeypatch.setattr(space.Estimating, "default", counted)
+    found = space.default_candidate(spec, NATIVE, LIMIT)
+    choices = list(resolution.choices(spec, NATIVE, LogStack([ShippedLog()]), LIMIT))
+    search = Search(spec, NATIVE, space.accepting(spec, NATIVE, LIMIT), trials=4)
+    assert found in search.ask(4) and found in [choice.candidate for choice in choices]
+    assert set(looked.values()) == {1}

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from convtune.space import Candidate, Knobs, KnobValue, Space, enumerate_candidates
+from convtune.space import Candidate, Knobs, KnobValue, Space, default_knobs, enumerate_candidates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,12 +95,6 @@ class Domain:
 
     def _candidate(self, knobs: Knobs) -> Candidate:
         return Candidate(self.space.name, {name: knobs[name] for name in self.values})
-
-
-@functools.lru_cache(maxsize=4096)
-def default_knobs(space: Space[Any], spec: ConvSpec, target: Target) -> Knobs:
-    """`space.default`, remembered: it may look at every candidate, and the model asks it for every spec of a log."""
-    return space.default(spec, target)
 
 
 def differing(a: Candidate, b: Candidate) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convtune.search.domain import default_knobs
+from convtune.space import default_knobs
 from convtune.spec import count
 
 if TYPE_CHECKING:
