@@ -9,7 +9,8 @@ from convtune.discovery import discover
 from convtune.errors import TargetError, UnknownNameError
 from convtune.targets import document
 from convtune.targets.base import Family, Target
-from convtune.targets.cpu import CpuFamily, CpuTarget
+from convtune.targets.cpu import CpuTarget
+from convtune.targets.cpu_family import CpuFamily
 from convtune.targets.gpu import GpuTarget
 from convtune.targets.host import NOWHERE, Host, current
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from convtune.errors import TargetError
-from convtune.targets.cpu import CpuFamily, CpuTarget
-from convtune.targets.host import Host, choose_threads
+from convtune.targets.cpu import CpuTarget
+from convtune.targets.cpu_family import MIB, Code, Cpu, CpuFamily, table
+from convtune.targets.host import Host
 
 CPUINFO_NAMES: Mapping[str, tuple[str, ...]] = {
     "fp-armv8": ("fp",),
@@ -33,9 +33,6 @@ CPUINFO_NAMES: Mapping[str, tuple[str, ...]] = {
 """LLVM's feature name to those of /proc/cpuinfo, for every feature that LLVM may use without being told by an
 intrinsic. What only an intrinsic, the kernel or a hint uses (aes, jsconv, mte, pauth, …) is left out."""
 
-CROSS_THREADS = 4
-"""Threads of a machine that is not at hand, unless said otherwise."""
-
 NEON_BYTES = 16
 SVE_LENGTHS = (32, 64, 128, 256)
 """Bytes of SVE's vectors where they are longer than NEON's."""
@@ -45,55 +42,35 @@ STAND_IN = "neoverse-n1"
 
 
 @dataclass(frozen=True)
-class Cpu:
-    """A processor that LLVM knows.
+class ArmCpu(Cpu):
+    """mcpu: LLVM's name, where that is another one."""
 
-    base: the entry whose features it has too. adds: LLVM features beyond those. Sizes are typical ones, of one core and
-    of one L3; where cores share an L2, of a core's share. mcpu: LLVM's name, where that is another one.
-    """
-
-    name: str
-    base: str
-    adds: str
-    l1d_kib: int
-    l2_kib: int
-    l3_kib: int
     mcpu: str = ""
     vector_bytes: int = NEON_BYTES
-
-    @functools.cached_property
-    def features(self) -> frozenset[str]:
-        """LLVM's names of all that it has, of those in CPUINFO_NAMES."""
-        inherited = CPUS[self.base].features if self.base else frozenset()
-        return inherited | frozenset(self.adds.split())
 
 
 ARMV8_4 = "rcpc-immo complxnum fp16fml flagm lse2"
 ARMV9 = "sve sve2 sve-bitperm i8mm bf16"
-MIB = 1024
 
 # Sizes: Arm's technical reference manuals, of what they leave to the maker those of the chip named. The A53 is that of
 # a Raspberry Pi 3, the A55 and the A76 of an RK3588, the A57 of a Jetson TX1, the A72 of a Raspberry Pi 4, the A78AE of
 # a Jetson AGX Orin, N1, V1 and V2 of Graviton 2 to 4, the N2 of a Yitian 710.
-CPUS: Mapping[str, Cpu] = {
-    cpu.name: cpu
-    for cpu in (
-        Cpu("armv8-a", "", "fp-armv8 neon", 32, 256, 0, "generic"),
-        Cpu("armv8.2-a", "armv8-a", "lse rdm", 64, 512, 2 * MIB, "generic"),
-        Cpu("cortex-a53", "armv8-a", "", 32, 128, 0),
-        Cpu("cortex-a57", "armv8-a", "", 32, 512, 0),
-        Cpu("cortex-a72", "armv8-a", "", 32, 256, 0),
-        Cpu("cortex-a55", "armv8.2-a", "fullfp16 dotprod rcpc", 32, 128, 3 * MIB),
-        Cpu("cortex-a76", "cortex-a55", "", 64, 512, 3 * MIB),
-        Cpu("cortex-a78ae", "cortex-a76", "", 64, 256, 2 * MIB),
-        Cpu("neoverse-n1", "cortex-a76", "", 64, 1024, 32 * MIB),
-        Cpu("neoverse-n2", "neoverse-n1", f"{ARMV8_4} {ARMV9}", 64, 1024, 64 * MIB),
-        Cpu("neoverse-v1", "neoverse-n1", f"{ARMV8_4} sha3 sve i8mm bf16", 64, 1024, 32 * MIB, vector_bytes=32),
-        Cpu("neoverse-v1-neon", "neoverse-v1", "", 64, 1024, 32 * MIB, "neoverse-v1"),
-        Cpu("neoverse-v2", "neoverse-n2", "", 64, 2 * MIB, 36 * MIB),
-        Cpu("apple-m1", "cortex-a76", f"{ARMV8_4} sha3", 128, 3 * MIB, 8 * MIB, "apple-a14"),
-    )
-}  # fmt: skip
+CPUS = table(
+    ArmCpu("armv8-a", "", "fp-armv8 neon", 32, 256, 0, "generic"),
+    ArmCpu("armv8.2-a", "armv8-a", "lse rdm", 64, 512, 2 * MIB, "generic"),
+    ArmCpu("cortex-a53", "armv8-a", "", 32, 128, 0),
+    ArmCpu("cortex-a57", "armv8-a", "", 32, 512, 0),
+    ArmCpu("cortex-a72", "armv8-a", "", 32, 256, 0),
+    ArmCpu("cortex-a55", "armv8.2-a", "fullfp16 dotprod rcpc", 32, 128, 3 * MIB),
+    ArmCpu("cortex-a76", "cortex-a55", "", 64, 512, 3 * MIB),
+    ArmCpu("cortex-a78ae", "cortex-a76", "", 64, 256, 2 * MIB),
+    ArmCpu("neoverse-n1", "cortex-a76", "", 64, 1024, 32 * MIB),
+    ArmCpu("neoverse-n2", "neoverse-n1", f"{ARMV8_4} {ARMV9}", 64, 1024, 64 * MIB),
+    ArmCpu("neoverse-v1", "neoverse-n1", f"{ARMV8_4} sha3 sve i8mm bf16", 64, 1024, 32 * MIB, vector_bytes=32),
+    ArmCpu("neoverse-v1-neon", "neoverse-v1", "", 64, 1024, 32 * MIB, "neoverse-v1"),
+    ArmCpu("neoverse-v2", "neoverse-n2", "", 64, 2 * MIB, 36 * MIB),
+    ArmCpu("apple-m1", "cortex-a76", f"{ARMV8_4} sha3", 128, 3 * MIB, 8 * MIB, "apple-a14"),
+)  # fmt: skip
 
 LEVELS = ("armv8.2-a", "armv8-a")
 
@@ -104,9 +81,7 @@ class Arm(CpuFamily):
     name = "arm"
     aliases = ("arm64", "aarch64")
     machines = ("aarch64",)
-
-    def names(self) -> Sequence[str]:
-        return tuple(CPUS)
+    cpus = CPUS
 
     def native(self, host: Host, threads: int | None) -> CpuTarget:
         if host.machine not in self.machines:
@@ -122,16 +97,22 @@ class Arm(CpuFamily):
         cpu = recognise(host)
         present = frozenset(name for name, flags in CPUINFO_NAMES.items() if host.flags >= set(flags))
         vector_bytes = next((length for length in SVE_LENGTHS if f"sve{8 * length}" in host.flags), NEON_BYTES)
-        return _target("native", cpu, present, vector_bytes, host, threads)
+        return self.target("native", cpu, _code(cpu, present, vector_bytes), host, threads)
 
     def named(self, name: str, host: Host, threads: int | None) -> CpuTarget:
-        return _target(name, CPUS[name], CPUS[name].features, CPUS[name].vector_bytes, host, threads)
+        cpu = CPUS[name]
+        return self.target(name, cpu, _code(cpu, cpu.features, cpu.vector_bytes), host, threads)
+
+    def target(self, name: str, cpu: Cpu, code: Code, host: Host, threads: int | None) -> CpuTarget:
+        target = super().target(name, cpu, code, host, threads)
+        # a machine that tells of its L2 has no L3 of which it tells nothing
+        return replace(target, l3_bytes=host.l3_bytes) if target.is_host and host.l2_bytes else target
 
 
 FAMILY = Arm()
 
 
-def recognise(host: Host) -> Cpu:
+def recognise(host: Host) -> ArmCpu:
     """The table's entry for the host: by its maker's numbers, else the highest level that its flags reach."""
     if host.model_name in CPUS:
         return CPUS[host.model_name]
@@ -146,27 +127,14 @@ def _examples() -> str:
     return ", ".join(name for name in CPUS if name != STAND_IN)
 
 
-def _target(name: str, cpu: Cpu, has: frozenset[str], vector_bytes: int, host: Host, threads: int | None) -> CpuTarget:
-    """The target with LLVM features `has`, of a CPU that LLVM takes to have those of `cpu`."""
+def _code(cpu: ArmCpu, has: frozenset[str], vector_bytes: int) -> Code:
+    """With LLVM features `has`, of a CPU that LLVM takes to have those of `cpu`."""
     known = CPUS["armv8-a"].features if cpu.mcpu == "generic" else cpu.features
     length = {f"sve{8 * vector_bytes}"} if vector_bytes > NEON_BYTES else set()
-    required = tuple(sorted(_flags(has) | length))
-    is_host = not host.lacks("aarch64", required)
-    return CpuTarget(
-        name=name,
-        family=FAMILY.name,
-        model=host.title if is_host else cpu.name,
+    return Code(
         mcpu=cpu.mcpu or cpu.name,
-        triple="aarch64-unknown-linux-gnu",
-        features=tuple(sorted([f"+{name}" for name in has - known] + [f"-{name}" for name in known - has])),
-        machine="aarch64",
-        required_features=required,
+        features=sorted([f"+{name}" for name in has - known] + [f"-{name}" for name in known - has]),
+        required=_flags(has) | length,
         vector_bytes=vector_bytes,
         vector_registers=32,
-        threads=choose_threads(threads, host.cores if is_host else CROSS_THREADS),
-        l1d_bytes=(is_host and host.l1d_bytes) or cpu.l1d_kib << 10,
-        l2_bytes=(is_host and host.l2_bytes) or cpu.l2_kib << 10,
-        # a machine that tells of its L2 has no L3 of which it tells nothing
-        l3_bytes=host.l3_bytes if is_host and host.l2_bytes else cpu.l3_kib << 10,
-        is_host=is_host,
     )

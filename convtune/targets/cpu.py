@@ -5,18 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import re
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from convtune.errors import TargetError
-from convtune.targets.base import Family, Target
+from convtune.targets.base import Target
 from convtune.targets.host import MAX_THREADS, current
 from convtune.targets.units import per_cycle
-
-if TYPE_CHECKING:
-    from convtune.targets.host import Host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,16 +183,3 @@ def _llvm_cpus(triple: str) -> frozenset[str]:
 
     list_cpus = tvm.get_global_func("target.llvm_get_cpu_archlist")
     return frozenset(map(str, list_cpus(tvm.target.Target({"kind": "llvm", "mtriple": triple}))))
-
-
-class CpuFamily(Family):
-    """CPUs of one instruction set."""
-
-    machines: tuple[str, ...]
-    """What platform.machine() prints on hosts of this family."""
-
-    @abstractmethod
-    def native(self, host: Host, threads: int | None) -> CpuTarget: ...
-
-    @abstractmethod
-    def named(self, name: str, host: Host, threads: int | None) -> CpuTarget: ...

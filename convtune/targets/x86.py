@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from convtune.errors import TargetError
-from convtune.targets.cpu import CpuFamily, CpuTarget
-from convtune.targets.host import Host, choose_threads
+from convtune.targets.cpu import CpuTarget
+from convtune.targets.cpu_family import MIB, Code, Cpu, CpuFamily, table
+from convtune.targets.host import Host
 
 SAME_NAMES = (
     "ssse3 cx16 popcnt avx avx2 fma f16c bmi2 movbe gfni sse4a cmpccxadd "
@@ -37,33 +37,14 @@ CPUINFO_NAMES: Mapping[str, str] = {name: name for name in SAME_NAMES.split()} |
 """LLVM's feature name to that of /proc/cpuinfo, for every feature that LLVM may use without being told by an
 intrinsic. What only an intrinsic or the kernel uses (aes, sha, amx, xsave, rdrand, …) is left out."""
 
-CROSS_THREADS = 4
-"""Threads of a machine that is not at hand, unless said otherwise."""
-
 
 @dataclass(frozen=True)
-class Cpu:
-    """A processor that LLVM knows.
+class X86Cpu(Cpu):
+    """vendor, family, models: as in /proc/cpuinfo; empty where no processor is meant."""
 
-    base: the entry whose features it has too. adds: LLVM features beyond those. vendor, family, models: as in
-    /proc/cpuinfo; empty where no processor is meant. Sizes are typical ones, of one core and of one L3.
-    """
-
-    name: str
-    base: str
-    adds: str
-    l1d_kib: int
-    l2_kib: int
-    l3_kib: int
     vendor: str = ""
     family: int = 0
     models: Sequence[int] = ()
-
-    @functools.cached_property
-    def features(self) -> frozenset[str]:
-        """LLVM's names of all that it has, of those in CPUINFO_NAMES."""
-        inherited = CPUS[self.base].features if self.base else frozenset()
-        return inherited | frozenset(self.adds.split())
 
 
 AVX512 = "avx512f avx512cd avx512dq avx512bw avx512vl"
@@ -75,47 +56,43 @@ INTEL, AMD, HYGON = "GenuineIntel", "AuthenticAMD", "HygonGenuine"
 ZEN2_MODELS = (*range(0x30, 0x50), *range(0x60, 0x80), *range(0x84, 0x88), *range(0x90, 0xB0))
 ZEN3_MODELS = (*range(0x10), *range(0x20, 0x60))
 ZEN4_MODELS = (*range(0x10, 0x20), *range(0x60, 0xB0))
-MIB = 1024
 
-CPUS: Mapping[str, Cpu] = {
-    cpu.name: cpu
-    for cpu in (
-        Cpu("x86-64", "", "", 32, 256, 2 * MIB),
-        Cpu("x86-64-v2", "x86-64", "sse3 ssse3 sse4.1 sse4.2 popcnt cx16 sahf", 32, 256, 2 * MIB),
-        Cpu("x86-64-v3", "x86-64-v2", "avx avx2 fma f16c bmi bmi2 lzcnt movbe", 32, 256, 8 * MIB),
-        Cpu("x86-64-v4", "x86-64-v3", AVX512, 32, 1024, 16 * MIB),
-        Cpu("sandybridge", "x86-64-v2", "avx", 32, 256, 8 * MIB, INTEL, 6, (0x2A, 0x2D)),
-        Cpu("ivybridge", "sandybridge", "f16c", 32, 256, 8 * MIB, INTEL, 6, (0x3A, 0x3E)),
-        Cpu("haswell", "x86-64-v3", "", 32, 256, 8 * MIB, INTEL, 6, (0x3C, 0x3F, 0x45, 0x46)),
-        Cpu("broadwell", "haswell", "prfchw", 32, 256, 16 * MIB, INTEL, 6, (0x3D, 0x47, 0x4F, 0x56)),
-        Cpu("skylake", "broadwell", "", 32, 256, 8 * MIB, INTEL, 6, (0x4E, 0x5E, 0x8E, 0x9E, 0xA5, 0xA6)),
-        Cpu("alderlake", "skylake", "gfni avxvnni", 48, 1280, 24 * MIB, INTEL, 6, (0x97, 0x9A)),
-        Cpu("gracemont", "alderlake", "", 32, 2 * MIB, 6 * MIB, INTEL, 6, (0xBE,)),
-        Cpu("raptorlake", "alderlake", "", 48, 2 * MIB, 30 * MIB, INTEL, 6, (0xB7, 0xBA, 0xBF)),
-        Cpu("meteorlake", "alderlake", "", 48, 2 * MIB, 24 * MIB, INTEL, 6, (0xAA, 0xAC)),
-        Cpu("sierraforest", "alderlake", AVX_2023, 32, 1024, 96 * MIB, INTEL, 6, (0xAF,)),
-        Cpu("arrowlake", "sierraforest", "", 48, 3 * MIB, 24 * MIB, INTEL, 6, (0xB5, 0xC5)),
-        Cpu("arrowlake-s", "arrowlake", "avxvnniint16", 48, 3 * MIB, 36 * MIB, INTEL, 6, (0xC6,)),
-        Cpu("lunarlake", "arrowlake-s", "", 48, 2560, 12 * MIB, INTEL, 6, (0xBD,)),
-        Cpu("pantherlake", "arrowlake-s", "", 48, 3 * MIB, 18 * MIB, INTEL, 6, (0xCC,)),
-        Cpu("clearwaterforest", "arrowlake-s", "", 32, 1024, 96 * MIB, INTEL, 6, (0xDD,)),
-        Cpu("skylake-avx512", "x86-64-v4", "prfchw", 32, 1024, 24 * MIB, INTEL, 6, (0x55,)),
-        Cpu("cascadelake", "skylake-avx512", "avx512vnni", 32, 1024, 32 * MIB, INTEL, 6, (0x55,)),
-        Cpu("cooperlake", "cascadelake", "avx512bf16", 32, 1024, 38 * MIB, INTEL, 6, (0x55,)),
-        Cpu("icelake-client", "cascadelake", AVX512_2019, 48, 512, 8 * MIB, INTEL, 6, (0x7D, 0x7E, 0x9D)),
-        Cpu("tigerlake", "icelake-client", "", 48, 1280, 12 * MIB, INTEL, 6, (0x8C, 0x8D)),
-        Cpu("rocketlake", "icelake-client", "", 48, 512, 16 * MIB, INTEL, 6, (0xA7,)),
-        Cpu("icelake-server", "icelake-client", "", 48, 1280, 48 * MIB, INTEL, 6, (0x6A, 0x6C)),
-        Cpu("sapphirerapids", "icelake-server", SPR_ADDS, 48, 2 * MIB, 105 * MIB, INTEL, 6, (0x8F,)),
-        Cpu("emeraldrapids", "sapphirerapids", "", 48, 2 * MIB, 320 * MIB, INTEL, 6, (0xCF,)),
-        Cpu("graniterapids", "sapphirerapids", "", 48, 2 * MIB, 432 * MIB, INTEL, 6, (0xAD, 0xAE)),
-        Cpu("znver1", "x86-64-v3", "prfchw sse4a", 32, 512, 8 * MIB, AMD, 0x17, range(0x30)),
-        Cpu("znver2", "znver1", "", 32, 512, 16 * MIB, AMD, 0x17, ZEN2_MODELS),
-        Cpu("znver3", "znver2", "", 32, 512, 32 * MIB, AMD, 0x19, ZEN3_MODELS),
-        Cpu("znver4", "znver3", ZEN4_ADDS, 32, 1024, 32 * MIB, AMD, 0x19, ZEN4_MODELS),
-        Cpu("znver5", "znver4", "avxvnni", 48, 1024, 32 * MIB, AMD, 0x1A, range(0x78)),
-    )
-}  # fmt: skip
+CPUS = table(
+    X86Cpu("x86-64", "", "", 32, 256, 2 * MIB),
+    X86Cpu("x86-64-v2", "x86-64", "sse3 ssse3 sse4.1 sse4.2 popcnt cx16 sahf", 32, 256, 2 * MIB),
+    X86Cpu("x86-64-v3", "x86-64-v2", "avx avx2 fma f16c bmi bmi2 lzcnt movbe", 32, 256, 8 * MIB),
+    X86Cpu("x86-64-v4", "x86-64-v3", AVX512, 32, 1024, 16 * MIB),
+    X86Cpu("sandybridge", "x86-64-v2", "avx", 32, 256, 8 * MIB, INTEL, 6, (0x2A, 0x2D)),
+    X86Cpu("ivybridge", "sandybridge", "f16c", 32, 256, 8 * MIB, INTEL, 6, (0x3A, 0x3E)),
+    X86Cpu("haswell", "x86-64-v3", "", 32, 256, 8 * MIB, INTEL, 6, (0x3C, 0x3F, 0x45, 0x46)),
+    X86Cpu("broadwell", "haswell", "prfchw", 32, 256, 16 * MIB, INTEL, 6, (0x3D, 0x47, 0x4F, 0x56)),
+    X86Cpu("skylake", "broadwell", "", 32, 256, 8 * MIB, INTEL, 6, (0x4E, 0x5E, 0x8E, 0x9E, 0xA5, 0xA6)),
+    X86Cpu("alderlake", "skylake", "gfni avxvnni", 48, 1280, 24 * MIB, INTEL, 6, (0x97, 0x9A)),
+    X86Cpu("gracemont", "alderlake", "", 32, 2 * MIB, 6 * MIB, INTEL, 6, (0xBE,)),
+    X86Cpu("raptorlake", "alderlake", "", 48, 2 * MIB, 30 * MIB, INTEL, 6, (0xB7, 0xBA, 0xBF)),
+    X86Cpu("meteorlake", "alderlake", "", 48, 2 * MIB, 24 * MIB, INTEL, 6, (0xAA, 0xAC)),
+    X86Cpu("sierraforest", "alderlake", AVX_2023, 32, 1024, 96 * MIB, INTEL, 6, (0xAF,)),
+    X86Cpu("arrowlake", "sierraforest", "", 48, 3 * MIB, 24 * MIB, INTEL, 6, (0xB5, 0xC5)),
+    X86Cpu("arrowlake-s", "arrowlake", "avxvnniint16", 48, 3 * MIB, 36 * MIB, INTEL, 6, (0xC6,)),
+    X86Cpu("lunarlake", "arrowlake-s", "", 48, 2560, 12 * MIB, INTEL, 6, (0xBD,)),
+    X86Cpu("pantherlake", "arrowlake-s", "", 48, 3 * MIB, 18 * MIB, INTEL, 6, (0xCC,)),
+    X86Cpu("clearwaterforest", "arrowlake-s", "", 32, 1024, 96 * MIB, INTEL, 6, (0xDD,)),
+    X86Cpu("skylake-avx512", "x86-64-v4", "prfchw", 32, 1024, 24 * MIB, INTEL, 6, (0x55,)),
+    X86Cpu("cascadelake", "skylake-avx512", "avx512vnni", 32, 1024, 32 * MIB, INTEL, 6, (0x55,)),
+    X86Cpu("cooperlake", "cascadelake", "avx512bf16", 32, 1024, 38 * MIB, INTEL, 6, (0x55,)),
+    X86Cpu("icelake-client", "cascadelake", AVX512_2019, 48, 512, 8 * MIB, INTEL, 6, (0x7D, 0x7E, 0x9D)),
+    X86Cpu("tigerlake", "icelake-client", "", 48, 1280, 12 * MIB, INTEL, 6, (0x8C, 0x8D)),
+    X86Cpu("rocketlake", "icelake-client", "", 48, 512, 16 * MIB, INTEL, 6, (0xA7,)),
+    X86Cpu("icelake-server", "icelake-client", "", 48, 1280, 48 * MIB, INTEL, 6, (0x6A, 0x6C)),
+    X86Cpu("sapphirerapids", "icelake-server", SPR_ADDS, 48, 2 * MIB, 105 * MIB, INTEL, 6, (0x8F,)),
+    X86Cpu("emeraldrapids", "sapphirerapids", "", 48, 2 * MIB, 320 * MIB, INTEL, 6, (0xCF,)),
+    X86Cpu("graniterapids", "sapphirerapids", "", 48, 2 * MIB, 432 * MIB, INTEL, 6, (0xAD, 0xAE)),
+    X86Cpu("znver1", "x86-64-v3", "prfchw sse4a", 32, 512, 8 * MIB, AMD, 0x17, range(0x30)),
+    X86Cpu("znver2", "znver1", "", 32, 512, 16 * MIB, AMD, 0x17, ZEN2_MODELS),
+    X86Cpu("znver3", "znver2", "", 32, 512, 32 * MIB, AMD, 0x19, ZEN3_MODELS),
+    X86Cpu("znver4", "znver3", ZEN4_ADDS, 32, 1024, 32 * MIB, AMD, 0x19, ZEN4_MODELS),
+    X86Cpu("znver5", "znver4", "avxvnni", 48, 1024, 32 * MIB, AMD, 0x1A, range(0x78)),
+)  # fmt: skip
 
 LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")
 
@@ -125,9 +102,7 @@ class X86(CpuFamily):
 
     name = "x86"
     machines = ("x86_64",)
-
-    def names(self) -> Sequence[str]:
-        return tuple(CPUS)
+    cpus = CPUS
 
     def native(self, host: Host, threads: int | None) -> CpuTarget:
         if host.machine not in self.machines:
@@ -141,16 +116,17 @@ class X86(CpuFamily):
         cpu = recognise(host)
         present = frozenset(name for name, flag in CPUINFO_NAMES.items() if flag in host.flags)
         features = [f"+{name}" for name in present - cpu.features] + [f"-{name}" for name in cpu.features - present]
-        return _target("native", cpu, present, sorted(features), host, threads)
+        return self.target("native", cpu, _code(cpu, present, sorted(features)), host, threads)
 
     def named(self, name: str, host: Host, threads: int | None) -> CpuTarget:
-        return _target(name, CPUS[name], CPUS[name].features, [], host, threads)
+        cpu = CPUS[name]
+        return self.target(name, cpu, _code(cpu, cpu.features, []), host, threads)
 
 
 FAMILY = X86()
 
 
-def recognise(host: Host) -> Cpu:
+def recognise(host: Host) -> X86Cpu:
     """The table's entry for the host: by vendor, family and model, else the highest level that its flags reach."""
     vendor = AMD if host.vendor == HYGON else host.vendor
     family = 0x17 if host.vendor == HYGON else host.family
@@ -167,29 +143,15 @@ def _flags(features: Iterable[str]) -> frozenset[str]:
     return frozenset(CPUINFO_NAMES[name] for name in features)
 
 
-def _target(
-    name: str, cpu: Cpu, has: frozenset[str], features: list[str], host: Host, threads: int | None
-) -> CpuTarget:
-    """The target with LLVM features `has`, which are those of `cpu` changed by `features`."""
-    required = tuple(sorted(_flags(has)))
-    is_host = not host.lacks("x86_64", required)
+def _code(cpu: X86Cpu, has: frozenset[str], features: list[str]) -> Code:
+    """With LLVM features `has`, which are those of `cpu` changed by `features`."""
     wide = "avx512f" in has
     # For Intel's CPUs LLVM vectorises plain loops with half vectors; AMD's do not have this feature there.
     tuning = ["-prefer-256-bit"] if wide and cpu.vendor != AMD else []
-    return CpuTarget(
-        name=name,
-        family=FAMILY.name,
-        model=host.title if is_host else cpu.name,
+    return Code(
         mcpu=cpu.name,
-        triple="x86_64-unknown-linux-gnu",
-        features=(*features, *tuning),
-        machine="x86_64",
-        required_features=required,
+        features=[*features, *tuning],
+        required=_flags(has),
         vector_bytes=64 if wide else 32 if "avx" in has else 16,
         vector_registers=32 if wide else 16,
-        threads=choose_threads(threads, host.cores if is_host else CROSS_THREADS),
-        l1d_bytes=(is_host and host.l1d_bytes) or cpu.l1d_kib << 10,
-        l2_bytes=(is_host and host.l2_bytes) or cpu.l2_kib << 10,
-        l3_bytes=(is_host and host.l3_bytes) or cpu.l3_kib << 10,
-        is_host=is_host,
     )
