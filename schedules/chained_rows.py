@@ -123,7 +123,7 @@ class ChainedRows(Estimating[CpuTarget]):
         if spec.rank == 3:
             outer, loops.inner[0] = sch.split(loops.inner[0], [None, int(knobs["od_block"])])
             loops.outer.insert(1, outer)
-        tiles = ordered(last, knobs, loops.block, loops.inner)
+        tiles = ordered(last, knobs, loops.channels, loops.inner)
         sch.reorder(*loops.outer, *tiles, *loops.store)
         task = sch.fuse(*loops.outer)
         sch.parallel(task)

@@ -138,14 +138,12 @@ class ChannelLanes(Estimating[CpuTarget]):
         sch = Schedule(self._expression(spec, tile))
         tiles_high = ceil_div(int(knobs["oh_block"]), tile.rows)
         loops = split_output(sch, spec, tile, tiles_high, int(knobs["ow_block"]))
-        sch.reorder(*loops.outer, loops.channels, *loops.inner, *loops.store)
-        task = sch.fuse(*loops.outer, *([loops.channels] if knobs["oc_order"] == "parallel" else []))
-        sch.parallel(task)
-        place_store(sch, spec, tile, loops.inner[-1], loops.store)
+        task, at = loops.in_tasks(sch, knobs["oc_order"])
+        place_store(sch, spec, tile, at, loops.store)
         body = tile.rows * tile.columns * tile.vectors * spec.kernel[-1]
         unrolled = 2 if knobs["unroll"] == "kh_kw" else int(body <= LARGEST_BODY)
         order = (0, 3, 1, 2) if unrolled == 2 else (0, 1, 3, 2)  # of kd, kh, kw, ic
-        place_accumulators(sch, loops.inner[-1], 4, order, unrolled)
+        place_accumulators(sch, at, 4, order, unrolled)
         self._place_pad(sch, spec, task if knobs["oc_order"] == "parallel" else loops.channels)
         return sch.mod
 

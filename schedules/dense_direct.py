@@ -171,18 +171,11 @@ class DenseDirect(Estimating[CpuTarget]):
         tiles_wide = ceil_div(_geometry(spec).out[2], tile.columns)
         planes = _block(knobs, "n_block"), _block(knobs, "od_block")
         loops = split_output(sch, spec, tile, int(knobs["oh_block"]), min(int(knobs["ow_block"]), tiles_wide), *planes)
-        order = [*loops.outer, loops.channels, *loops.inner]
-        if knobs["oc_order"] == "inner":
-            order = [*loops.outer, *loops.inner, loops.channels]
-        sch.reorder(*order, *loops.store)
-        shared = len(loops.outer) + (knobs["oc_order"] == "parallel")
-        task = sch.fuse(*order[:shared])
-        sch.parallel(task)
+        task, at = loops.in_tasks(sch, knobs["oc_order"])
         if _parts(spec, knobs) > 1:
             channels = task if knobs["oc_order"] == "parallel" else loops.channels
             at = place_sums(sch, spec, tile, channels, loops.store)
         else:
-            at = order[-1]
             place_store(sch, spec, tile, at, loops.store)
         place_accumulators(sch, at, reductions=4, order=(0, 1, 2, 3), unrolled=0)
         if knobs["pad_at"] != "none":

@@ -188,15 +188,9 @@ class GroupedLanes(Estimating[CpuTarget]):
         # TVM 0.27: blockize drops the condition of a loop that is longer than what it counts
         ow_block = min(int(knobs["ow_block"]), ceil_div(Geometry.of(spec).out[2], tile.columns))
         loops = split_output(sch, spec, tile, int(knobs["oh_block"]), ow_block)
-        order = [*loops.outer, loops.channels, *loops.inner]
-        if knobs["oc_order"] == "inner":
-            order = [*loops.outer, *loops.inner, loops.channels]
-        sch.reorder(*order, *loops.store)
-        shared = len(loops.outer) + (knobs["oc_order"] == "parallel")
-        task = sch.fuse(*order[:shared])
-        sch.parallel(task)
-        place_store(sch, spec, tile, order[-1], loops.store)
-        sch.blockize(place_accumulators(sch, order[-1], reductions=4, order=(0, 1, 2, 3), unrolled=0))
+        task, at = loops.in_tasks(sch, knobs["oc_order"])
+        place_store(sch, spec, tile, at, loops.store)
+        sch.blockize(place_accumulators(sch, at, reductions=4, order=(0, 1, 2, 3), unrolled=0))
         if knobs["pad_at"] != "none":
             place_pad(sch, spec, target, task if knobs["pad_at"] == "task" else None)
         merge_groups(sch, spec, tile)

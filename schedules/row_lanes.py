@@ -143,15 +143,10 @@ class RowLanes(Estimating[CpuTarget]):
         tile = _tile(row, target, knobs)
         sch = Schedule(_expression(row, tile, knobs["pad_at"]))
         loops = split_rows(sch, row, tile, *_task_tiles(tile, knobs), int(knobs["group_block"]))
-        tiles = [*loops.inner, loops.block] if knobs["oc_order"] == "inner" else [loops.block, *loops.inner]
-        order = [*loops.outer, *tiles]
-        sch.reorder(*order, *loops.store)
-        shared = len(loops.outer) + (knobs["oc_order"] == "parallel")
-        task = sch.fuse(*order[:shared])
-        sch.parallel(task)
+        task, at = loops.in_tasks(sch, knobs["oc_order"])
         place_accumulators(
             sch,
-            place_rows(sch, row, tile, task if shared == len(order) else order[-1], loops.store),
+            place_rows(sch, row, tile, at, loops.store),
             reductions=4,
             order=(3, 0, 2, 1),  # of kd, kh, kw, ic
             unrolled=UNROLLED[knobs["unroll"]],

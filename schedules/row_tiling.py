@@ -15,7 +15,7 @@ from convtune.schedules.estimate import (
     overlapped,
     stream_cycles,
 )
-from convtune.schedules.tile_loops import unroll
+from convtune.schedules.tile_loops import OutputLoops, unroll
 from convtune.schedules.tiling import LINE_BYTES, LONG_ACTIVATIONS, ceil_div
 
 from convtune import variants
@@ -154,18 +154,12 @@ def row_values(spec: ConvSpec, tile: RowTile, acc: Any, width: int) -> Any:
     return value
 
 
-@dataclass
-class RowLoops:
-    """The loops of the stage `y`, split for a tile; loops that a rank lacks are left out."""
+def split_rows(sch: Any, spec: ConvSpec, tile: RowTile, high: int, wide: int, group_block: int = 1) -> OutputLoops:
+    """Splits `y` into tasks of high x wide tiles, tiles, and what a tile stores; with all its columns if staged.
 
-    outer: list[Any]  # n, group_outer, oh_outer, ow_outer: what tasks are made of
-    block: Any  # channel blocks
-    inner: list[Any]  # tiles of a task: group_inner, od, oh_middle, and ow_middle where nothing is staged
-    store: list[Any]  # within a tile
-
-
-def split_rows(sch: Any, spec: ConvSpec, tile: RowTile, high: int, wide: int, group_block: int = 1) -> RowLoops:
-    """Splits `y` into tasks of high x wide tiles, tiles, and what a tile stores; with all its columns if staged."""
+    Tasks are made of n, group_outer, oh_outer and ow_outer, and have group_inner, od, oh_middle, and ow_middle where
+    nothing is staged.
+    """
     n, *rest = sch.get_loops(sch.get_sblock("y"))
     *group, channel = rest[: -spec.rank]
     if group and variants.primitive(spec).interleaved:
@@ -190,7 +184,7 @@ def split_rows(sch: Any, spec: ConvSpec, tile: RowTile, high: int, wide: int, gr
         inner_columns = [width]
     if not is_staged(spec, tile):
         inner.append(inner_columns.pop(0))
-    return RowLoops([*outer, ow_outer], block, inner, [*store, *inner_columns])
+    return OutputLoops([*outer, ow_outer], block, inner, [*store, *inner_columns])
 
 
 def place_rows(sch: Any, spec: ConvSpec, tile: RowTile, at: Any, store: list[Any]) -> Any:

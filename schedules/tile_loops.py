@@ -18,6 +18,7 @@ from convtune.schedules.tiling import (
 from convtune.expression import output
 
 if TYPE_CHECKING:
+    from convtune.space import KnobValue
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget
 
@@ -29,10 +30,23 @@ FEW_CHANNELS = 8  # that are read side by side where they lie apart
 class OutputLoops:
     """The loops of the stage `y`, split for a tile; loops that a rank lacks are left out."""
 
-    outer: list[Any]  # n, od, oh_outer, ow_outer: what tasks are made of
+    outer: list[Any]  # what tasks are made of, as n, od, oh_outer, ow_outer
     channels: Any  # channel blocks
-    inner: list[Any]  # tiles of a task: oh_middle, ow_middle
-    store: list[Any]  # within a tile: oh_inner, ow_inner, vector, lane
+    inner: list[Any]  # tiles of a task, as oh_middle, ow_middle
+    store: list[Any]  # within a tile, as oh_inner, ow_inner, vector, lane
+
+    def in_tasks(self, sch: Any, oc_order: KnobValue) -> tuple[Any, Any]:
+        """Orders them, and makes those of tasks one that is parallel; returns that one and the one around a tile.
+
+        oc_order: where channel blocks are: "parallel" (tasks of their own), "outer" (around tiles) or "inner".
+        """
+        tiles = [*self.inner, self.channels] if oc_order == "inner" else [self.channels, *self.inner]
+        order = [*self.outer, *tiles]
+        sch.reorder(*order, *self.store)
+        shared = len(self.outer) + (oc_order == "parallel")
+        task = sch.fuse(*order[:shared])
+        sch.parallel(task)
+        return task, (task if shared == len(order) else order[-1])
 
 
 def split_output(

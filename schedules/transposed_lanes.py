@@ -32,7 +32,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     tile_step_cycles,
 )
-from convtune.schedules.tile_loops import place_accumulators, place_pad, unroll
+from convtune.schedules.tile_loops import OutputLoops, place_accumulators, place_pad, unroll
 from convtune.schedules.tiling import LONG_ACTIVATIONS, Tile, ceil_div, even_blocks, round_up, spaced, suits_registers
 from convtune.schedules.transposed_phases import far_rows
 
@@ -146,20 +146,17 @@ class TransposedLanes(Estimating[CpuTarget]):
         uh_outer, uh = sch.split(uh, [None, int(knobs["oh_block"])])
         tiles, column = sch.split(uw, [None, tile.columns])
         uw_outer, uw = sch.split(tiles, [None, min(int(knobs["ow_block"]), int(sch.get(tiles).extent))])
-        outer, tile_loops = [n, ud, uh_outer, uw_outer], [uh, uw]
-        tile_loops.insert(2 if knobs["oc_order"] == "inner" else 0, block)
-        sch.reorder(*outer, *tile_loops, column, vector, lane)
-        task = sch.fuse(*outer, *([block] if knobs["oc_order"] == "parallel" else []))
-        sch.parallel(task)
+        loops = OutputLoops([n, ud, uh_outer, uw_outer], block, [uh, uw], [column, vector, lane])
+        task, at = loops.in_tasks(sch, knobs["oc_order"])
         if _stages(spec, tile):
             staged = sch.get_sblock("tile")
-            sch.compute_at(staged, tile_loops[-1], preserve_unit_loops=True)
+            sch.compute_at(staged, at, preserve_unit_loops=True)
             unroll(sch, sch.get_loops(staged)[-4:])
             if stored_lanes(spec, tile) > 1:
                 sch.vectorize(sch.split(lane, [None, stored_lanes(spec, tile)])[1])
         else:
             unroll(sch, [column, vector, lane])
-        place_accumulators(sch, tile_loops[-1], reductions=4, order=(0, 1, 2, 3), unrolled=0)
+        place_accumulators(sch, at, reductions=4, order=(0, 1, 2, 3), unrolled=0)
         if knobs["pad_at"] != "none":
             place_pad(sch, spec, target, task if knobs["pad_at"] == "task" else None)
         places = Places(spec)

@@ -32,7 +32,14 @@ from convtune.schedules.estimate import (
     stream_cycles,
     tile_step_cycles,
 )
-from convtune.schedules.tile_loops import place_accumulators, place_pad, place_store, split_channels, tiled_sums
+from convtune.schedules.tile_loops import (
+    OutputLoops,
+    place_accumulators,
+    place_pad,
+    place_store,
+    split_channels,
+    tiled_sums,
+)
 from convtune.schedules.tiling import (
     LINE_BYTES,
     WAY_BYTES,
@@ -215,12 +222,10 @@ class TransposedPhases(Estimating[CpuTarget]):
 
         tile = self._tile(spec, target, knobs)
         sch = Schedule(self._expression(spec, tile, knobs["pad_at"]))
-        outer, channels, inner, store = _split(sch, spec, tile, int(knobs["oh_block"]), int(knobs["ow_block"]))
-        sch.reorder(*outer, channels, *inner, *store)
-        task = sch.fuse(*outer, *([channels] if knobs["oc_order"] == "parallel" else []))
-        sch.parallel(task)
-        place_store(sch, spec, tile, inner[-1], store)
-        place_accumulators(sch, inner[-1], reductions=4, order=(0, 1, 2, 3), unrolled=0)
+        loops = _split(sch, spec, tile, int(knobs["oh_block"]), int(knobs["ow_block"]))
+        task, at = loops.in_tasks(sch, knobs["oc_order"])
+        place_store(sch, spec, tile, at, loops.store)
+        place_accumulators(sch, at, reductions=4, order=(0, 1, 2, 3), unrolled=0)
         if knobs["pad_at"] != "none":
             place_pad(sch, spec, target, task if knobs["pad_at"] == "task" else None)
         _merge(sch, spec, tile)
@@ -289,9 +294,7 @@ def _output(arguments: Arguments, tile: Tile, sums: Any) -> Any:
     return te.compute((spec.batch, *shape), at, name="y")
 
 
-def _split(
-    sch: Any, spec: ConvSpec, tile: Tile, oh_block: int, ow_block: int
-) -> tuple[list[Any], Any, list[Any], list[Any]]:
+def _split(sch: Any, spec: ConvSpec, tile: Tile, oh_block: int, ow_block: int) -> OutputLoops:
     """Splits `y` into tasks, channel blocks, what a task does for a block (phases, then tiles), and a tile's store."""
     n, *rest = sch.get_loops(sch.get_sblock("y"))
     cut = 2 * spec.rank
@@ -304,7 +307,7 @@ def _split(
         task, inner = sch.split(loop, [None, min(part, int(sch.get(loop).extent))])
         outer.append(task)
         tiles.append(inner)
-    return outer, block, [*spatial[1::2], *tiles], [column, vector, lane]
+    return OutputLoops(outer, block, [*spatial[1::2], *tiles], [column, vector, lane])
 
 
 def _merge(sch: Any, spec: ConvSpec, tile: Tile) -> None:
