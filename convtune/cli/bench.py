@@ -39,7 +39,7 @@ _LONGEST_TURN_MS = 10_000.0  # with its warm-up far below the least time that a 
     "are installed.",
 )
 @options.target
-@options.log("Log to take schedules from in place of your own; either is over the one that comes with convtune.")
+@options.log_of_schedules
 @options.accuracy
 @click.option(
     "-o", "--output", type=options.PLACE, metavar="FILE", help="JSON to write after every layer, and to go on with."
@@ -62,14 +62,7 @@ _LONGEST_TURN_MS = 10_000.0  # with its warm-up far below the least time that a 
     metavar="MS",
     help="How long the calls of a turn take, milliseconds; at least 3 calls.",
 )
-@click.option(
-    "--trials",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Of MetaSchedule, for each layer.",
-)
+@options.trials("Of MetaSchedule, for each layer.")
 @click.option(
     "--metaschedule-log",
     type=options.PLACE,

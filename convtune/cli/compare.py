@@ -38,8 +38,7 @@ def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
 @click.option(
     "--fail-on", callback=_share, metavar="PERCENT", help="Exit with 1 where B is surely worse by more, or failed."
 )
-@click.option("-o", "--output", type=options.PLACE, metavar="FILE", help="Where it goes; its ending tells the format.")
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Otherwise by FILE's ending, and text without one.")
+@outputs.file_and_format(FORMATS)
 @kernels.option
 @options.accuracy
 @options.as_json
@@ -59,7 +58,7 @@ def command(
 
     Of each layer the winners of both sides are compared: B wins, loses, or makes no difference beyond the spread.
     """
-    form = outputs.format_of(outputs.as_json(form) if as_json else form, output, FORMATS)
+    form = outputs.format_of(form, as_json, output, FORMATS)
     outputs.spare((_input(text, log) for text in (a, b)), output)
     found = _sides(a, b, log, accuracy)
     regressions = [] if fail_on is None else found.regressions(fail_on)

@@ -49,7 +49,7 @@ class Compiled:
 @click.command("compile")
 @options.workloads()
 @options.target
-@options.log("Log to take schedules from in place of your own; either is over the one that comes with convtune.")
+@options.log_of_schedules
 @options.accuracy
 @click.option(
     "-o",

@@ -102,3 +102,13 @@ def rpc(command: F) -> F:
 
 def log(meaning: str) -> Callable[[F], F]:
     return click.option("--log", type=PLACE, metavar="FILE", help=meaning)
+
+
+log_of_schedules = log(
+    "Log to take schedules from in place of your own; either is over the one that comes with convtune."
+)
+
+
+def trials(meaning: str) -> Callable[[F], F]:
+    number = click.IntRange(min=1)
+    return click.option("--trials", type=number, default=64, show_default=True, metavar="N", help=meaning)

@@ -1,32 +1,41 @@
-"""Where the text of a report goes, and in which format."""
+"""Where the text of a report goes, and in which format: the options -o and --format, and what they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import click
 
+from convtune.cli import options
+from convtune.cli.options import F
 from convtune.errors import LogError
 
 _ENDINGS = {".html": "html", ".htm": "html", ".txt": "text", ".md": "markdown", ".csv": "csv", ".json": "json"}
 
 
-def as_json(form: str | None) -> str:
-    """The format that --json is; raises UsageError where another is asked for too."""
-    if form not in (None, "json"):
-        raise click.UsageError(f"--json is --format json, and --format {form} is given.")
-    return "json"
+def file_and_format(formats: Sequence[str]) -> Callable[[F], F]:
+    """The options -o and --format."""
+    where = click.option(
+        "-o", "--output", type=options.PLACE, metavar="FILE", help="Where it goes; its ending tells the format."
+    )
+    how = click.option(
+        "--format", "form", type=click.Choice(formats), help="Otherwise by FILE's ending, and text without one."
+    )
+    return lambda command: where(how(command))
 
 
-def format_of(form: str | None, output: Path | None, allowed: Sequence[str]) -> str:
-    """The format asked for, or that of the file's ending.
+def format_of(form: str | None, as_json: bool, output: Path | None, allowed: Sequence[str]) -> str:
+    """The format asked for, by --json or by name, or that of the file's ending.
 
     Raises:
-        UsageError: that is none of the allowed.
+        UsageError: that is none of the allowed, or two are asked for.
         MissingPackageError: it needs a package that is not installed.
     """
+    if as_json and form not in (None, "json"):
+        raise click.UsageError(f"--json is --format json, and --format {form} is given.")
+    form = "json" if as_json else form
     known = {ending: named for ending, named in _ENDINGS.items() if named in allowed}
     if form is None and output is not None:
         form = known.get(output.suffix.lower())

@@ -21,8 +21,7 @@ FORMATS = ("html", "text", "markdown", "csv", "json")
 
 @click.command("report")
 @click.argument("logs", type=options.PLACE, nargs=-1, metavar="[LOG]...")
-@click.option("-o", "--output", type=options.PLACE, metavar="FILE", help="Where it goes; its ending tells the format.")
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Otherwise by FILE's ending, and text without one.")
+@outputs.file_and_format(FORMATS)
 @click.option("--bench", "benches", type=options.PLACE, multiple=True, metavar="FILE", help="Of `convtune bench -o`.")
 @click.option("--title", default="convtune report", show_default=True, help="Of the page.")
 @kernels.option
@@ -48,7 +47,7 @@ def command(
     from convtune.report.digest import digest
     from convtune.report.roof import roofs_of
 
-    form = outputs.format_of(outputs.as_json(form) if as_json else form, output, FORMATS)
+    form = outputs.format_of(form, as_json, output, FORMATS)
     places = logs or (log_path(),)
     outputs.spare((*places, *benches), output)
     if show_kernels and form == "csv":

@@ -28,14 +28,7 @@ if TYPE_CHECKING:
 @click.command("tune")
 @options.workloads()
 @options.target
-@click.option(
-    "--trials",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Candidates a layer, those in the log included.",
-)
+@options.trials("Candidates a layer, those in the log included.")
 @click.option(
     "--budget",
     callback=options.duration_s,

@@ -57,7 +57,7 @@ class Verdict:
 @click.command("verify")
 @options.workloads(metavar="WORKLOAD|DIR...")
 @options.target
-@options.log("Log to take schedules from in place of your own; either is over the one that comes with convtune.")
+@options.log_of_schedules
 @options.accuracy
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, metavar="N", help="Of the operands.")
 @options.layout
