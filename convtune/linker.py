@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,34 +77,34 @@ def find_compiler(machine: str | None = None) -> Compiler:
 def _find_compiler(machine: str, wanted: str) -> Compiler:
     native = machine == platform.machine()
     if native and wanted:
-        command = tuple(shlex.split(wanted))
-        version = _version(command)
-        if not version:
-            raise TargetError(f"CONVTUNE_CC={wanted!r} is not a C compiler that runs")
-        return Compiler(command, machine, version)
-    for command in _candidates(machine, native):
-        if version := _version(command):
-            return Compiler(command, machine, version)
+        if compiler := running(machine, tuple(shlex.split(wanted))):
+            return compiler
+        raise TargetError(f"CONVTUNE_CC={wanted!r} is not a C compiler that runs")
+    names = ("cc", "gcc", "clang") if native else (f"{machine}-linux-gnu-gcc",)
+    if compiler := first_that_runs(machine, names, ("cc", "-target", f"{machine}-linux-gnu.2.28")):
+        return compiler
     tried = "CONVTUNE_CC, cc, gcc, clang, ziglang" if native else f"{machine}-linux-gnu-gcc, ziglang"
     # with the emulator that verifies what is built for ARM elsewhere
     package = "'convtune[arm]'" if machine == "aarch64" and not native else "ziglang"
     raise TargetError(f"no C compiler for {machine} found (tried {tried}); `pip install {package}` brings one")
 
 
-def _candidates(machine: str, native: bool) -> Iterator[tuple[str, ...]]:
-    for name in ("cc", "gcc", "clang") if native else (f"{machine}-linux-gnu-gcc",):
-        if path := shutil.which(name):
-            yield (path,)
+def first_that_runs(machine: str, names: Iterable[str], zig: Sequence[str]) -> Compiler | None:
+    """Of the compilers of these names on the PATH, and the `ziglang` package with those arguments."""
+    commands: list[tuple[str, ...]] = [(path,) for name in names if (path := shutil.which(name))]
     if importlib.util.find_spec("ziglang"):
-        yield (sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.2.28")
+        commands.append((sys.executable, "-m", "ziglang", *zig))
+    return next((each for command in commands if (each := running(machine, command))), None)
 
 
-def _version(command: tuple[str, ...]) -> str:
+def running(machine: str, command: tuple[str, ...]) -> Compiler | None:
+    """The compiler that the command starts; None where it does not tell its version."""
     try:
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.partition("\n")[0] if done.returncode == 0 else ""
+        return None
+    version = done.stdout.partition("\n")[0] if done.returncode == 0 else ""
+    return Compiler(command, machine, version) if version else None
 
 
 def build_runtime(compiler: Compiler, cache_dir: Path) -> Runtime:

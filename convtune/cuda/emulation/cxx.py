@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import os
 import platform
 import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from convtune.errors import TargetError
-from convtune.linker import Compiler, make_once
+from convtune.linker import Compiler, first_that_runs, make_once, running
 from convtune.paths import cache_dir
 
 SOURCES = Path(__file__).parent
@@ -39,33 +34,15 @@ def find_compiler() -> Compiler:
 @functools.cache
 def _find_compiler(wanted: str) -> Compiler:
     if wanted:
-        command = tuple(shlex.split(wanted))
-        if version := _version(command):
-            return Compiler(command, platform.machine(), version)
+        if compiler := running(platform.machine(), tuple(shlex.split(wanted))):
+            return compiler
         raise TargetError(f"CONVTUNE_CXX={wanted!r} is not a C++ compiler that runs")
-    for command in _candidates():
-        if version := _version(command):
-            return Compiler(command, platform.machine(), version)
+    if compiler := first_that_runs(platform.machine(), ("c++", "g++", "clang++"), ("c++",)):
+        return compiler
     raise TargetError(
         "no C++ compiler found, which emulating CUDA needs (tried CONVTUNE_CXX, c++, g++, clang++, ziglang); "
         "`pip install ziglang` brings one"
     )
-
-
-def _candidates() -> Iterator[tuple[str, ...]]:
-    for name in ("c++", "g++", "clang++"):
-        if path := shutil.which(name):
-            yield (path,)
-    if importlib.util.find_spec("ziglang"):
-        yield (sys.executable, "-m", "ziglang", "c++")
-
-
-def _version(command: tuple[str, ...]) -> str:
-    try:
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.partition("\n")[0] if done.returncode == 0 else ""
 
 
 def flags(checked: bool) -> list[str]:
