@@ -117,6 +117,13 @@ def test_options_out_of_range(option: str, value: str, said: str, log: Path) -> 
     assert not log.parent.exists()
 
 
+@pytest.mark.parametrize("given", [("targets", "x"), ("x", "targets"), ("targets", "targets"), ("targets", TINY)])
+def test_a_list_beside_something_else(given: tuple[str, ...]) -> None:
+    line = complaint("show", *given)
+    assert line.startswith("`show targets` takes nothing else, and ")
+    assert "allowed: one of targets, variants, spaces, workloads alone, or any number of workloads" in line
+
+
 def test_no_workload() -> None:
     assert "Missing argument 'WORKLOAD...'" in complaint("tune")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 from click.core import ParameterSource
@@ -37,9 +37,9 @@ def command(
     """
     if chain and stages:
         raise click.UsageError("--chain and --stages exclude each other: stages are no layers of the chain.")
-    if len(what) == 1 and what[0] in _LISTS:
-        _refuse_options(what[0])
-        rows, show = _LISTS[what[0]]
+    if listed := next((word for word in what if word in _LISTS), None):
+        _refuse_more(listed, what)
+        rows, show = _LISTS[listed]
         found = rows()
     else:
         found, show = _layers(what, target, chain, stages, layout, threads), show_layers.text
@@ -49,8 +49,12 @@ def command(
         click.echo(show(found))
 
 
-def _refuse_options(listed: str) -> None:
-    """Raises UsageError where an option was given that only a workload has."""
+def _refuse_more(listed: str, what: Sequence[str]) -> None:
+    """Raises UsageError where something is given beside the list, or an option that only a workload has."""
+    if len(what) > 1:
+        other = next((word for word in what if word != listed), listed)
+        allowed = f"allowed: one of {', '.join(_LISTS)} alone, or any number of workloads"
+        raise click.UsageError(f"`show {listed}` takes nothing else, and {other!r} is given; {allowed}.")
     context = click.get_current_context()
     for option in context.command.params:
         if option.name in ("what", "as_json") or option.name is None:
