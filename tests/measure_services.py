@@ -51,6 +51,14 @@ class Puppet:
     def exit(self) -> None:
         os._exit(3)
 
+    def full(self, how: str) -> None:
+        """Fails as what writes files does where no space is left: LLVM says so and leaves, a linker is an error."""
+        reason = "LLVM ERROR: IO failure on output stream: No space left on device"
+        if how == "raise":
+            raise RuntimeError(reason)
+        os.write(2, f"{reason}\n".encode())
+        os._exit(1)
+
     def hang(self) -> None:
         libc = ctypes.PyDLL(None)  # PyDLL keeps the interpreter's lock, as a hanging compiler pass may
         while True:

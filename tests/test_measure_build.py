@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +34,28 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CpuBench]:
 
 def build(bench: CpuBench, *faults: str) -> list[Built]:
     return bench.build(spaces.SPEC, [Candidate("faulty", {"fault": fault}) for fault in faults])
+
+
+def test_candidates_fail_by_a_full_directory_that_is_named(bench: CpuBench, tmp_path: Path) -> None:
+    """The compiler's own words, in a file system of 4 KiB; skipped where nobody may mount one."""
+    script = """
+import measure_spaces as spaces
+from convtune.measure import CpuBench
+from convtune.space import default_candidate
+from convtune.targets import resolve
+with CpuBench(resolve("native")) as bench:
+    (built,) = bench.build(spaces.SPEC, [default_candidate(spaces.SPEC, bench.target)])
+print(built.status, built.message, sep="\\n")
+"""
+    mount = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=4k tmpfs {tmp_path} && exec "$@"', "sh"]
+    if subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": path}
+    done = subprocess.run([*mount, sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    status, message = done.stdout.splitlines()
+    assert status == "crash"
+    assert f"No space left on device; temporary files are in {tmp_path}/" in message
 
 
 @pytest.mark.parametrize(

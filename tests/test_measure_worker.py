@@ -56,6 +56,15 @@ def test_a_failure_is_a_reply_and_the_next_request_is_served(
     assert pool.call("next", TIMEOUT_S, MEMORY_BYTES).value == "next"
 
 
+@pytest.mark.parametrize("how", ["exit", "raise"])
+def test_a_full_directory_is_named(how: str, tmp_path: Path) -> None:
+    with Pool(services.Puppet, ("hello",), 1, tmp_path) as pool:
+        reply = pool.call(("full", how), TIMEOUT_S, MEMORY_BYTES)
+        assert list(tmp_path.iterdir()) == [], "what the worker says has no place in a directory that is full"
+    assert reply.message.endswith(f"No space left on device; temporary files are in {tmp_path} (see TMPDIR)")
+    assert "\n" not in reply.message and reply.message.count("No space left") == 1
+
+
 def test_waiting_shows_signs_of_life(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     signs: list[float] = []
     monkeypatch.setattr("convtune.measure.worker.WAITING_S", SHORT_S / 4)

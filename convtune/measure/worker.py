@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import errno
+import fcntl
 import math
 import os
 import signal
@@ -17,13 +18,15 @@ from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from convtune.errors import MeasureError
 
 START_TIMEOUT_S = 120.0  # importing TVM takes 1.5 s here, and many times that on a cold, busy machine
 WAITING_S = 2.0  # between two signs of life; often enough for a line every ten seconds
 MEMORY_BYTES = 4 << 30  # what a request needs whose data is small
+
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 Service = Callable[..., Callable[[Any], Any]]
 
@@ -55,7 +58,7 @@ class Worker:
             return
         self.connection, theirs = Pipe()
         lifeline, self._lifeline = os.pipe()
-        self._output = (self._directory / f"worker-{next(_numbers)}.txt").open("ab+")
+        self._output = _in_memory()
         descriptors = (theirs.fileno(), lifeline)
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         self._process = subprocess.Popen(
@@ -106,17 +109,17 @@ class Worker:
             return None
         if not self.ready:
             self.stop()
-            raise MeasureError(f"a worker process does not start: {value}")
+            raise MeasureError(f"a worker process does not start: {self._located(value)}")
         self.busy = False
         if status == "out_of_memory":
             self.stop()  # what it holds on to would be missing to the next request
-        return Reply(status, value) if status == "ok" else Reply(status, message=value)
+        return Reply(status, value) if status == "ok" else Reply(status, message=self._located(value))
 
     def _died(self) -> Reply:
         started, output = self.ready, self._tail()
         code = self.stop()
         cause = signal.Signals(-code).name if code < 0 else f"exited with code {code}"
-        message = f"{cause}; last output: {output}" if output else cause
+        message = self._located(f"{cause}; last output: {output}" if output else cause)
         if not started:
             raise MeasureError(f"a worker process does not start: {message}")
         # SIGKILL is not ours here: the kernel sends it when the machine runs out of memory
@@ -129,6 +132,11 @@ class Worker:
         lines = [line.strip() for line in self._output.read().decode(errors="replace").splitlines()]
         return " / ".join([line for line in lines if line][-2:])[:300]
 
+    def _located(self, message: str) -> str:
+        """With the directory, where it says that one is full."""
+        full = any(reason in message for reason in _FULL)
+        return f"{message}; temporary files are in {self._directory} (see TMPDIR)" if full else message
+
     def stop(self) -> int:
         """Kills the process and all it started; returns its exit code, as subprocess does, or 0 if there was none."""
         if self._process is None:
@@ -140,7 +148,6 @@ class Worker:
         self.connection.close()
         os.close(self._lifeline)
         self._output.close()
-        Path(self._output.name).unlink()
         self.busy = self.ready = False
         return code
 
@@ -170,7 +177,7 @@ class Pool:
         service: called in each worker with `arguments`, it makes the function that answers requests. Found by
             import, so a module-level name.
         size: number of workers.
-        directory: for their output; exists.
+        directory: where they run, for temporary files; exists.
         unset: environment variables that the workers do not get.
 
     Attributes:
@@ -291,4 +298,8 @@ def wait_for(workers: Iterable[Worker], on_wait: Callable[[], None] | None, at_m
         on_wait()
 
 
-_numbers = itertools.count()
+def _in_memory() -> BinaryIO:
+    """A file to append to, for what a process prints: where the disk is full, that has to be said."""
+    descriptor = os.memfd_create("output")
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_APPEND)
+    return os.fdopen(descriptor, "rb", buffering=0)
