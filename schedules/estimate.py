@@ -2,9 +2,10 @@
 
 It knows the FMA and load ports, from which cache each operand streams, and how evenly tasks fill the threads. The
 constants are those of recent x86 and ARM server cores; what differs between machines, how many vectors a core does in a
-cycle too, comes from the target. A constant's comment names what was measured and on what. Of those without,
-such as the bytes per cycle, no measurement of their own is recorded: they came with the first spaces, whose defaults
-were compared in turn on two cores of a Zen 5. scripts/quality.py says how near to the tuned ones defaults are.
+cycle too, comes from the target. A constant's comment names what was measured and on what, in the spaces' own
+estimates too. Of those without no measurement of their own is recorded: they came with a space, whose defaults were
+compared with other kernels in turn, of the first ones on two cores of a Zen 5. scripts/quality.py says how near to the
+tuned ones defaults are.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ LOADED_SHARE = 0.9  # of the loads that a core could do, less the conflicts of u
 FMAS_PER_CYCLE = 2.0
 LOADS_PER_CYCLE = 1.8
 FEWEST_SUMS = 8  # that keep two units busy for FMA_LATENCY cycles
+# Of one core while others read too. Two cores of a Zen 4 read a plain stream from the third cache at 24 each, 175 GB/s,
+# and from memory at 4.7, 34 GB/s (docs/performance-zen4.md); of the second cache nothing is recorded.
 L2_BYTES_PER_CYCLE = 32.0
 L3_BYTES_PER_CYCLE = 10.0
-MEMORY_BYTES_PER_CYCLE = 4.0  # of one core, while others read too
+MEMORY_BYTES_PER_CYCLE = 4.0
 WRITTEN_BYTES_PER_CYCLE = 4.0  # to memory, of one core: each line is read first
-RUN_CYCLES = 6.0  # a read or write of few lines side by side, a page from the next ones, which nothing fetches ahead
+# A read or write of few lines side by side, a page from the next ones, which nothing fetches ahead. With such lines of
+# four units a task, side by side, a filtered grouped layer of 512 channels at 14x14 took 37.7 us, and 48.6 with one.
+RUN_CYCLES = 6.0
 HELD_SHARE = 0.75  # of a second cache, by one working set: code, stacks and what comes next have the rest
 LONG_RUN_BYTES = 256  # lines side by side that are fetched ahead; of shorter runs half as much is written
-HIDDEN_LINES = 16  # that a register tile stores to memory beside the next one's multiply-adds
+HIDDEN_LINES = 16  # that a register tile stores to memory beside the next one's multiply-adds: see burst_cycles
 TILE_CYCLES = 20.0  # loop and address arithmetic
 TASK_CYCLES = 300.0
 # To have other threads take part; a task alone is run without. On 1 x 1 images two threads took 0.2 to 1.2 us where one
@@ -40,8 +45,12 @@ TASK_CYCLES = 300.0
 # with it and 0.861 without, and 500 to 1500 cycles were alike.
 LAUNCH_CYCLES = 700.0
 EXPOSED_SHARE = 0.05  # of the time in which inputs arrive while others are multiplied: the rest is hidden
-BARRIER_CYCLES = 4000.0  # one more parallel region
-TRANSPOSE_CYCLES = 1.0  # of an element that is read or written by itself
+# One more parallel region, of which threads wait for the last one and read what others wrote. An empty one takes 600
+# cycles on one die of a Zen 5 and 2500 on two (docs/performance.md).
+BARRIER_CYCLES = 4000.0
+# Of an element that is read or written by itself. In channel_lanes depthwise 3x3 of 144 channels at 56x56 took 257 us
+# channels first and 92 channels last, on one core of a Zen 5: 0.7 cycles more of each.
+TRANSPOSE_CYCLES = 1.0
 
 
 def fma_cycles(target: CpuTarget, fmas: float) -> float:
@@ -105,7 +114,8 @@ def write_cycles(target: CpuTarget, size_bytes: float, run_bytes: float, whole_b
 def burst_cycles(target: CpuTarget, lines: int, whole_bytes: float) -> float:
     """What a register tile waits for the lines that it stores at once, to a tensor of `whole_bytes` in memory.
 
-    With an output of 39 MB a matrix product took 1.13 times as long in tiles of 28 lines as in ones of 14 or 16.
+    On two cores of a Zen 4 unet_572/up128, with an output of 39 MB, took 15.6 ms in tiles of 28 lines and 13.7 to 14.0
+    in ones of 14.
     """
     if whole_bytes <= target.l3_bytes / 2:
         return 0.0
