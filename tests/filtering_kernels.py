@@ -13,6 +13,7 @@ from convtune.measure.check import Checker
 from convtune.paths import cache_dir
 from convtune.space import Candidate, Estimating, KnobValue, Space
 from convtune.spec import ConvSpec
+from convtune.targets import Target
 
 Case = tuple[str, Mapping[str, KnobValue]]  # a spec, and knobs that its candidate has
 
@@ -33,3 +34,11 @@ def check_odd(owner: Space, directory: Path, turn: int, case: Case) -> None:
     assert outcome.status == "ok", f"{dict(knobs)}: {outcome.message}"
     assert outcome.error is not None
     assert outcome.error <= owner.expected_error(spec, target, knobs), "expected errors are rather above"
+
+
+def dimensions_filtered(owner: Space, spec: ConvSpec, target: Target) -> set[str] | None:
+    """The tile sizes, d_tile to w_tile, that may be larger than one; None where the space does not take the spec."""
+    if not owner.takes(spec, target):
+        return None
+    knobs = owner.knobs(spec, target)
+    return {name for name in knobs if name.endswith("_tile") and max(map(int, knobs[name])) > 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from filtering_kernels import Case, check_odd
+from filtering_kernels import Case, check_odd, dimensions_filtered
 
 from convtune import space, targets
 from convtune.spec import ConvSpec
@@ -28,11 +28,7 @@ TARGET = targets.resolve("x86-64-v4", threads=2)
     ],
 )
 def test_what_it_filters(text: str, filtered: set[str] | None) -> None:
-    spec = ConvSpec.parse(text)
-    assert ROWS.takes(spec, TARGET) == (filtered is not None)
-    if filtered is not None:
-        knobs = ROWS.knobs(spec, TARGET)
-        assert {name for name in knobs if name.endswith("_tile") and max(map(int, knobs[name])) > 1} == filtered
+    assert dimensions_filtered(ROWS, ConvSpec.parse(text), TARGET) == filtered
 
 
 ODD: tuple[Case, ...] = (

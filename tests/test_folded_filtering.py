@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from convtune.schedules.folded_filtering import dense_spec
-from filtering_kernels import Case, check_odd
+from filtering_kernels import Case, check_odd, dimensions_filtered
 
 from convtune import space, targets
 from convtune.spec import ConvSpec
@@ -30,11 +30,7 @@ TARGET = targets.resolve("x86-64-v4", threads=2)
     ],
 )
 def test_what_it_filters(text: str, filtered: set[str] | None) -> None:
-    spec = ConvSpec.parse(text)
-    assert FOLDED.takes(spec, TARGET) == (filtered is not None)
-    if filtered is not None:
-        knobs = FOLDED.knobs(spec, TARGET)
-        assert {name for name in knobs if name.endswith("_tile") and max(map(int, knobs[name])) > 1} == filtered
+    assert dimensions_filtered(FOLDED, ConvSpec.parse(text), TARGET) == filtered
 
 
 def test_the_dense_convolution_makes_whole_strides() -> None:

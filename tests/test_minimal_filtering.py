@@ -14,7 +14,7 @@ from convtune.schedules.filtering_parts import input_part, pieces
 from convtune.schedules.filtering_plan import plan_of
 from convtune.schedules.filtering_points import Exchanged
 from convtune.schedules.filtering_strips import strip_shape
-from filtering_kernels import Case, check_odd
+from filtering_kernels import Case, check_odd, dimensions_filtered
 
 from convtune import accuracy, space, targets, variants
 from convtune.cache_model import traffic
@@ -48,11 +48,7 @@ TARGET = targets.resolve("x86-64-v4", threads=2)
     ],
 )
 def test_what_it_filters(text: str, filtered: set[str] | None) -> None:
-    spec = ConvSpec.parse(text)
-    assert FILTERING.takes(spec, TARGET) == (filtered is not None)
-    if filtered is not None:
-        knobs = FILTERING.knobs(spec, TARGET)
-        assert {name for name in knobs if name.endswith("_tile") and max(map(int, knobs[name])) > 1} == filtered
+    assert dimensions_filtered(FILTERING, ConvSpec.parse(text), TARGET) == filtered
 
 
 @pytest.mark.parametrize("apart", [False, True])
