@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from convtune.schedules.filtering_plan import Plan, place_of
+from convtune.schedules.filtering_places import place_of
+from convtune.schedules.filtering_plan import Plan
 from convtune.schedules.statements import Expr, Stmt, fetched, nest, sequence
 from convtune.schedules.tiling import LINE, ceil_div
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_ahead import fetching_next
 from convtune.schedules.filtering_axis import Axis
-from convtune.schedules.filtering_plan import Plan, exists, place_of
+from convtune.schedules.filtering_places import place_of
+from convtune.schedules.filtering_plan import Plan, exists
 from convtune.schedules.statements import (
     Binder,
     Expr,

@@ -23,7 +23,8 @@ from convtune.schedules.filtering_axis import Axis
 from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_parts import input_part, last_input, output_part
-from convtune.schedules.filtering_plan import Plan, place_of
+from convtune.schedules.filtering_places import place_of
+from convtune.schedules.filtering_plan import Plan
 from convtune.schedules.filtering_strips import strip_shape, strips
 from convtune.schedules.filtering_tensors import Tensors
 from convtune.schedules.ranges import least, most, named, ranged

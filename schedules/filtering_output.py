@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_plan import Place, Plan, exists, place_of
+from convtune.schedules.filtering_places import place_of
+from convtune.schedules.filtering_plan import Place, Plan, exists
 from convtune.schedules.statements import (
     Binder,
     Expr,

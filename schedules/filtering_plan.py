@@ -283,27 +283,6 @@ class Place:
     tiles: tuple[Any, ...]
 
 
-def place_of(plan: Plan, q: Any) -> Place:
-    """The q-th tile: images outside, then residues, then tiles of a row.
-
-    Of the last dimension the residues that need all points come first, with all residues of the others.
-    """
-    depths, rows, columns = (axis.residues for axis in plan.axes)
-    first, tiles = plan.axes[2].full, [axis.tiles for axis in plan.axes]
-    if first == columns:
-        n, *found = unflat(q, [plan.batch, depths, rows, columns, *tiles])
-        return Place(n, tuple(found[:3]), tuple(found[3:]))
-    from tvm import tirx
-
-    each = depths * rows * prod(tiles)  # of a residue of the columns
-    of_image = q % (each * columns)
-    early = unflat(of_image, [depths, rows, first, *tiles])
-    late = unflat(of_image - each * first, [depths, rows, columns - first, *tiles])
-    chosen = [a if a is b else tirx.if_then_else(of_image < each * first, a, b) for a, b in zip(early, late)]
-    chosen[2] = tirx.if_then_else(of_image < each * first, early[2], late[2] + first)
-    return Place(q // (each * columns), tuple(chosen[:3]), tuple(chosen[3:]))
-
-
 def exists(plan: Plan, q: Any) -> list[Any]:
     """That there is a q-th tile: the last block may have fewer."""
     return [q < plan.tiles] if plan.tiles % plan.block else []

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from convtune.schedules.filtering_ahead import fetching_weights
-from convtune.schedules.filtering_plan import Plan, place_of
+from convtune.schedules.filtering_places import place_of
+from convtune.schedules.filtering_plan import Plan
 from convtune.schedules.statements import (
     Binder,
     Expr,
