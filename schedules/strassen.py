@@ -1,0 +1,164 @@
+"""Pointwise convolution, or one of patches, channels last, by Strassen's algorithm: seven multiplications for eight.
+
+    parallel task = block of tiles [, part of the channels]:                        a tile: 2 x columns positions
+        for tile: V[column, k] = sums of x in halves of positions and channels   in the second cache
+        for block of a half of the output channels:
+            for tile:
+                for step of 7:
+                    acc[column, vector, lane] = 0, or a kept value, or what it is   in registers
+                    for k: acc += V or x[step, column, k] * U[block, step, k, vector, lane]
+                    keep acc, or y[a quarter] = activation(acc + bias + residual)   in the first cache
+
+U are sums of weights, made when they are packed. k are the taps and input channels of a half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.estimate import (
+    EXPOSED_SHARE,
+    TILE_CYCLES,
+    Tasks,
+    fma_cycles,
+    overlapped,
+    store_cycles,
+    stream_cycles,
+    tile_step_cycles,
+    write_cycles,
+)
+from convtune.schedules.one_row import reads_own_place
+from convtune.schedules.strassen_loops import Kernel
+from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS, Plan
+from convtune.schedules.tiling import (
+    LONG_ACTIVATIONS,
+    MOST_VECTORS,
+    ceil_div,
+    even_blocks,
+    least_waste,
+    most_columns,
+    round_up,
+    spaced,
+)
+from convtune.schedules.written import Held, written
+
+from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.spec import count
+from convtune.targets import CpuTarget
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+UNIT_ROUNDOFF = 2.0**-24
+FEWEST_DEPTH = 64  # of the reduction: with less, the sums take longer than a product
+ADDITIONS = 4  # of vectors, to V
+
+
+class Strassen(Estimating[CpuTarget]):
+    name = "strassen"
+    summary = "pointwise or of patches, channels last, by Strassen's algorithm: seven products for eight"
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        if not isinstance(target, CpuTarget) or spec.variant not in ("conv", "pointwise") or spec.groups > 1:
+            return False
+        plan = _plan(spec, target, {"columns": 1, "oc_vectors": 1, "tile_block": 1, "parts": 1, "left": "copies"})
+        halves = plan.missing < target.lanes < spec.out_channels and plan.positions > 1 and spec.in_channels > 1
+        return spec.channels_last and of_patches(spec) and halves and plan.depth * plan.taps >= FEWEST_DEPTH
+
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
+        positions, lanes = spec.batch * count(spec.out_size), target.lanes
+        most = range(1, min(MOST_VECTORS, ceil_div(ceil_div(spec.out_channels, 2), lanes)) + 1)
+        columns = {c for v in most for c in _columns(positions, target, v)}
+        blocks = {b for c in columns for b in even_blocks(ceil_div(positions, 2 * c), 64)}
+        return {
+            "columns": tuple(sorted(columns)),
+            "oc_vectors": tuple(most),
+            "tile_block": spaced(blocks, 8),
+            "parts": (1, target.threads) if target.threads > 1 else (1,),
+            "left": ("sums", "copies") if reads_own_place(spec) and spec.in_channels % 2 == 0 else ("copies",),
+        }
+
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
+        plan = _plan(spec, target, knobs)
+        if plan.columns not in _columns(plan.positions, target, plan.vectors):
+            return False
+        if plan.blocks < plan.parts:
+            return False
+        held = 4 * prod(plan.v_shape)
+        return plan.tile_block == 1 or held <= target.l2_bytes
+
+    def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        return UNIT_ROUNDOFF * 3.0 * (2.0 + 0.4 * (spec.in_channels * count(spec.kernel)) ** 0.5)
+
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely."""
+        plan = _plan(spec, target, knobs)
+        v_bytes, lines = 4 * prod(plan.v_shape), plan.taps * ceil_div(plan.half, plan.lanes)
+        of_line = store_cycles(target, len(plan.stored)) + fma_cycles(target, ADDITIONS)
+        of_line += 3 * stream_cycles(target, len(plan.stored) * target.vector_bytes, v_bytes)
+        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        arriving = stream_cycles(target, 4 * plan.tile * plan.taps * plan.depth, moved // target.threads)
+        made = plan.columns * lines * of_line + arriving * EXPOSED_SHARE
+        panel = 4 * PRODUCTS * plan.steps * plan.block
+        whole = panel * plan.blocks
+        cycles = plan.tile_block * made
+        for block in range(ceil_div(plan.blocks, plan.parts)):  # of the part that has the most
+            vectors = plan.last_vectors if block == plan.blocks - 1 else plan.vectors
+            sums = plan.columns * vectors
+            compute = PRODUCTS * (plan.steps * tile_step_cycles(target, plan.columns, vectors) + sums + TILE_CYCLES)
+            compute += sums * (store_cycles(target, len(KEPT) + 4 * (1 + spec.residual)))
+            first = stream_cycles(target, panel, whole + v_bytes)
+            again = stream_cycles(target, panel, panel)
+            again += stream_cycles(target, v_bytes / plan.tile_block, v_bytes)
+            cycles += overlapped(compute, first) + (plan.tile_block - 1) * overlapped(compute, again)
+        tasks = plan.tile_blocks * plan.parts
+        written_bytes = 4 * count(spec.out_shape)
+        cycles += write_cycles(target, written_bytes / tasks, 4 * plan.block, written_bytes) * EXPOSED_SHARE
+        return Tasks(tasks, cycles).on(target)
+
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        """PyTorch's (oc, ic, taps) to (block, product, tap and ic of a half, channel of the block)."""
+        plan = _plan(spec, target, knobs)
+        padded = plan.blocks * plan.block - plan.channels
+        steps: tuple[PackStep, ...] = (
+            {"op": "reshape", "shape": [spec.out_channels, plan.depth, plan.taps]},
+            {"op": "pad", "widths": [[0, plan.missing], [0, 2 * plan.half - plan.depth], [0, 0]]},
+            {"op": "reshape", "shape": [2, plan.channels, 2, plan.half, plan.taps]},
+            {"op": "pad", "widths": [[0, 0], [0, padded], [0, 0], [0, 0], [0, 0]]},
+            {"op": "reshape", "shape": [2, plan.blocks, plan.block, 2, plan.half, plan.taps]},
+            {"op": "transpose", "axes": [1, 3, 0, 5, 4, 2]},
+            {"op": "reshape", "shape": [plan.blocks, 4, plan.steps, plan.block]},
+            {"op": "matmul", "axis": 1, "matrix": [list(map(float, row)) for row in W_SUMS]},
+        )
+        return (steps,)
+
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
+        plan = _plan(spec, target, knobs)
+        return written(spec, plan.u_shape, lambda b, y: Kernel(spec, plan, Held(spec, b), y).statement())
+
+
+def of_patches(spec: ConvSpec) -> bool:
+    """Whether outputs read patches of the input that do not overlap, and nothing beside it."""
+    apart = all(k <= s for k, s in zip(spec.kernel, spec.stride))
+    together = all(k == 1 or d == 1 for k, d in zip(spec.kernel, spec.dilation))
+    return apart and together and not any(map(any, spec.padding))
+
+
+def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
+    """Positions of a half of a tile worth trying: what the registers hold, less where less is computed twice."""
+    most = min(positions // 2, most_columns(target, vectors))
+    return tuple(sorted(least_waste({c: round_up(positions, 2 * c) for c in range(max(1, most // 2), most + 1)})))
+
+
+def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
+    columns, vectors, block = (int(knobs[name]) for name in ("columns", "oc_vectors", "tile_block"))
+    positions = spec.batch * count(spec.out_size)
+    sizes = positions, spec.in_channels, count(spec.kernel), spec.out_channels
+    staged = spec.activation in LONG_ACTIVATIONS
+    return Plan(*sizes, columns, vectors, target.lanes, block, int(knobs["parts"]), knobs["left"] == "copies", staged)
+
+
+strassen = Strassen()

@@ -1,0 +1,305 @@
+"""The loops of Strassen's algorithm: sums of inputs, and seven matrix products whose sums become outputs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.one_row import reads_own_place
+from convtune.schedules.ranges import named, part, ranged
+from convtune.schedules.statements import (
+    Binder,
+    Expr,
+    Stmt,
+    allocated,
+    as_row,
+    fetched,
+    loop,
+    sequence,
+    unflat,
+    vector_sums,
+    vectorized,
+    when,
+)
+from convtune.schedules.strassen_plan import PRODUCTS, STAGED, STEPS, X_BLOCKS, X_SUMS, Plan, Step
+from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
+from convtune.schedules.written import Held
+
+from convtune.expression import epilogue, widened
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+
+
+class Kernel:
+    """Writes the statements of a plan: `statement` is all of them."""
+
+    def __init__(self, spec: ConvSpec, plan: Plan, arguments: Held, y: Any) -> None:
+        self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
+
+    def statement(self) -> Stmt:
+        plan = self.plan
+
+        def task(number: Expr) -> Stmt:
+            return allocated(
+                plan.v_shape,
+                "v",
+                "global",
+                lambda v: allocated(plan.m_shape, "m", "global", lambda m: self._task(number, v, m)),
+            )
+
+        return loop(plan.tile_blocks * plan.parts, task, "PARALLEL", "task")
+
+    def _task(self, task: Expr, v: Any, m: Any) -> Stmt:
+        plan = self.plan
+        number = task // plan.parts
+
+        def block(index: Expr, vectors: int, last: bool) -> Stmt:
+            return self._tiles(number, lambda i, first: self._products((v, m), index, vectors, last, (i, first)))
+
+        def any_block(index: Expr) -> Stmt:
+            if plan.even:
+                return block(index, plan.vectors, False)
+            last = block(plan.blocks - 1, plan.last_vectors, True)
+            if plan.blocks == 1:
+                return last
+            return when([index < plan.blocks - 1], block(index, plan.vectors, False), last)
+
+        mine = part(plan.blocks, plan.parts, task % plan.parts)
+        return sequence([self._tiles(number, partial(self._sums, v)), ranged(*mine, any_block, name="block")])
+
+    def _tiles(self, task: Expr, body: Callable[[Expr, Expr], Stmt]) -> Stmt:
+        """body(number in the task, first position) for the tiles of a task; the last of all begins so early that it
+        ends with the positions."""
+        from tvm import tirx
+
+        plan = self.plan
+
+        def tile(i: Expr) -> Stmt:
+            number = task * plan.tile_block + i
+            start = number * plan.tile
+            if plan.positions % plan.tile:
+                start = tirx.min(start, plan.positions - plan.tile)
+            inside = [number < plan.tiles] if plan.tiles % plan.tile_block else []
+            return when(inside, named(start, "first", lambda first: body(i, first)))
+
+        return loop(plan.tile_block, tile, name="tile")
+
+    def _sums(self, v: Any, i: Expr, first: Expr) -> Stmt:
+        """V of a tile."""
+        plan = self.plan
+
+        def column(c: Expr) -> Stmt:
+            return loop(plan.taps, lambda tap: self._row(v, i * plan.columns + c, (first + c, tap)), name="tap")
+
+        return loop(plan.columns, column, name="column")
+
+    def _row(self, v: Any, row: Expr, place: tuple[Expr, Expr]) -> Stmt:
+        """Of a position of each half, at a tap."""
+        plan, (position, tap) = self.plan, place
+        whole, both = plan.depth // 2, plan.lanes
+
+        def vector(start: Expr, lanes: int, second: bool = True) -> Stmt:
+            def body(bind: Binder, lane: Expr) -> None:
+                ic = start + lane
+                blocks = [
+                    bind(self._input(position + half, tap, ic + channel)) if second or not channel else None
+                    for half in (0, plan.columns)
+                    for channel in (0, plan.half)
+                ]
+                for number, factor in enumerate(plan.stored):
+                    signs = X_SUMS.get(factor) or [int(name == factor) for name in X_BLOCKS]
+                    bind.store(v, [number, row, tap * plan.half + ic], signed_sum(signs, blocks))
+
+            return vectorized(lanes, body)
+
+        parts = [loop(whole // both, lambda k: vector(k * both, both), name="ic")] if whole >= both else []
+        if whole % both:
+            parts.append(vector(whole - whole % both, whole % both))
+        if plan.half > whole:
+            parts.append(vector(whole, 1, second=False))
+        return sequence(parts)
+
+    def _input(self, position: Expr, tap: Expr, ic: Expr) -> Expr:
+        """x of a channel, as an output's tap reads it."""
+        spec = self.spec
+        if reads_own_place(spec):
+            return widened(self.arguments.x(*as_row(spec.rank, position, ic)))
+        n, *at = unflat(position, (spec.batch, *spec.out_size))
+        taps = unflat(tap, spec.kernel)
+        return widened(self.arguments.x(n, *(o * s + t for o, s, t in zip(at, spec.stride, taps)), ic))
+
+    def _products(self, buffers: tuple[Any, Any], block: Expr, vectors: int, last: bool, at: tuple[Expr, Expr]) -> Stmt:
+        """All steps of a block of channels and a tile. at: its number in the task, and its first position."""
+        plan, (v, m) = self.plan, buffers
+        places = list(itertools.product(range(plan.columns), range(vectors)))
+
+        def steps(acc: list[Any]) -> Stmt:
+            tile = Tile(plan, m, list(zip(places, acc)), block, vectors, last)
+            return sequence(
+                [each for number, step in enumerate(STEPS) for each in self._step(v, tile, number, step, at)]
+            )
+
+        return vector_sums(len(places), plan.lanes, steps)
+
+    def _step(self, v: Any, tile: Tile, number: int, step: Step, at: tuple[Expr, Expr]) -> list[Stmt]:
+        statements = [] if step.begin == "sums" else [tile.begin(step.begin)]
+        statements.append(self._multiplied(v, tile, number, at))
+        y, kept_value = step.with_kept
+        if y:
+            statements.append(self._stored(tile, y, at[1], kept_value))
+        if step.add:
+            statements.append(tile.add(step.add))
+        if step.keep:
+            statements.append(tile.keep(step.keep))
+        return [*statements, self._stored(tile, step.y, at[1])] if step.y else statements
+
+    def _multiplied(self, v: Any, tile: Tile, number: int, at: tuple[Expr, Expr]) -> Stmt:
+        """Adds a step's product to the sums."""
+        from tvm import tirx
+
+        plan = self.plan
+
+        def step(k: Expr) -> Stmt:
+            def body(bind: Binder, lane: Expr) -> None:
+                u = self.arguments.weight
+                filters = [
+                    bind(widened(tirx.BufferLoad(u, [tile.block, number, k, cv * plan.lanes + lane])))
+                    for cv in range(tile.vectors)
+                ]
+                for (column, cv), total in tile.sums:
+                    value = self._factor(v, STEPS[number].left, column, k, at)
+                    bind.store(total, [lane], tirx.BufferLoad(total, [lane]) + value * filters[cv])
+
+            return sequence([*self._fetches(tile.block, number, k, at[1]), vectorized(plan.lanes, body)])
+
+        return loop(plan.steps, step, name="k")
+
+    def _factor(self, v: Any, left: str, column: int, k: Expr, at: tuple[Expr, Expr]) -> Expr:
+        """An element of the left factor: of V, or of x where V has no copy."""
+        from tvm import tirx
+
+        plan, (i, first) = self.plan, at
+        if left in plan.stored:
+            return tirx.BufferLoad(v, [plan.stored.index(left), i * plan.columns + column, k])
+        row, channel = divmod(X_BLOCKS.index(left), 2)
+        return self._input(first + column + row * plan.columns, 0, k + channel * plan.half)
+
+    def _fetches(self, block: Expr, number: int, k: Expr, first: Expr) -> list[Stmt]:
+        """Of inputs of the tile that has the same number in the next task, a few rows by each of this one's products:
+        else the sums wait for them, with nothing to multiply."""
+        from tvm import tirx
+
+        plan = self.plan
+        if plan.taps > 1:
+            return []
+        each = ceil_div(plan.tile, PRODUCTS * plan.blocks)
+        row = first + plan.tile_block * plan.tile + (block * PRODUCTS + number) * each
+        fetches = []
+        for i in range(each):
+            position, channel = tirx.min(row + i, plan.positions - 1), tirx.min(2 * k, plan.depth - 1)
+            fetches.append(fetched(self._input(position, 0, channel), first_cache=False))
+        return fetches
+
+    def _stored(self, tile: Tile, y: str, first: Expr, with_kept: str = "") -> Stmt:
+        """The sums, with a kept value, as that block of the output."""
+        plan = self.plan
+        second_rows, second_channels = (half == "2" for half in y)
+
+        def stored(place: tuple[Expr, int], value: Callable[[Expr], Expr]) -> Stmt:
+            (column, cv), spec = place, self.spec
+            channel = tile.block * plan.block + second_channels * plan.channels + cv * plan.lanes
+
+            def body(bind: Binder, lane: Expr) -> None:
+                at = as_row(spec.rank, first + column + second_rows * plan.columns, channel + lane)
+                bind.store(self.y, at, epilogue(self.arguments, value(lane), at[0], at[-1], at[1:-1]))
+
+            ends = tile.last and second_channels and cv == tile.vectors - 1
+            return vectorized(plan.lanes - (plan.missing if ends else 0), body)
+
+        if self.spec.activation not in LONG_ACTIVATIONS:
+            return sequence([stored(place, partial(tile.sum, i, with_kept)) for i, (place, _) in enumerate(tile.sums)])
+
+        def column(c: Expr) -> Stmt:  # a long activation is once in the code, not for each vector
+            vectors = ((c, cv) for cv in range(tile.vectors))
+            return sequence([stored(place, partial(tile.kept, STAGED, place)) for place in vectors])
+
+        return sequence([tile.keep(STAGED, with_kept), loop(plan.columns, column, name="column")])
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The sums of a tile and a block of output channels, in registers, and what is kept of them in a buffer.
+
+    sums: by column and vector. last: of the blocks of channels.
+    """
+
+    plan: Plan
+    m: Any
+    sums: Sequence[tuple[tuple[int, int], Any]]
+    block: Expr
+    vectors: int
+    last: bool
+
+    def kept(self, name: str, place: tuple[Expr, int], lane: Expr) -> Expr:
+        """A kept value; "0" is that."""
+        from tvm import tirx
+
+        if name == "0":
+            return tirx.const(0.0, "float32")
+        return tirx.BufferLoad(self.m, [self.plan.kept.index(name), self._row(place), lane])
+
+    def sum(self, number: int, with_kept: str, lane: Expr) -> Expr:
+        """One of the sums, with a kept value or none."""
+        from tvm import tirx
+
+        place, total = self.sums[number]
+        value = tirx.BufferLoad(total, [lane])
+        return value + self.kept(with_kept, place, lane) if with_kept else value
+
+    def begin(self, name: str) -> Stmt:
+        """sums = a kept value."""
+
+        def body(bind: Binder, lane: Expr) -> None:
+            for place, total in self.sums:
+                bind.store(total, [lane], self.kept(name, place, lane))
+
+        return vectorized(self.plan.lanes, body)
+
+    def add(self, name: str) -> Stmt:
+        """sums += a kept value."""
+
+        def body(bind: Binder, lane: Expr) -> None:
+            for number, (_, total) in enumerate(self.sums):
+                bind.store(total, [lane], self.sum(number, name, lane))
+
+        return vectorized(self.plan.lanes, body)
+
+    def keep(self, name: str, with_kept: str = "") -> Stmt:
+        """Keeps the sums, with a kept value or none, as `name`."""
+
+        def body(bind: Binder, lane: Expr) -> None:
+            for number, (place, _) in enumerate(self.sums):
+                at = [self.plan.kept.index(name), self._row(place), lane]
+                bind.store(self.m, at, self.sum(number, with_kept, lane))
+
+        return vectorized(self.plan.lanes, body)
+
+    def _row(self, place: tuple[Expr, int]) -> Expr:
+        """Of the buffer, for a column and a vector."""
+        return place[0] * self.plan.vectors + place[1]
+
+
+def signed_sum(signs: Sequence[int], values: Sequence[Expr | None]) -> Expr:
+    """The sum of the values with signs 1, 0 or -1; None is zero."""
+    from tvm import tirx
+
+    total = None
+    for sign, value in zip(signs, values):
+        if sign and value is not None:
+            summand = value if sign > 0 else -value
+            total = summand if total is None else total + summand
+    return tirx.const(0.0, "float32") if total is None else total

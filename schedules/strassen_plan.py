@@ -1,0 +1,148 @@
+"""Sizes of products by Strassen's algorithm in Winograd's form, and the steps that these take.
+
+Strassen (Numer. Math. 13, 1969) multiplies 2 x 2 blocks with seven products in place of eight; Winograd's form has the
+fewest additions (Higham, Accuracy and Stability of Numerical Algorithms, 23.1). With X in blocks of positions x input
+channels and W of input x output channels, each step below adds a product to the sums that registers hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convtune.schedules.channel_blocks import ChannelBlocks
+from convtune.schedules.tiling import ceil_div, spread
+
+PRODUCTS = 7
+X_BLOCKS = "x11", "x12", "x21", "x22"
+X_SUMS = {"s1": (0, 0, 1, 1), "s2": (-1, 0, 1, 1), "s3": (1, 0, -1, 0), "s4": (1, 1, -1, -1)}
+"""Of the blocks of X."""
+W_SUMS = (
+    (1, 0, 0, 0),
+    (0, 0, 1, 0),
+    (1, -1, 0, 1),
+    (-1, 1, 0, 0),
+    (0, 0, 0, 1),
+    (0, -1, 0, 1),
+    (-1, 1, 1, -1),
+)
+"""Of the blocks 11, 12, 21 and 22 of W, for each step."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """sums = `begin` + left times the step's sum of W. begin: a kept value, 0, or what the sums are.
+
+    Then y block `with_kept` = sums + a kept value, sums += the kept value `add`, and the sums are kept as `keep` or are
+    the block `y`.
+    """
+
+    left: str
+    begin: str = "sums"
+    keep: str = ""
+    y: str = ""
+    with_kept: tuple[str, str] = ("", "")
+    add: str = ""
+
+
+STEPS = (
+    Step("x11", begin="0", keep="p1"),
+    Step("x12", y="11"),
+    Step("s2", begin="p1", keep="u2"),
+    Step("s1", keep="u4"),
+    Step("s4", y="12"),
+    Step("s3", begin="0", with_kept=("22", "u4"), add="u2"),
+    Step("x22", y="21"),
+)
+KEPT = "p1", "u2", "u4"
+STAGED = "y"
+"""Sums on their way to an output, for what cannot be written out for each of them."""
+
+
+@dataclass(frozen=True)
+class Plan(ChannelBlocks):
+    """positions: of outputs. depth: input channels. taps: of the kernel, each a run of `depth` in a row of inputs.
+
+    channels: of a half of the output channels, in blocks of `vectors` vectors. columns: positions of a half of a tile,
+    so a tile has twice as many. tile_block: tiles of a task. parts: of the blocks of channels, each a task's. copies:
+    whether V has blocks of X as well as sums. staged: whether outputs pass through a buffer.
+    """
+
+    positions: int
+    depth: int
+    taps: int
+    out_channels: int
+    columns: int
+    vectors: int
+    lanes: int
+    tile_block: int
+    parts: int
+    copies: bool
+    staged: bool
+
+    @property
+    def channels(self) -> int:  # type: ignore[override]
+        """Of the first half, whole vectors; the second one may lack some lanes of the last vector."""
+        return ceil_div(ceil_div(self.out_channels, 2), self.lanes) * self.lanes
+
+    @property
+    def missing(self) -> int:
+        """Output channels that the second half lacks."""
+        return 2 * self.channels - self.out_channels
+
+    @property
+    def half(self) -> int:
+        """Input channels of the first half; of an odd number the second has one less."""
+        return ceil_div(self.depth, 2)
+
+    @property
+    def steps(self) -> int:
+        """Of the reduction of a product."""
+        return self.taps * self.half
+
+    @property
+    def row(self) -> int:
+        """Elements from a row of V to the next."""
+        return spread(self.steps)
+
+    @property
+    def tile(self) -> int:
+        """Positions of a tile."""
+        return 2 * self.columns
+
+    @property
+    def tiles(self) -> int:
+        return ceil_div(self.positions, self.tile)
+
+    @property
+    def tile_blocks(self) -> int:
+        return ceil_div(self.tiles, self.tile_block)
+
+    @property
+    def even(self) -> bool:
+        """Whether all blocks of channels are alike, in both halves."""
+        return self.missing == 0 and self.channels % self.block == 0
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The factors that V has."""
+        copied = sorted({step.left for step in STEPS} - set(X_SUMS)) if self.copies else []
+        return *X_SUMS, *copied
+
+    @property
+    def v_shape(self) -> tuple[int, int, int]:
+        """(factor, tile and column, channel)."""
+        return len(self.stored), self.tile_block * self.columns, self.row
+
+    @property
+    def u_shape(self) -> tuple[int, int, int, int]:
+        """(block, step, channel, output channel of the block)."""
+        return self.blocks, PRODUCTS, self.steps, self.block
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return (*KEPT, STAGED) if self.staged else KEPT
+
+    @property
+    def m_shape(self) -> tuple[int, int, int]:
+        """(kept value, column and vector, lane)."""
+        return len(self.kept), self.columns * self.vectors, self.lanes
