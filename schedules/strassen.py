@@ -15,6 +15,7 @@ U are sums of weights, made when they are packed. k are the taps and input chann
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +30,17 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
     write_cycles,
 )
-from convtune.schedules.one_row import reads_own_place
+from convtune.schedules.filtering_estimate import worth_fetching
 from convtune.schedules.strassen_loops import Kernel
-from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS, Plan
+from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS, Plan, as_it_lies, of_patches
 from convtune.schedules.tiling import (
     LONG_ACTIVATIONS,
     MOST_VECTORS,
     ceil_div,
-    even_blocks,
+    columns_collide,
     least_waste,
     most_columns,
     round_up,
-    spaced,
 )
 from convtune.schedules.written import Held, written
 
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 UNIT_ROUNDOFF = 2.0**-24
 FEWEST_DEPTH = 64  # of the reduction: with less, the sums take longer than a product
+FIRST: Knobs = {"columns": 1, "oc_vectors": 1, "tile_block": 1, "parts": 1, "left": "copies"}
+TILE_BLOCKS = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32  # tiles of a task
 ADDITIONS = 4  # of vectors, to V
 
 
@@ -62,36 +64,37 @@ class Strassen(Estimating[CpuTarget]):
     summary = "pointwise or of patches, channels last, by Strassen's algorithm: seven products for eight"
 
     def accepts(self, spec: ConvSpec, target: Target) -> bool:
-        if not isinstance(target, CpuTarget) or spec.variant not in ("conv", "pointwise") or spec.groups > 1:
+        if not isinstance(target, CpuTarget) or spec.groups > 1 or not spec.channels_last or not of_patches(spec):
             return False
-        plan = _plan(spec, target, {"columns": 1, "oc_vectors": 1, "tile_block": 1, "parts": 1, "left": "copies"})
-        halves = plan.missing < target.lanes < spec.out_channels and plan.positions > 1 and spec.in_channels > 1
-        return spec.channels_last and of_patches(spec) and halves and plan.depth * plan.taps >= FEWEST_DEPTH
+        plan = _plan(spec, target, FIRST)
+        halves = plan.missing < target.lanes < plan.out_channels and plan.positions > 1 and spec.in_channels > 1
+        straddling = spec.variant == "transposed" and spec.out_channels % target.lanes
+        return halves and not straddling and plan.depth * plan.taps >= FEWEST_DEPTH
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
-        positions, lanes = spec.batch * count(spec.out_size), target.lanes
-        most = range(1, min(MOST_VECTORS, ceil_div(ceil_div(spec.out_channels, 2), lanes)) + 1)
+        whole = _plan(spec, target, FIRST)
+        positions, most = whole.positions, range(1, min(MOST_VECTORS, whole.channels // target.lanes) + 1)
         columns = {c for v in most for c in _columns(positions, target, v)}
-        blocks = {b for c in columns for b in even_blocks(ceil_div(positions, 2 * c), 64)}
         return {
             "columns": tuple(sorted(columns)),
             "oc_vectors": tuple(most),
-            "tile_block": spaced(blocks, 8),
+            "tile_block": tuple(n for n in TILE_BLOCKS if n <= ceil_div(positions, 2 * min(columns))),
             "parts": (1, target.threads) if target.threads > 1 else (1,),
-            "left": ("sums", "copies") if reads_own_place(spec) and spec.in_channels % 2 == 0 else ("copies",),
+            "left": ("sums", "copies") if as_it_lies(spec) and spec.in_channels % 2 == 0 else ("copies",),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan = _plan(spec, target, knobs)
         if plan.columns not in _columns(plan.positions, target, plan.vectors):
             return False
-        if plan.blocks < plan.parts:
+        if plan.blocks < plan.parts or (not plan.copies and columns_collide(plan.depth, plan.columns)):
             return False
         held = 4 * prod(plan.v_shape)
-        return plan.tile_block == 1 or held <= target.l2_bytes
+        return plan.tile_block == 1 or (held <= target.l2_bytes and plan.tile_block <= plan.tiles)
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
-        return UNIT_ROUNDOFF * 3.0 * (2.0 + 0.4 * (spec.in_channels * count(spec.kernel)) ** 0.5)
+        plan = _plan(spec, target, knobs)
+        return UNIT_ROUNDOFF * 3.0 * (2.0 + 0.4 * (plan.depth * plan.taps) ** 0.5)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -116,15 +119,21 @@ class Strassen(Estimating[CpuTarget]):
             cycles += overlapped(compute, first) + (plan.tile_block - 1) * overlapped(compute, again)
         tasks = plan.tile_blocks * plan.parts
         written_bytes = 4 * count(spec.out_shape)
-        cycles += write_cycles(target, written_bytes / tasks, 4 * plan.block, written_bytes) * EXPOSED_SHARE
+        cycles = overlapped(cycles, write_cycles(target, written_bytes / tasks, 4 * plan.block, written_bytes))
         return Tasks(tasks, cycles).on(target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
-        """PyTorch's (oc, ic, taps) to (block, product, tap and ic of a half, channel of the block)."""
+        """PyTorch's (oc, ic, taps) or (ic, oc, taps) to (block, step, tap and ic of a half, channel of the block)."""
         plan = _plan(spec, target, knobs)
         padded = plan.blocks * plan.block - plan.channels
-        steps: tuple[PackStep, ...] = (
-            {"op": "reshape", "shape": [spec.out_channels, plan.depth, plan.taps]},
+        steps: list[PackStep] = []
+        if spec.variant == "transposed":
+            steps += [
+                {"op": "reshape", "shape": [spec.in_channels, spec.out_channels, count(spec.kernel)]},
+                {"op": "transpose", "axes": [2, 1, 0]},
+            ]
+        steps += [
+            {"op": "reshape", "shape": [plan.out_channels, plan.depth, plan.taps]},
             {"op": "pad", "widths": [[0, plan.missing], [0, 2 * plan.half - plan.depth], [0, 0]]},
             {"op": "reshape", "shape": [2, plan.channels, 2, plan.half, plan.taps]},
             {"op": "pad", "widths": [[0, 0], [0, padded], [0, 0], [0, 0], [0, 0]]},
@@ -132,19 +141,12 @@ class Strassen(Estimating[CpuTarget]):
             {"op": "transpose", "axes": [1, 3, 0, 5, 4, 2]},
             {"op": "reshape", "shape": [plan.blocks, 4, plan.steps, plan.block]},
             {"op": "matmul", "axis": 1, "matrix": [list(map(float, row)) for row in W_SUMS]},
-        )
-        return (steps,)
+        ]
+        return (tuple(steps),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = _plan(spec, target, knobs)
         return written(spec, plan.u_shape, lambda b, y: Kernel(spec, plan, Held(spec, b), y).statement())
-
-
-def of_patches(spec: ConvSpec) -> bool:
-    """Whether outputs read patches of the input that do not overlap, and nothing beside it."""
-    apart = all(k <= s for k, s in zip(spec.kernel, spec.stride))
-    together = all(k == 1 or d == 1 for k, d in zip(spec.kernel, spec.dilation))
-    return apart and together and not any(map(any, spec.padding))
 
 
 def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
@@ -155,10 +157,13 @@ def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]
 
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     columns, vectors, block = (int(knobs[name]) for name in ("columns", "oc_vectors", "tile_block"))
-    positions = spec.batch * count(spec.out_size)
-    sizes = positions, spec.in_channels, count(spec.kernel), spec.out_channels
+    if spec.variant == "transposed":
+        sizes = spec.batch * count(spec.in_size), spec.in_channels, 1, spec.out_channels * count(spec.kernel)
+    else:
+        sizes = spec.batch * count(spec.out_size), spec.in_channels, count(spec.kernel), spec.out_channels
     staged = spec.activation in LONG_ACTIVATIONS
-    return Plan(*sizes, columns, vectors, target.lanes, block, int(knobs["parts"]), knobs["left"] == "copies", staged)
+    plan = Plan(*sizes, columns, vectors, target.lanes, block, int(knobs["parts"]), knobs["left"] == "copies", staged)
+    return replace(plan, weights_ahead=worth_fetching(4 * prod(plan.u_shape), target))
 
 
 strassen = Strassen()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.one_row import reads_own_place
+from convtune.schedules.filtering_ahead import AHEAD_BYTES
 from convtune.schedules.ranges import named, part, ranged
 from convtune.schedules.statements import (
     Binder,
@@ -24,7 +24,7 @@ from convtune.schedules.statements import (
     vectorized,
     when,
 )
-from convtune.schedules.strassen_plan import PRODUCTS, STAGED, STEPS, X_BLOCKS, X_SUMS, Plan, Step
+from convtune.schedules.strassen_plan import PRODUCTS, STAGED, STEPS, X_BLOCKS, X_SUMS, Plan, Step, as_it_lies
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 from convtune.schedules.written import Held
 
@@ -126,7 +126,7 @@ class Kernel:
     def _input(self, position: Expr, tap: Expr, ic: Expr) -> Expr:
         """x of a channel, as an output's tap reads it."""
         spec = self.spec
-        if reads_own_place(spec):
+        if as_it_lies(spec):
             return widened(self.arguments.x(*as_row(spec.rank, position, ic)))
         n, *at = unflat(position, (spec.batch, *spec.out_size))
         taps = unflat(tap, spec.kernel)
@@ -174,7 +174,8 @@ class Kernel:
                     value = self._factor(v, STEPS[number].left, column, k, at)
                     bind.store(total, [lane], tirx.BufferLoad(total, [lane]) + value * filters[cv])
 
-            return sequence([*self._fetches(tile.block, number, k, at[1]), vectorized(plan.lanes, body)])
+            fetches = [*self._fetches(tile.block, number, k, at[1]), *self._weights_ahead(tile, number, k)]
+            return sequence([*fetches, vectorized(plan.lanes, body)])
 
         return loop(plan.steps, step, name="k")
 
@@ -204,17 +205,28 @@ class Kernel:
             fetches.append(fetched(self._input(position, 0, channel), first_cache=False))
         return fetches
 
+    def _weights_ahead(self, tile: Tile, number: int, k: Expr) -> list[Stmt]:
+        """Fetches of U so far ahead as prefetchers, which see it read as slowly as it is multiplied by, do not run."""
+        from tvm import tirx
+
+        plan, u = self.plan, self.arguments.weight
+        if not plan.weights_ahead:
+            return []
+        ahead = k + AHEAD_BYTES // (4 * plan.block)
+        vectors = [cv * plan.lanes for cv in range(tile.vectors)]
+        return [fetched(tirx.BufferLoad(u, [tile.block, number, ahead, at]), first_cache=False) for at in vectors]
+
     def _stored(self, tile: Tile, y: str, first: Expr, with_kept: str = "") -> Stmt:
         """The sums, with a kept value, as that block of the output."""
         plan = self.plan
         second_rows, second_channels = (half == "2" for half in y)
 
         def stored(place: tuple[Expr, int], value: Callable[[Expr], Expr]) -> Stmt:
-            (column, cv), spec = place, self.spec
+            column, cv = place
             channel = tile.block * plan.block + second_channels * plan.channels + cv * plan.lanes
 
             def body(bind: Binder, lane: Expr) -> None:
-                at = as_row(spec.rank, first + column + second_rows * plan.columns, channel + lane)
+                at = self._output(first + column + second_rows * plan.columns, channel, lane)
                 bind.store(self.y, at, epilogue(self.arguments, value(lane), at[0], at[-1], at[1:-1]))
 
             ends = tile.last and second_channels and cv == tile.vectors - 1
@@ -228,6 +240,15 @@ class Kernel:
             return sequence([stored(place, partial(tile.kept, STAGED, place)) for place in vectors])
 
         return sequence([tile.keep(STAGED, with_kept), loop(plan.columns, column, name="column")])
+
+    def _output(self, position: Expr, channel: Expr, lane: Expr) -> list[Expr]:
+        """Where in y a column of the product is, for a position: of a transposed convolution in a phase's channels."""
+        spec = self.spec
+        if spec.variant != "transposed":
+            return as_row(spec.rank, position, channel + lane)
+        n, *at = unflat(position, (spec.batch, *spec.in_size))
+        *phases, oc = unflat(channel, (*spec.kernel, spec.out_channels))
+        return [n, *(i * s + phase for i, s, phase in zip(at, spec.stride, phases)), oc + lane]
 
 
 @dataclass(frozen=True)

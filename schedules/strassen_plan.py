@@ -8,9 +8,14 @@ channels and W of input x output channels, each step below adds a product to the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from convtune.schedules.channel_blocks import ChannelBlocks
+from convtune.schedules.one_row import reads_own_place
 from convtune.schedules.tiling import ceil_div, spread
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
 
 PRODUCTS = 7
 X_BLOCKS = "x11", "x12", "x21", "x22"
@@ -60,11 +65,12 @@ STAGED = "y"
 
 @dataclass(frozen=True)
 class Plan(ChannelBlocks):
-    """positions: of outputs. depth: input channels. taps: of the kernel, each a run of `depth` in a row of inputs.
+    """positions: rows of X. depth: input channels. taps: of the kernel, each a run of `depth` in a row of X.
 
-    channels: of a half of the output channels, in blocks of `vectors` vectors. columns: positions of a half of a tile,
-    so a tile has twice as many. tile_block: tiles of a task. parts: of the blocks of channels, each a task's. copies:
-    whether V has blocks of X as well as sums. staged: whether outputs pass through a buffer.
+    out_channels: columns of W, of a transposed convolution those of all phases. channels: of a half of these, in blocks
+    of `vectors` vectors. columns: positions of a half of a tile, so a tile has twice as many. tile_block: tiles of a
+    task. parts: of the blocks of channels, each a task's. copies: whether V has blocks of X as well as sums. staged:
+    whether outputs pass through a buffer. weights_ahead: whether U is fetched ahead.
     """
 
     positions: int
@@ -78,6 +84,7 @@ class Plan(ChannelBlocks):
     parts: int
     copies: bool
     staged: bool
+    weights_ahead: bool = False
 
     @property
     def channels(self) -> int:  # type: ignore[override]
@@ -146,3 +153,17 @@ class Plan(ChannelBlocks):
     def m_shape(self) -> tuple[int, int, int]:
         """(kept value, column and vector, lane)."""
         return len(self.kept), self.columns * self.vectors, self.lanes
+
+
+def of_patches(spec: ConvSpec) -> bool:
+    """Whether outputs read patches of the input that do not overlap, and nothing beside it; or inputs write them."""
+    if any(map(any, spec.padding)) or any(d > 1 and k > 1 for k, d in zip(spec.kernel, spec.dilation)):
+        return False
+    if spec.variant == "transposed":
+        return spec.kernel == spec.stride and not any(spec.output_padding)
+    return spec.variant in ("conv", "pointwise") and all(k <= s for k, s in zip(spec.kernel, spec.stride))
+
+
+def as_it_lies(spec: ConvSpec) -> bool:
+    """Whether the rows of X are the positions of x as they lie in memory."""
+    return spec.variant == "transposed" or reads_own_place(spec)
