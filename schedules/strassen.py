@@ -30,7 +30,6 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
     write_cycles,
 )
-from convtune.schedules.filtering_estimate import worth_fetching
 from convtune.schedules.strassen_loops import Kernel
 from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS, Plan, as_it_lies, of_patches
 from convtune.schedules.tiling import (
@@ -163,7 +162,7 @@ def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         sizes = spec.batch * count(spec.out_size), spec.in_channels, count(spec.kernel), spec.out_channels
     staged = spec.activation in LONG_ACTIVATIONS
     plan = Plan(*sizes, columns, vectors, target.lanes, block, int(knobs["parts"]), knobs["left"] == "copies", staged)
-    return replace(plan, weights_ahead=worth_fetching(4 * prod(plan.u_shape), target))
+    return replace(plan, weights_ahead=4 * prod(plan.u_shape) > target.l2_bytes // 2)
 
 
 strassen = Strassen()
