@@ -93,7 +93,7 @@ def test_halves_cover_all_channels_and_positions() -> None:
         (LONG, {"oc_vectors": 3, "left": "sums"}),
         (LONG, {"oc_vectors": 2, "parts": 2, "left": "copies"}),
         (ODD, {"tile_block": 2, "oc_vectors": 4}),
-        (PATCHES, {"tile_block": 1, "oc_vectors": 3}),
+        (PATCHES, {"tile_block": 1, "oc_vectors": 2}),
         (SPACE, {"oc_vectors": 4, "left": "sums"}),
     ],
 )
