@@ -252,6 +252,18 @@ def test_weights_are_fetched_where_they_lie_in_memory() -> None:
     assert "prefetch" in script and script.count("acc") > tile
 
 
+def test_a_third_cache_has_a_part_of_weights_that_it_does_not_hold() -> None:
+    """No cliff at half of it: of 19 MB most still came from 32 MiB. Each channel more takes little more."""
+    target = dataclasses.replace(TARGET, l3_bytes=32 << 20)
+    times = []
+    for channels in range(352, 768, 32):
+        spec = ConvSpec.parse(f"transposed,ic={channels},oc=256,in=4x4,k=4x4,s=2,p=1,layout=NHWC")
+        knobs = {"h_tile": 2, "w_tile": 2, "tile_rows": 4, "oc_vectors": 1, "row_blocks": 1, "pass_blocks": 1}
+        times.append(FILTERING.estimate(spec, target, {**knobs, "order": "apart_channels"}) / channels)
+    assert all(0.99 < after / before < 1.08 for before, after in itertools.pairwise(times))
+    assert times[-1] > 1.2 * times[0]
+
+
 @pytest.mark.parametrize(("m", "buffers"), [(2, 1), (6, 1), (7, 2)])
 def test_tiles_inside_go_through_registers(m: int, buffers: int) -> None:
     """Where they hold all points: the only local buffer is of the output's transform then."""
