@@ -75,7 +75,11 @@ LAYERS = tuple(
 )  # fmt: skip
 
 
-LAYERS_AND_MORE = (*LAYERS, ConvSpec.parse("deformable,ic=16,oc=16,in=9x9,k=3x3,p=1"))
+LAYERS_AND_MORE = (
+    *LAYERS,
+    ConvSpec.parse("deformable,ic=16,oc=16,in=9x9,k=3x3,p=1"),
+    ConvSpec.parse("conv,ic=16,oc=16,in=9x5x9,k=3x1x1,layout=NCDHW"),
+)
 
 
 def pairs(chosen: tuple[ConvSpec, ...]) -> list[Any]:
