@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_points import Exchanged, Filtering, exchanged, filtering, zero_is_first
@@ -220,6 +221,19 @@ class Axis:
     def output(self, unit: Any, phase: Any) -> Any:
         """Where an output of a phase is."""
         return unit * self.phases + phase - self.cut if self.phases > 1 else unit
+
+    @functools.cached_property
+    def fresh(self) -> tuple[int, int, int]:
+        """The inputs of a tile that none before it has: how far from its first one, how many, how far apart."""
+        if self.exchanged:
+            return 0, self.inputs, self.pitch
+        if self.m == 1:
+            count = min(self.stride // gcd(self.stride, self.dilation), self.taps)
+            return (self.taps - count) * self.dilation, count, self.dilation
+        if self.stride > 1:
+            return (self.inputs - self.m) * self.stride, self.m * self.stride, 1
+        last = self.input(0, 0, self.parts - 1) - self.input(0, 0, 0)
+        return last + (self.inputs - self.m) * self.pitch, self.m, self.pitch
 
     def inside(self, output: Any) -> list[Any]:
         """That it is one of the outputs; only what can fail."""

@@ -70,7 +70,9 @@ def estimated_cycles(plan: Plan, target: CpuTarget, moved: tuple[int, int] = (0,
         return first + BARRIER_CYCLES + HANDED_CYCLES * handed_lines(plan, target.threads) + second
     if plan.groups > 1:
         return Tasks(plan.tasks * plan.passes, overlapped(made + of_pass, written / plan.passes)).on(target)
-    return Tasks(plan.tasks, overlapped(made + plan.passes * of_pass, written) + apart).on(target)
+    compute = made + plan.passes * of_pass
+    stored = max(compute, written) if plan.outputs_beside else overlapped(compute, written)
+    return Tasks(plan.tasks, stored + apart).on(target)
 
 
 def _far_phases(plan: Plan, target: CpuTarget) -> bool:
@@ -134,7 +136,8 @@ def _input_cycles(plan: Plan, target: CpuTarget, v_bytes: int) -> float:
     needed = prod(1 - (axis.parts - axis.whole) / (axis.parts * axis.alpha) for axis in plan.axes)
     of_vector = store_cycles(target, stores) + fma_cycles(target, operations) + to_v
     from_x = stream_cycles(target, plan.x_bytes / plan.tiles, plan.x_bytes) * plan.v_channels / plan.channels
-    return plan.windows * plan.taps * (PLACE_CYCLES + vectors * needed * of_vector) + from_x / 2
+    waiting = 0.0 if plan.inputs_beside else from_x / 2
+    return plan.windows * plan.taps * (PLACE_CYCLES + vectors * needed * of_vector) + waiting
 
 
 def output_cycles(plan: Plan, target: CpuTarget, m_bytes: int) -> float:

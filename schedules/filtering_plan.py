@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ ALIASED = 512  # elements
 TILES = (2, 3, 4, 5, 6, 7, 8)
 TILE_KNOBS = ("d_tile", "h_tile", "w_tile")
 ORDERS = ("tiles", "channels", "fetched")
+BESIDE = "beside"  # the order `tiles`, and products fetch x and y
+BESIDE_SHARE = 0.25  # of the second cache, which V, M and U need too, that may be fetched at a time of x, and of y
+MOST_BESIDE_BLOCKS = 2  # register tiles of a block whose products fetch x or y
+MOST_UNEVEN_BESIDE = 1.4  # the largest tile size over the least of such a block
 APART = "apart_"  # before an order: phases of a transposed convolution have windows of their own
 
 
@@ -46,6 +51,8 @@ class Plan:
     registers: int = 0  # vectors that the transform of a tile of the input may hold
     ahead: bool = False  # x lies far away: what a tile reads is fetched while the one before it is transformed
     weights_ahead: bool = False  # products fetch U, which lies in memory
+    inputs_beside: bool = False  # products fetch what the next block reads of x
+    outputs_beside: bool = False  # products fetch the lines of y that they are for
 
     @functools.cached_property
     def points(self) -> int:
@@ -217,6 +224,22 @@ def _unaliased(elements: int, lanes: int) -> int:
     return elements + lanes * (elements % ALIASED == 0)
 
 
+def fetches_beside(plan: Plan) -> bool:
+    """Whether products may fetch x or y: in small blocks of tiles that are not long, so that domains stay small."""
+    tiles = [axis.m for axis in plan.axes if filters(axis)]
+    small = plan.block <= MOST_BESIDE_BLOCKS * plan.rows and max(tiles) <= MOST_UNEVEN_BESIDE * min(tiles)
+    return small and (plan.inputs_beside or plan.outputs_beside)
+
+
+def pass_sizes(spec: ConvSpec, target: CpuTarget, vectors: int) -> list[int]:
+    """How many channel blocks a pass may have: equal parts, of whole groups."""
+    phases = prod(axis.phases for axis in axes_of(spec, (1, 1, 1)))
+    of_group = phases * ceil_div(spec.out_channels // spec.groups, vectors * target.lanes)
+    least = of_group if spec.groups > 1 else 1
+    parts = spec.groups * of_group // least
+    return [least * part for part in range(1, parts + 1) if parts % part == 0]
+
+
 def filters(axis: Axis) -> bool:
     """Whether parts of the dimension's taps can be filtered."""
     return axis.taps > axis.stride and (axis.stride == 1 or axis.dilation == 1)
@@ -239,6 +262,11 @@ def most_rows(target: CpuTarget, vectors: int) -> int:
     return (target.vector_registers - 1) // vectors - 1
 
 
+def fitted_rows(tiles: int, target: CpuTarget, vectors: int) -> int:
+    """The tiles of a register tile where there are few in all: so that none is computed for nothing."""
+    return ceil_div(tiles, ceil_div(tiles, most_rows(target, vectors)))
+
+
 @functools.lru_cache(maxsize=1 << 10)
 def register_tiles(spec: ConvSpec, target: CpuTarget) -> tuple[tuple[int, int], ...]:
     """Tiles x vectors of a register tile: as many as the registers hold, or three quarters, with few idle lanes."""
@@ -254,6 +282,19 @@ def register_tiles(spec: ConvSpec, target: CpuTarget) -> tuple[tuple[int, int], 
 
 def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     """The plan of a candidate."""
+    plan, order = _plan_of(spec, target, knobs), str(knobs.get("order"))
+    if order.removeprefix(APART) != BESIDE or not spec.channels_last or spec.groups > 1:
+        return plan
+    read = plan.block * prod(axis.fresh[1] for axis in plan.axes) * plan.channels
+    written = plan.block * prod(axis.m for axis in plan.axes) * plan.per_pass * plan.width
+    return dataclasses.replace(
+        plan,
+        inputs_beside=plan.x_bytes > target.l2_bytes and 4 * read <= BESIDE_SHARE * target.l2_bytes,
+        outputs_beside=plan.y_bytes > target.l2_bytes and 4 * written <= BESIDE_SHARE * target.l2_bytes,
+    )
+
+
+def _plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     groups, order = spec.groups, str(knobs.get("order", ORDERS[0]))
     return Plan(
         axes=axes_of(spec, tuple(int(knobs.get(name, 1)) for name in TILE_KNOBS), order.startswith(APART)),

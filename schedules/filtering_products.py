@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from convtune.schedules.filtering_ahead import fetching_weights
+from convtune.schedules.filtering_beside import Beside
 from convtune.schedules.filtering_places import place_of
 from convtune.schedules.filtering_plan import Plan
 from convtune.schedules.statements import (
@@ -29,7 +31,15 @@ from convtune.expression import widened
 Place = Callable[[int, int, Expr], tuple[Any, list[Expr]]]
 
 
-def products(plan: Plan, v: Callable[..., tuple[Any, Any]], u: Any, m: Any, task: Expr, number: Expr) -> Stmt:
+def products(
+    plan: Plan,
+    v: Callable[..., tuple[Any, Any]],
+    u: Any,
+    m: Any,
+    task: Expr,
+    number: Expr,
+    beside: Beside | None = None,
+) -> Stmt:
     """M[point, tile, channel of the pass] = sum V[point, tile, part, ic] * U of the pass with that number.
 
     Of a task's block of tiles; zeros where all tiles of a register tile need no products at a point.
@@ -39,19 +49,23 @@ def products(plan: Plan, v: Callable[..., tuple[Any, Any]], u: Any, m: Any, task
         point, block, rows = index
         run = (number * plan.per_pass + block) // plan.blocks if plan.runs > 1 else 0
         at, first = (number, point, block, rows), task * plan.block
-        return _sums(plan, lambda acc: _register_tile(plan, v, (u, m, acc), at, run, first))
+        return _sums(
+            plan,
+            plan.weights_ahead or beside is not None,
+            lambda acc: _register_tile(plan, v, (u, m, acc), at, run, first, beside),
+        )
 
     return nest([plan.points, plan.per_pass, plan.block_rows // plan.rows], tile)
 
 
-def _sums(plan: Plan, body: Callable[[Place], Stmt]) -> Stmt:
+def _sums(plan: Plan, fetching: bool, body: Callable[[Place], Stmt]) -> Stmt:
     """body(acc): acc(row, vector, lane) is the place of a sum, a buffer and indices.
 
-    In one buffer; but each vector in its own where a sum fetches U: LLVM 22 stores the sums at each step of such a loop
-    that it does not know as registers beforehand, for all it knows of a prefetch.
+    In one buffer; but each vector in its own where a sum fetches anything: LLVM 22 stores the sums at each step of
+    such a loop that it does not know as registers beforehand, for all it knows of a prefetch.
     """
     shape = (plan.rows, plan.vectors, plan.lanes)
-    if not plan.weights_ahead:
+    if not fetching:
         return allocated(shape, "acc", "local", lambda acc: body(lambda r, cv, lane: (acc, [r, cv, lane])))
     return vector_sums(
         plan.rows * plan.vectors,
@@ -67,6 +81,7 @@ def _register_tile(
     index: tuple[Expr, ...],
     run: Expr,
     first: Expr,
+    beside: Beside | None,
 ) -> Stmt:
     from tvm import tirx
 
@@ -82,21 +97,21 @@ def _register_tile(
 
     def reduced(parts: Sequence[Expr]) -> Stmt:
         part = flat(parts, plan.parts_apart)
-        return when(nonzero(plan, point, parts, run), loop(plan.steps, lambda ic: step(part, ic), name="ic"))
+        summed = functools.partial(beside.summed, index, part) if beside else functools.partial(loop, plan.steps)
+        return when(nonzero(plan, point, parts, run), summed(lambda ic: step(part, ic)))
 
     def step(part: Expr, ic: Expr) -> Stmt:
+        at = (number, point, block, part * plan.steps + ic)
+
         def body(bind: Binder, lane: Expr) -> None:
-            at = (number, point, block, part * plan.steps + ic)
             filters = [bind(widened(tirx.BufferLoad(u, [*at, cv * plan.lanes + lane]))) for cv in range(plan.vectors)]
             for r in range(plan.rows):
                 source, place = v(point, rows * plan.rows + r, window + part * apart + group * plan.depth + ic)
                 value = tirx.BufferLoad(source, list(place))
                 for cv in range(plan.vectors):
-                    total = tirx.BufferLoad(*acc(r, cv, lane))
-                    bind.store(*acc(r, cv, lane), total + value * filters[cv])
+                    bind.store(*acc(r, cv, lane), tirx.BufferLoad(*acc(r, cv, lane)) + value * filters[cv])
 
-        fetches = fetching_weights(plan, u, (number, point, block, part * plan.steps + ic), rows)
-        return sequence([*fetches, vectorized(plan.lanes, body)])
+        return sequence([*fetching_weights(plan, u, at, rows), vectorized(plan.lanes, body)])
 
     def keep(bind: Binder, lane: Expr) -> None:
         for r, cv in places:
@@ -105,10 +120,8 @@ def _register_tile(
 
     summed = when(_needed(plan, point, first + rows * plan.rows), nest(plan.parts_apart, reduced))
     parts = [vectorized(plan.lanes, clear), summed, vectorized(plan.lanes, keep)]
-    if plan.passes > 1:
-        # else LLVM 22 has the sums in registers all along the loop of passes, where what comes next spills
-        parts.append(vectorized(plan.lanes, clear))
-    return sequence(parts)
+    # else LLVM 22 has the sums in registers all along the loop of passes, where what comes next spills
+    return sequence([*parts, vectorized(plan.lanes, clear)] if plan.passes > 1 else parts)
 
 
 def _needed(plan: Plan, point: Expr, first: Expr) -> list[Expr]:

@@ -16,7 +16,8 @@
 
 With `order` channels V of all tiles is made first, in a parallel region of its own, and a task is a pass of a block:
 each task then reads its part of U once, which counts where there are few tiles and many channels. With `order` fetched
-products besides fetch U ahead, from memory into the second cache (`filtering_ahead`).
+products besides fetch U ahead, from memory into the second cache (`filtering_ahead`); with `order` beside those of the
+order tiles fetch y, and x for the next block (`filtering_beside`).
 
 `filtering_axis` says what parts are: the taps of a direct dimension, whose tile is 1; those of each residue of the
 stride; pieces of a long kernel. A dilated convolution is dilation^rank interleaved dense ones, and a transposed one has
@@ -33,6 +34,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_axis import axes_of
+from convtune.schedules.filtering_beside import Beside, with_fetches
 from convtune.schedules.filtering_estimate import (
     MOST_AMPLIFICATION,
     amplification,
@@ -46,11 +48,14 @@ from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_parts import moved_bytes, moving_cycles, reads_near, stores_near
 from convtune.schedules.filtering_plan import (
     APART,
+    BESIDE,
     ORDERS,
     TILE_KNOBS,
     Plan,
+    fetches_beside,
     filters,
-    most_rows,
+    fitted_rows,
+    pass_sizes,
     plan_of,
     register_tiles,
     tile_sizes,
@@ -65,6 +70,7 @@ from convtune.schedules.written import written
 
 from convtune.accuracy import LOOSE
 from convtune.space import Estimating, Knobs, KnobValue, PackStep, all_knobs
+from convtune.spec import count
 from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
@@ -104,7 +110,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         rows, vectors = zip(*register_tiles(spec, target))
         rows = (*rows, *_fitting_rows(spec, target))
-        passes = {part for v in vectors for part in _passes(spec, target, v)}
+        passes = {part for v in vectors for part in pass_sizes(spec, target, v)}
         tiles = {name: tuple(sorted({m for way in _ways(spec) for m in way[name]})) for name in _tile_values(spec)}
         larger = not spec.channels_last and sum(len(values) > 1 for values in tiles.values()) == 1
         return {
@@ -122,18 +128,20 @@ class MinimalFiltering(Estimating[CpuTarget]):
         if not tiles or max(tiles) > MOST_UNEVEN * min(tiles):
             return False
         block, most = rows * int(knobs["row_blocks"]), (MOST_TILES if spec.channels_last else MOST_MOVED_TILES)
-        if knobs["pass_blocks"] not in _passes(spec, target, vectors) or (block > most and block > rows):
+        if knobs["pass_blocks"] not in pass_sizes(spec, target, vectors) or (block > most and block > rows):
             return False
         plan = plan_of(spec, target, knobs)
         if not _chosen(spec, plan, knobs):
             return False
         if (rows, vectors) not in register_tiles(spec, target) and (
-            rows != _fitted(plan.tiles, target, vectors) or plan.tiles > FEW_TILES
+            rows != fitted_rows(plan.tiles, target, vectors) or plan.tiles > FEW_TILES
         ):
             return False
         if plan.points > MOST_POINTS or plan.block - plan.rows >= plan.tiles:
             return False
         if plan.weights_ahead and not _fetches(plan, target):
+            return False
+        if str(knobs.get("order")).endswith(BESIDE) and not fetches_beside(plan):
             return False
         if max(tiles) > LARGEST_TILE and amplification(plan) > MOST_AMPLIFICATION:
             return False
@@ -182,7 +190,12 @@ def filtered(spec: ConvSpec, plan: Plan, tensors: Tensors) -> Any:
     if plan.shared:
         return allocated((plan.tasks, *plan.v_shape), "v", "global", lambda v: _by_channels(spec, plan, tensors, v))
     if plan.groups == 1:
-        return loop(plan.tasks, lambda task: _by_tiles(spec, plan, tensors, plan.block_of(task)), "PARALLEL", "block")
+
+        def of_block(task: Any) -> Any:
+            made = lambda beside: _by_tiles(spec, plan, tensors, plan.block_of(task), beside=beside)  # noqa: E731
+            return with_fetches(spec, plan, tensors, task, made)
+
+        return loop(plan.tasks, of_block, "PARALLEL", "block")
 
     def of_pass(task: Any) -> Any:
         return _by_tiles(spec, plan, tensors, plan.block_of(task // plan.passes), task % plan.passes)
@@ -190,7 +203,9 @@ def filtered(spec: ConvSpec, plan: Plan, tensors: Tensors) -> Any:
     return loop(plan.tasks * plan.passes, of_pass, "PARALLEL", "block")
 
 
-def _by_tiles(spec: ConvSpec, plan: Plan, tensors: Tensors, block: Any, number: Any = None) -> Any:
+def _by_tiles(
+    spec: ConvSpec, plan: Plan, tensors: Tensors, block: Any, number: Any = None, beside: Beside | None = None
+) -> Any:
     """A block of tiles with all its channels; or with those of a pass, whose groups read no others."""
     base = 0 if number is None else number * plan.v_channels
 
@@ -198,7 +213,7 @@ def _by_tiles(spec: ConvSpec, plan: Plan, tensors: Tensors, block: Any, number: 
         locate = lambda point, row, element: (v, (point, row * plan.v_row + element))  # noqa: E731
 
         def passed(m: Any, number: Any) -> Any:
-            return _pass(spec, plan, tensors, m, locate, block, number)
+            return _pass(spec, plan, tensors, m, locate, block, number, beside)
 
         def with_m(m: Any) -> Any:
             return loop(plan.passes, lambda i: passed(m, i), name="pass") if number is None else passed(m, number)
@@ -272,13 +287,15 @@ def _each_channel(plan: Plan, body: Any) -> Any:
     return sequence([*parts, body(plan.v_channels - plan.lanes, plan.lanes)] if rest else parts)
 
 
-def _pass(spec: ConvSpec, plan: Plan, tensors: Tensors, m: Any, v: Any, block: Any, number: Any) -> Any:
+def _pass(
+    spec: ConvSpec, plan: Plan, tensors: Tensors, m: Any, v: Any, block: Any, number: Any, beside: Beside | None = None
+) -> Any:
     if tensors.y is None:
         stored = NearOutputs(spec, plan, tensors.planes, m).stored(block, number)
         return sequence([products(plan, v, tensors.weight, m, block, number), stored])
     transform = OutputTransform(spec, plan, tensors.store, m)
     stored = loop(plan.block, lambda row: transform.tile(block * plan.block + row, row, number), name="row")
-    return sequence([products(plan, v, tensors.weight, m, block, number), stored])
+    return sequence([products(plan, v, tensors.weight, m, block, number, beside), stored])
 
 
 def _ways(spec: ConvSpec) -> list[Mapping[str, tuple[int, ...]]]:
@@ -320,13 +337,14 @@ def _tile_values(spec: ConvSpec, apart: bool = False) -> Mapping[str, tuple[int,
 def _orders(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
     """With the one that fetches U where that may be worth it with any combination of tiles."""
     ways, found = _ways(spec), list[str]()
+    far = spec.channels_last and 4 * max(count(spec.in_shape), count(spec.out_shape)) > target.l2_bytes
     for way, prefix in zip(ways, ("", APART)):
         values = [way.get(name, (1,)) for name in TILE_KNOBS]
         combined = itertools.product(*values)
         most = max(prod(axis.alpha * axis.parts for axis in axes_of(spec, sizes)) for sizes in combined)
         phases = prod(axis.phases for axis in axes_of(spec, (1, 1, 1)))
         fetched = worth_fetching(4 * most * phases * spec.in_channels * spec.out_channels, target)
-        found += [prefix + order for order in ORDERS[: 2 + fetched]]
+        found += [prefix + order for order in (*ORDERS[: 2 + fetched], *[BESIDE] * far)]
     return tuple(found)
 
 
@@ -336,30 +354,16 @@ def _fetches(plan: Plan, target: CpuTarget) -> bool:
     return few and worth_fetching(4 * prod(plan.u_shape), target)
 
 
-def _passes(spec: ConvSpec, target: CpuTarget, vectors: int) -> list[int]:
-    """How many channel blocks a pass may have: equal parts, of whole groups."""
-    phases = prod(axis.phases for axis in axes_of(spec, (1, 1, 1)))
-    of_group = phases * ceil_div(spec.out_channels // spec.groups, vectors * target.lanes)
-    least = of_group if spec.groups > 1 else 1
-    parts = spec.groups * of_group // least
-    return [least * part for part in range(1, parts + 1) if parts % part == 0]
-
-
-def _fitted(tiles: int, target: CpuTarget, vectors: int) -> int:
-    """The tiles of a register tile where there are few in all: so that none is computed for nothing."""
-    return ceil_div(tiles, ceil_div(tiles, most_rows(target, vectors)))
-
-
 @functools.lru_cache(maxsize=1 << 10)
 def _fitting_rows(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
-    """What `_fitted` gives, of all tile sizes with few tiles."""
+    """What `fitted_rows` gives, of all tile sizes with few tiles."""
     counts = set()
     for apart, way in enumerate(_ways(spec)):
         for sizes in itertools.product(*(way.get(name, (1,)) for name in TILE_KNOBS)):
             axes = axes_of(spec, sizes, bool(apart))
             counts.add(spec.batch * prod(axis.residues * axis.tiles for axis in axes))
     vectors = {v for _, v in register_tiles(spec, target)}
-    return tuple({_fitted(n, target, v) for n in counts if n <= FEW_TILES for v in vectors})
+    return tuple({fitted_rows(n, target, v) for n in counts if n <= FEW_TILES for v in vectors})
 
 
 @functools.lru_cache(maxsize=1 << 10)

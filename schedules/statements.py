@@ -35,12 +35,12 @@ def sequence(statements: Sequence[Stmt]) -> Stmt:
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
 
 
-def allocated(shape: Sequence[int], name: str, scope: str, body: Callable[[Any], Stmt]) -> Stmt:
+def allocated(shape: Sequence[int], name: str, scope: str, body: Callable[[Any], Stmt], dtype: str = "float32") -> Stmt:
     """A buffer for body(buffer)."""
     from tvm import tirx
 
-    buffer = tirx.decl_buffer(tuple(shape), "float32", name=name, scope=scope)
-    whole = [kept(buffer)] if scope == "global" else []
+    buffer = tirx.decl_buffer(tuple(shape), dtype, name=name, scope=scope)
+    whole = [kept(buffer)] if scope == "global" and dtype == "float32" else []
     return tirx.SeqStmt([tirx.AllocBuffer(buffer), *whole, body(buffer)])
 
 
@@ -65,13 +65,15 @@ def kept(buffer: Any) -> Stmt:
     return tirx.Evaluate(buffer.access_ptr("rw"))
 
 
-def fetched(load: Expr, first_cache: bool = True) -> Stmt:
+def fetched(load: Expr, first_cache: bool = True, to_write: bool = False) -> Stmt:
     """A prefetch of the line that an element lies in, to all caches, or to all but the first one."""
     from tvm import tirx
 
-    to_read, of_data = 0, 1  # as LLVM's prefetch has them
+    of_data = 1  # as LLVM's prefetch has them
     locality = 3 if first_cache else 2
-    return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(load), to_read, locality, of_data))
+    return tirx.Evaluate(
+        tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(load), int(to_write), locality, of_data)
+    )
 
 
 def spread_over(lanes: int, value: Expr, blended: bool = False) -> Expr:

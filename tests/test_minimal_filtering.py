@@ -213,10 +213,14 @@ ODD: tuple[Case, ...] = (
 def test_the_cache_model_counts_what_is_fetched_ahead_once() -> None:
     spec = ConvSpec.parse("conv,ic=16,oc=16,in=40x40,k=3x3,p=1,layout=NHWC")
     near, far = (dataclasses.replace(TARGET, l2_bytes=size) for size in (1 << 20, 1 << 16))
-    knobs = FILTERING.default(spec, far)
+    knobs = {**FILTERING.default(spec, far), "order": "tiles"}
     ahead, behind = (FILTERING.schedule(spec, target, knobs) for target in (far, near))
     assert ("prefetch" in ahead.script(), "prefetch" in behind.script()) == (True, False)
     assert traffic(ahead, far) == traffic(behind, far)
+    beside = FILTERING.schedule(spec, far, {**knobs, "order": "beside"})
+    assert "chunk" in beside.script()
+    whole, fetched = traffic(behind, far), traffic(beside, far)
+    assert fetched.l2_bytes == pytest.approx(whole.l2_bytes, rel=0.02)  # and where tiles begin
 
 
 FAR: tuple[Case, ...] = (
@@ -310,7 +314,7 @@ def test_channels_first_takes_larger_blocks_of_whole_rows() -> None:
     last = first.replace(layout="NDHWC")
     blocks = [plan_of(spec, TARGET, FILTERING.default(spec, TARGET)) for spec in (first, last)]
     assert blocks[0].block % 56 == 0 and blocks[0].block > 64 > blocks[1].block
-    knobs = {**FILTERING.default(last, TARGET), "tile_rows": 14, "oc_vectors": 2, "row_blocks": 8}
+    knobs = {**FILTERING.default(last, TARGET), "tile_rows": 14, "oc_vectors": 2, "row_blocks": 8, "order": "tiles"}
     assert [FILTERING.allows(spec, TARGET, knobs) for spec in (first, last)] == [True, False]
 
 
