@@ -14,9 +14,9 @@ U are sums of weights, made when they are packed. k are the taps and input chann
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from convtune.targets import Target
 
 UNIT_ROUNDOFF = 2.0**-24
+AMPLIFICATION = 3.0  # of the rounding errors of direct sums: 2 to 4 were measured
 FEWEST_DEPTH = 64  # of the reduction: with less, the sums take longer than a product
 FIRST: Knobs = {"columns": 1, "oc_vectors": 1, "tile_block": 1, "parts": 1, "left": "copies"}
 # Vectors of a tile that is alone in its task: of more, LLVM 22 stores the sums in each step. Of 6 x 4 vectors, 256 to
@@ -93,16 +94,16 @@ class Strassen(Estimating[CpuTarget]):
             return False
         if plan.tile_block == 1:
             return plan.vectors <= MOST_ALONE
-        return 4 * prod(plan.v_shape) <= target.l2_bytes and plan.tile_block <= plan.tiles
+        return 4 * math.prod(plan.v_shape) <= target.l2_bytes and plan.tile_block <= plan.tiles
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = _plan(spec, target, knobs)
-        return UNIT_ROUNDOFF * 3.0 * (2.0 + 0.4 * (plan.depth * plan.taps) ** 0.5)
+        return UNIT_ROUNDOFF * AMPLIFICATION * (2.0 + 0.4 * math.sqrt(plan.depth * plan.taps))
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         plan = _plan(spec, target, knobs)
-        v_bytes, lines = 4 * prod(plan.v_shape), plan.taps * ceil_div(plan.half, plan.lanes)
+        v_bytes, lines = 4 * math.prod(plan.v_shape), plan.taps * ceil_div(plan.half, plan.lanes)
         of_line = store_cycles(target, len(plan.stored)) + fma_cycles(target, ADDITIONS)
         of_line += 3 * stream_cycles(target, len(plan.stored) * target.vector_bytes, v_bytes)
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
@@ -166,7 +167,7 @@ def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         sizes = spec.batch * count(spec.out_size), spec.in_channels, count(spec.kernel), spec.out_channels
     staged = spec.activation in LONG_ACTIVATIONS
     plan = Plan(*sizes, columns, vectors, target.lanes, block, int(knobs["parts"]), knobs["left"] == "copies", staged)
-    return replace(plan, weights_ahead=4 * prod(plan.u_shape) > target.l2_bytes // 2)
+    return replace(plan, weights_ahead=4 * math.prod(plan.u_shape) > target.l2_bytes // 2)
 
 
 strassen = Strassen()

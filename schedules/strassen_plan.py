@@ -160,7 +160,7 @@ def of_patches(spec: ConvSpec) -> bool:
     if any(map(any, spec.padding)) or any(d > 1 and k > 1 for k, d in zip(spec.kernel, spec.dilation)):
         return False
     if spec.variant == "transposed":
-        return spec.kernel == spec.stride and not any(spec.output_padding)
+        return spec.kernel == spec.stride and not any(spec.output_padding or ())
     return spec.variant in ("conv", "pointwise") and all(k <= s for k, s in zip(spec.kernel, spec.stride))
 
 
