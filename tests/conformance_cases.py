@@ -44,6 +44,7 @@ GEOMETRIES: Sequence[Fields] = (
     {"in_size": (3, 4, 5), "kernel": (2, 3, 1), "padding": ((0, 1), (2, 0), 1), "batch": 2},
     {"in_size": (5, 3, 9), "kernel": 3, "padding": 1, "stride": (2, 1, 2)},
     {"in_size": (2, 3, 19), "kernel": 1},
+    {"in_size": (9, 3, 7), "kernel": (3, 1, 1), "padding": (1, 0, 0)},
     {"in_size": (5, 7, 6), "kernel": (2, 2, 3), "dilation": (3, 1, 2), "padding": 2},
     # output_padding is for transposed convolutions alone
     {"in_size": (7, 13), "kernel": (4, 3), "stride": 2, "padding": 1, "output_padding": (0, 1)},
@@ -69,6 +70,7 @@ CHANNELS: Sequence[Fields] = (
     {"in_channels": 5, "out_channels": 15, "groups": 5},
     {"in_channels": 36, "out_channels": 3},
     {"in_channels": 12, "out_channels": 20},
+    {"in_channels": 67, "out_channels": 62},  # halves of whole vectors but one
 )
 
 
