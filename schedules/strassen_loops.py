@@ -24,7 +24,7 @@ from convtune.schedules.statements import (
     vectorized,
     when,
 )
-from convtune.schedules.strassen_plan import PRODUCTS, STAGED, STEPS, X_BLOCKS, X_SUMS, Plan, Step, as_it_lies
+from convtune.schedules.strassen_plan import PRODUCTS, STAGED, STEPS, X_BLOCKS, X_SUMS, Factors, Plan, as_it_lies
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 from convtune.schedules.written import Held
 
@@ -139,23 +139,12 @@ class Kernel:
 
         def steps(acc: list[Any]) -> Stmt:
             tile = Tile(plan, m, list(zip(places, acc)), block, vectors, last)
-            return sequence(
-                [each for number, step in enumerate(STEPS) for each in self._step(v, tile, number, step, at)]
+            return tile.steps(
+                lambda number: self._multiplied(v, tile, number, at),
+                lambda y, with_kept: self._stored(tile, y, at[1], with_kept),
             )
 
         return vector_sums(len(places), plan.lanes, steps)
-
-    def _step(self, v: Any, tile: Tile, number: int, step: Step, at: tuple[Expr, Expr]) -> list[Stmt]:
-        statements = [] if step.begin == "sums" else [tile.begin(step.begin)]
-        statements.append(self._multiplied(v, tile, number, at))
-        y, kept_value = step.with_kept
-        if y:
-            statements.append(self._stored(tile, y, at[1], kept_value))
-        if step.add:
-            statements.append(tile.add(step.add))
-        if step.keep:
-            statements.append(tile.keep(step.keep))
-        return [*statements, self._stored(tile, step.y, at[1])] if step.y else statements
 
     def _multiplied(self, v: Any, tile: Tile, number: int, at: tuple[Expr, Expr]) -> Stmt:
         """Adds a step's product to the sums."""
@@ -258,12 +247,24 @@ class Tile:
     sums: by column and vector. last: of the blocks of channels.
     """
 
-    plan: Plan
+    plan: Factors
     m: Any
     sums: Sequence[tuple[tuple[int, int], Any]]
     block: Expr
     vectors: int
-    last: bool
+    last: bool = False
+
+    def steps(self, multiplied: Callable[[int], Stmt], stored: Callable[[str, str], Stmt]) -> Stmt:
+        """All steps. multiplied(number): adds the product of one. stored(y, kept value): that block of the output."""
+        statements = []
+        for number, step in enumerate(STEPS):
+            statements += [] if step.begin == "sums" else [self.begin(step.begin)]
+            statements.append(multiplied(number))
+            statements += [stored(*step.with_kept)] if step.with_kept[0] else []
+            statements += [self.add(step.add)] if step.add else []
+            statements += [self.keep(step.keep)] if step.keep else []
+            statements += [stored(step.y, "")] if step.y else []
+        return sequence(statements)
 
     def kept(self, name: str, place: tuple[Expr, int], lane: Expr) -> Expr:
         """A kept value; "0" is that."""

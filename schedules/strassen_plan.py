@@ -63,8 +63,28 @@ STAGED = "y"
 """Sums on their way to an output, for what cannot be written out for each of them."""
 
 
+class Factors:
+    """Of a plan: what buffers have. copies: whether V has blocks of X as well as sums. staged: whether outputs pass
+    through a buffer. vectors: of a row of a register tile."""
+
+    copies: bool
+    staged: bool
+    vectors: int
+    lanes: int
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The factors that V has."""
+        copied = sorted({step.left for step in STEPS} - set(X_SUMS)) if self.copies else []
+        return *X_SUMS, *copied
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return (*KEPT, STAGED) if self.staged else KEPT
+
+
 @dataclass(frozen=True)
-class Plan(ChannelBlocks):
+class Plan(Factors, ChannelBlocks):
     """positions: rows of X. depth: input channels. taps: of the kernel, each a run of `depth` in a row of X.
 
     out_channels: columns of W, of a transposed convolution those of all phases. channels: of a half of these, in blocks
@@ -130,12 +150,6 @@ class Plan(ChannelBlocks):
         return self.missing == 0 and self.channels % self.block == 0
 
     @property
-    def stored(self) -> tuple[str, ...]:
-        """The factors that V has."""
-        copied = sorted({step.left for step in STEPS} - set(X_SUMS)) if self.copies else []
-        return *X_SUMS, *copied
-
-    @property
     def v_shape(self) -> tuple[int, int, int]:
         """(factor, tile and column, channel)."""
         return len(self.stored), self.tile_block * self.columns, self.row
@@ -144,10 +158,6 @@ class Plan(ChannelBlocks):
     def u_shape(self) -> tuple[int, int, int, int]:
         """(block, step, channel, output channel of the block)."""
         return self.blocks, PRODUCTS, self.steps, self.block
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        return (*KEPT, STAGED) if self.staged else KEPT
 
     @property
     def m_shape(self) -> tuple[int, int, int]:
