@@ -219,7 +219,8 @@ class Kernel:
                 bind.store(self.y, at, epilogue(self.arguments, value(lane), at[0], at[-1], at[1:-1]))
 
             ends = tile.last and second_channels and cv == tile.vectors - 1
-            return vectorized(plan.lanes - (plan.missing if ends else 0), body)
+            new = self._not_written(first, column + second_rows * plan.columns)
+            return when(new, vectorized(plan.lanes - (plan.missing if ends else 0), body))
 
         if self.spec.activation not in LONG_ACTIVATIONS:
             return sequence([stored(place, partial(tile.sum, i, with_kept)) for i, (place, _) in enumerate(tile.sums)])
@@ -229,6 +230,20 @@ class Kernel:
             return sequence([stored(place, partial(tile.kept, STAGED, place)) for place in vectors])
 
         return sequence([tile.keep(STAGED, with_kept), loop(plan.columns, column, name="column")])
+
+    def _not_written(self, first: Expr, row: Expr) -> list[Expr]:
+        """Conditions that the tile before has not written a row of a tile: the last one begins where that does not end.
+
+        What is rounded depends on which half a row is in, and with which other one, and tasks write in any order.
+        """
+        from tvm import tirx
+
+        plan = self.plan
+        overlap = plan.tiles * plan.tile - plan.positions
+        if overlap == 0 or (isinstance(row, int) and row >= overlap):
+            return []
+        before_last = first < plan.positions - plan.tile
+        return [before_last if isinstance(row, int) else tirx.any(before_last, row >= overlap)]
 
     def _output(self, position: Expr, channel: Expr, lane: Expr) -> list[Expr]:
         """Where in y a column of the product is, for a position: of a transposed convolution in a phase's channels."""

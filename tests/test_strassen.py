@@ -9,6 +9,7 @@ import pytest
 from conformance_cases import corner, runnable, runnable_targets
 from convtune.schedules.strassen import strassen
 from convtune.schedules.strassen_plan import KEPT, STEPS, W_SUMS, X_BLOCKS, X_SUMS, Plan
+from repeating import differing_calls
 from synthetic_spaces import machine
 from test_conformance import check
 
@@ -106,3 +107,11 @@ def test_corners_are_right(spec: ConvSpec, wanted: dict[str, Any]) -> None:
 @pytest.mark.parametrize("target", runnable_targets(), ids=lambda target: target.name)
 def test_the_default_of_each_vector_width_is_right(target: CpuTarget) -> None:
     check(strassen, SPACE, target, strassen.default(SPACE, target))
+
+
+@pytest.mark.slow
+def test_positions_of_two_tiles_are_written_by_one() -> None:
+    spec, target = ConvSpec.parse("pointwise,ic=256,oc=128,in=7x7,k=1x1,layout=NHWC"), runnable("x86-64-v3")
+    widest = {"columns": strassen.knobs(spec, target)["columns"][-1]}  # so that both tiles are computed at once
+    knobs = corner(strassen, spec, target, {"tile_block": 1, "parts": 1, **widest})
+    assert differing_calls(strassen, spec, target, knobs) == 0
