@@ -25,7 +25,7 @@ from convtune.schedules.statements import (
     when,
 )
 from convtune.schedules.strassen_plan import PRODUCTS, STAGED, STEPS, X_BLOCKS, X_SUMS, Factors, Plan, as_it_lies
-from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
+from convtune.schedules.tiling import LINE, LONG_ACTIVATIONS, ceil_div
 from convtune.schedules.written import Held
 
 from convtune.expression import epilogue, widened
@@ -166,7 +166,26 @@ class Kernel:
             fetches = [*self._fetches(tile.block, number, k, at[1]), *self._weights_ahead(tile, number, k)]
             return sequence([*fetches, vectorized(plan.lanes, body)])
 
-        return loop(plan.steps, step, name="k")
+        return sequence([*self._outputs_ahead(tile, number, at[1]), loop(plan.steps, step, name="k")])
+
+    def _outputs_ahead(self, tile: Tile, number: int, first: Expr) -> list[Stmt]:
+        """Fetches of what will be written after a step's product: else stores to so many rows wait for it."""
+        from tvm import tirx
+
+        step, plan = STEPS[number], self.plan
+        y = step.y or step.with_kept[0]
+        if not y:
+            return []
+        rows, half = (int(each) - 1 for each in y)
+        channel = tile.block * plan.block + half * plan.channels
+
+        def row(column: Expr) -> Stmt:
+            position = first + rows * plan.columns + column
+            lines = range(0, tile.vectors * plan.lanes, max(LINE, plan.lanes))
+            written = [tirx.BufferLoad(self.y, self._output(position, channel + at, 0)) for at in lines]
+            return sequence([fetched(each, to_write=True) for each in written])
+
+        return [loop(plan.columns, row, name="ahead")]
 
     def _factor(self, v: Any, left: str, column: int, k: Expr, at: tuple[Expr, Expr]) -> Expr:
         """An element of the left factor: of V, or of x where V has no copy."""
