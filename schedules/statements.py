@@ -121,10 +121,10 @@ class Binder:
         self.dtype = dtype
         self.statements: list[Stmt] = []
 
-    def __call__(self, value: Expr) -> Expr:
+    def __call__(self, value: Expr, dtype: str = "") -> Expr:
         from tvm import tirx
 
-        variable = tirx.Var("value", self.dtype)
+        variable = tirx.Var("value", dtype or self.dtype)
         self.statements.append(tirx.Bind(variable, value))
         return variable
 

@@ -141,7 +141,7 @@ class Kernel:
             tile = Tile(plan, m, list(zip(places, acc)), block, vectors, last)
             return tile.steps(
                 lambda number: self._multiplied(v, tile, number, at),
-                lambda y, with_kept: self._stored(tile, y, at[1], with_kept),
+                lambda y, with_kept: self._stored(tile, y, at, with_kept),
             )
 
         return vector_sums(len(places), plan.lanes, steps)
@@ -154,10 +154,8 @@ class Kernel:
 
         def step(k: Expr) -> Stmt:
             def body(bind: Binder, lane: Expr) -> None:
-                u = self.arguments.weight
                 filters = [
-                    bind(widened(tirx.BufferLoad(u, [tile.block, number, k, cv * plan.lanes + lane])))
-                    for cv in range(tile.vectors)
+                    bind(widened(self._filter(tile, number, k, cv * plan.lanes + lane))) for cv in range(tile.vectors)
                 ]
                 for (column, cv), total in tile.sums:
                     value = self._factor(v, STEPS[number].left, column, k, at)
@@ -187,6 +185,12 @@ class Kernel:
 
         return [loop(plan.columns, row, name="ahead")]
 
+    def _filter(self, tile: Tile, number: int, k: Expr, channel: Expr) -> Expr:
+        """An element of the right factor of a step."""
+        from tvm import tirx
+
+        return tirx.BufferLoad(self.arguments.weight, [tile.block, number, k, channel])
+
     def _factor(self, v: Any, left: str, column: int, k: Expr, at: tuple[Expr, Expr]) -> Expr:
         """An element of the left factor: of V, or of x where V has no copy."""
         from tvm import tirx
@@ -215,18 +219,16 @@ class Kernel:
 
     def _weights_ahead(self, tile: Tile, number: int, k: Expr) -> list[Stmt]:
         """Fetches of U so far ahead as prefetchers, which see it read as slowly as it is multiplied by, do not run."""
-        from tvm import tirx
-
-        plan, u = self.plan, self.arguments.weight
+        plan = self.plan
         if not plan.weights_ahead:
             return []
         ahead = k + AHEAD_BYTES // (4 * plan.block)
         vectors = [cv * plan.lanes for cv in range(tile.vectors)]
-        return [fetched(tirx.BufferLoad(u, [tile.block, number, ahead, at]), first_cache=False) for at in vectors]
+        return [fetched(self._filter(tile, number, ahead, at), first_cache=False) for at in vectors]
 
-    def _stored(self, tile: Tile, y: str, first: Expr, with_kept: str = "") -> Stmt:
+    def _stored(self, tile: Tile, y: str, at: tuple[Expr, Expr], with_kept: str = "") -> Stmt:
         """The sums, with a kept value, as that block of the output."""
-        plan = self.plan
+        plan, (_, first) = self.plan, at
         second_rows, second_channels = (half == "2" for half in y)
 
         def stored(place: tuple[Expr, int], value: Callable[[Expr], Expr]) -> Stmt:
@@ -234,8 +236,8 @@ class Kernel:
             channel = tile.block * plan.block + second_channels * plan.channels + cv * plan.lanes
 
             def body(bind: Binder, lane: Expr) -> None:
-                at = self._output(first + column + second_rows * plan.columns, channel, lane)
-                bind.store(self.y, at, epilogue(self.arguments, value(lane), at[0], at[-1], at[1:-1]))
+                index = self._output(first + column + second_rows * plan.columns, channel, lane)
+                bind.store(self.y, index, epilogue(self.arguments, value(lane), index[0], index[-1], index[1:-1]))
 
             ends = tile.last and second_channels and cv == tile.vectors - 1
             new = self._not_written(first, column + second_rows * plan.columns)

@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
 Buffers = Sequence[Any]
-"""x, weight, bias and residual; None for what a spec does not have."""
+"""x, weight, bias and residual, None for what a spec does not have, and then its inputs besides, as it names them."""
 
 
 class Held(Arguments):
-    """The arguments of a kernel, read as the tensors of an expression are; `source` (x) and `weight` are buffers."""
+    """A kernel's arguments, read as the tensors of an expression are; `source` (x), `weight`, `inputs` are buffers."""
 
     def __init__(self, spec: ConvSpec, buffers: Buffers) -> None:
-        self.spec, self.inputs = spec, {}
-        self.source, self.weight, bias, residual = buffers
+        self.spec = spec
+        self.source, self.weight, bias, residual, *inputs = buffers
+        self.inputs = dict(zip(spec.input_shapes, inputs))
         self.x, self.bias, self.residual = map(reader, (self.source, bias, residual))
         self.biases = [self.bias]
 
@@ -31,7 +32,7 @@ def written(spec: ConvSpec, weight_shape: Sequence[int], body: Callable[[Buffers
     from tvm import ir, te
 
     arguments = Arguments(spec, [weight_shape])
-    tensors = (arguments.x, arguments.weights[0], arguments.bias, arguments.residual)
+    tensors = (arguments.x, arguments.weights[0], arguments.bias, arguments.residual, *arguments.inputs.values())
 
     def statement(sources: Sequence[Any], results: Sequence[Any]) -> Any:
         given = iter(sources)
