@@ -100,7 +100,7 @@ class DeformableGather(Estimating[CpuTarget]):
         tile, block, order = self._tile(spec, target, knobs), int(knobs["block"]), knobs["oc_order"]
         blocks, parts = tile.groups * tile.blocks, spec.kernel[0] if knobs["rows"] == "one" else 1
         products = self._product_cycles(spec, target, tile, block, parts, order == "inner")
-        gathered = block * tile.columns * self._gather_cycles(spec, target, order == "parallel")
+        gathered = block * tile.columns * gather_cycles(spec, target, order == "parallel")
         tasks = spec.batch * ceil_div(ceil_div(count(spec.out_size), tile.columns), block)
         if order == "parallel":
             total = Tasks(tasks * blocks, gathered + products).on(target)
@@ -155,22 +155,23 @@ class DeformableGather(Estimating[CpuTarget]):
         read = stream_cycles(target, col_bytes, col_bytes * (1 if inner else block) / parts)
         return overlapped(block * compute, first + (block - 1) * again + block * read)
 
-    def _gather_cycles(self, spec: ConvSpec, target: CpuTarget, one_block: bool) -> float:
-        """Of an output; in a task of one channel block only what its group reads."""
-        assert spec.offset_groups is not None
-        taps, channels = count(spec.kernel), spec.in_channels // (spec.groups if one_block else 1)
-        vectors = ceil_div(min(channels, spec.in_channels // spec.offset_groups), target.lanes)
-        groups = ceil_div(channels * spec.offset_groups, spec.in_channels)
-        neighbours = len(CORNERS) * target.vector_bytes  # which lie anywhere around
-        read = stream_cycles(target, neighbours, count(spec.in_shape[1:]) * 4)
-        if fetches_ahead(spec, target):
-            read /= 2
-        loads = groups * vectors * (max(load_cycles(target, len(CORNERS)), read) + 1)
-        return taps * (loads + spec.offset_groups * (TABLE_CYCLES / target.lanes + MOVE_CYCLES))
-
     def _tile(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Tile:
         run = spec.out_channels // spec.groups
         return Tile(1, int(knobs["tile"]), int(knobs["oc_vectors"]), target.lanes, target.lanes, spec.groups, run)
+
+
+def gather_cycles(spec: ConvSpec, target: CpuTarget, one_block: bool) -> float:
+    """Of an output; in a task of one channel block only what its group reads."""
+    assert spec.offset_groups is not None
+    taps, channels = count(spec.kernel), spec.in_channels // (spec.groups if one_block else 1)
+    vectors = ceil_div(min(channels, spec.in_channels // spec.offset_groups), target.lanes)
+    groups = ceil_div(channels * spec.offset_groups, spec.in_channels)
+    neighbours = len(CORNERS) * target.vector_bytes  # which lie anywhere around
+    read = stream_cycles(target, neighbours, count(spec.in_shape[1:]) * 4)
+    if fetches_ahead(spec, target):
+        read /= 2
+    loads = groups * vectors * (max(load_cycles(target, len(CORNERS)), read) + 1)
+    return taps * (loads + spec.offset_groups * (TABLE_CYCLES / target.lanes + MOVE_CYCLES))
 
 
 _columns = functools.lru_cache(maxsize=64)(even_blocks)  # which looks at every number of blocks that there could be

@@ -32,6 +32,7 @@ from convtune.schedules.tiling import LINE_BYTES, Tile, ceil_div
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, or_zero, padded_input, widened
 from convtune.spec import DTYPES, count
+from convtune.variants import Operands
 from convtune.variants.deformable import CORNERS, Deformable
 
 if TYPE_CHECKING:
@@ -116,28 +117,46 @@ def gathered(arguments: Arguments, tile: Tile, tiles: int) -> Any:
         at_border = table(n, AT_BORDER, *entry)
         top, left, channel = _located(spec, table(n, FIRST, *entry))
 
-        def interpolated(down: Any, right: Any) -> Any:
+        def interpolation(down: Any, right: Any) -> Any:
             """With the lower neighbours so many rows and the right ones so many columns further."""
-            total: Any = 0
-            for q, (dy, dx) in enumerate(CORNERS):
-                place = (top + down * dy, left + right * dx)
-                neighbour = x(n, channel + _within(spec, part * wide) + lane, *place)
-                product = neighbour * tirx.reinterpret("float32", table(n, WEIGHTS + q, *entry))
-                total = total + product if q else product
-            return total
 
-        def bit(one: int) -> Any:
-            return at_border // one % 2
+            def neighbour(dy: Any, dx: Any) -> Any:
+                return x(n, channel + _within(spec, part * wide) + lane, top + dy, left + dx)
 
-        # a Select would compare, and move the result to a mask register, for each sample
-        rare = tirx.reinterpret("int32", interpolated(1 - bit(ONE_ROW), 1 - bit(ONE_COLUMN))) & (bit(OUTSIDE) - 1)
-        value = tirx.if_then_else(at_border == 0, interpolated(1, 1), tirx.reinterpret("float32", rare))
+            return interpolated(
+                neighbour, lambda q: tirx.reinterpret("float32", table(n, WEIGHTS + q, *entry)), down, right
+            )
+
+        rare = at_border_value(interpolation, at_border)
+        value = tirx.if_then_else(at_border == 0, interpolation(1, 1), rare)
         if not spec.modulated:
             return value
         return staged["mask"](n, 0, *entries.staged(output, tap)) * value
 
     shape = (spec.batch, tiles, *spec.kernel, spec.in_channels // wide, tile.columns, wide)
     return te.compute(shape, sample, name="col")
+
+
+def interpolated(neighbour: Callable[..., Any], weight: Callable[[int], Any], down: Any, right: Any) -> Any:
+    """The sum of neighbour(rows, columns from the first one) * weight(which one), the lower ones so many rows and the
+    right ones so many columns further."""
+    total: Any = 0
+    for q, (dy, dx) in enumerate(CORNERS):
+        product = neighbour(down * dy, right * dx) * weight(q)
+        total = total + product if q else product
+    return total
+
+
+def at_border_value(interpolation: Callable[[Any, Any], Any], at_border: Any) -> Any:
+    """A sample, given interpolation(down, right) and the word that says which neighbours fall together."""
+    from tvm import tirx
+
+    def bit(one: int) -> Any:
+        return at_border // one % 2
+
+    # a Select would compare, and move the result to a mask register, for each sample
+    bits = tirx.reinterpret("int32", interpolation(1 - bit(ONE_ROW), 1 - bit(ONE_COLUMN))) & (bit(OUTSIDE) - 1)
+    return tirx.reinterpret("float32", bits)
 
 
 def _tap(spec: ConvSpec, ic: Any, kh: Any, kw: Any) -> Any:
@@ -189,29 +208,40 @@ def _table(arguments: Arguments, offsets: Any, entries: Entries) -> Any:
     """
     from tvm import te, tirx
 
-    spec, variant, width = arguments.spec, _variant(arguments.spec), arguments.spec.in_size[1]
-    assert spec.offset_groups is not None
-    of_group = spec.in_channels // spec.offset_groups
-    given = operands(Geometry.of(spec), arguments.read_x, None, arguments)
+    spec = arguments.spec
 
     def at(n: Any, word: Any, *entry: Any) -> Any:
         output, tap = entries.at(*entry)
-        here = dataclasses.replace(
-            given, offset=lambda n, channel, *_: offsets(n, channel % 2, *entries.staged(output, tap))
+        words = entry_words(
+            spec, lambda axis: offsets(n, axis, *entries.staged(output, tap)), position(spec, output), tap
         )
-        taps = (tap // spec.kernel[1] % spec.kernel[0], tap % spec.kernel[1])
-        sampling = variant.sampling(spec, here, n, 0, position(spec, output), taps)
-        (top, left), (bottom, right) = sampling.corners[0], sampling.corners[-1]
-        first = (top * width + left) * spec.in_channels + tap // count(spec.kernel) * of_group
-        bits = ((right == left, ONE_COLUMN), (bottom == top, ONE_ROW), (sampling.outside, OUTSIDE))
-        at_border = sum(tirx.Select(condition, bit, 0) for condition, bit in bits)
-        weights = [tirx.reinterpret("int32", weight) for weight in sampling.weights]
-        value = weights.pop()
-        for i, other in enumerate((first, at_border, *weights)):
+        value = words.pop()
+        for i, other in enumerate(words):
             value = tirx.Select(word == i, other, value)
         return value
 
     return te.compute((spec.batch, WORDS, *entries.shape), at, name="table")
+
+
+def entry_words(spec: ConvSpec, offset: Callable[[Any], Any], place: tuple[Any, Any], tap: Any) -> list[Any]:
+    """The words of a tap, numbered as the channels of `mask` are, of the output at a place. offset: by its axis."""
+    from tvm import tirx
+
+    variant, width = _variant(spec), spec.in_size[1]
+    assert spec.offset_groups is not None
+    of_group = spec.in_channels // spec.offset_groups
+    given = Operands(_nothing, _nothing, offset=lambda n, channel, *_: offset(channel % 2))
+    taps = (tap // spec.kernel[1] % spec.kernel[0], tap % spec.kernel[1])
+    sampling = variant.sampling(spec, given, 0, 0, place, taps)
+    (top, left), (bottom, right) = sampling.corners[0], sampling.corners[-1]
+    first = (top * width + left) * spec.in_channels + tap // count(spec.kernel) * of_group
+    bits = ((right == left, ONE_COLUMN), (bottom == top, ONE_ROW), (sampling.outside, OUTSIDE))
+    at_border = sum(tirx.Select(condition, bit, 0) for condition, bit in bits)
+    return [first, at_border, *(tirx.reinterpret("int32", weight) for weight in sampling.weights)]
+
+
+def _nothing(*_index: Any) -> Any:
+    raise AssertionError("a sampled place is neither of x nor of weights")
 
 
 def _variant(spec: ConvSpec) -> Deformable:
