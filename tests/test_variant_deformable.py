@@ -267,7 +267,7 @@ def test_the_cache_model_counts_what_is_prefetched_once() -> None:
 @pytest.mark.parametrize("spec", LAYERS, ids=str)
 def test_domains_and_schedules_of_real_layers(spec: ConvSpec) -> None:
     for target in TARGETS:
-        assert space.accepting(spec, target) == [deformable_gather]
+        assert deformable_gather in space.accepting(spec, target)
         check_domain(deformable_gather, spec, target)
         check_schedule(deformable_gather, spec, target, deformable_gather.default(spec, target))
 

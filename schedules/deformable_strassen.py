@@ -1,0 +1,179 @@
+"""Deformable convolution, channels last, by Strassen's algorithm: seven multiplications for eight.
+
+    parallel task = block of tiles:                                   a tile: 2 x columns outputs
+        table of the tiles: places and weights, as in `deformable_gather`
+        for part of the taps:                                         taps: row, one
+            for tile, column, offset group, tap, chunk:
+                samples of two outputs, in a half of the tile each, and of two channels, in a half of these
+                V[factor, tile, tap and chunk, column, lane] = their sums, and they     in the second cache
+            for block of a half of the output channels:
+                for tile:
+                    for step of 7:
+                        acc[column, vector, lane] = 0, or a kept value, or what it is   in registers
+                        for k: acc += V[step's factor, tile, k, column] * U[part, block, step, k, vector, lane]
+                        keep acc, or total[a quarter] += acc          one part: y = activation(acc + bias + residual)
+        y = activation(total + bias + residual)
+
+Samples are never in memory but as V's. Tables and gather are those of `deformable_sampling`, products of `strassen`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import gcd, prod, sqrt
+from typing import TYPE_CHECKING, Any
+
+from convtune.schedules.deformable_gather import STEP_CYCLES, gather_cycles
+from convtune.schedules.deformable_strassen_loops import Sampled
+from convtune.schedules.deformable_strassen_plan import Plan
+from convtune.schedules.estimate import (
+    HELD_SHARE,
+    TILE_CYCLES,
+    Tasks,
+    fma_cycles,
+    overlapped,
+    store_cycles,
+    stream_cycles,
+    tile_step_cycles,
+)
+from convtune.schedules.strassen import ADDITIONS, AMPLIFICATION, FEWEST_DEPTH, UNIT_ROUNDOFF
+from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS
+from convtune.schedules.tiling import (
+    LONG_ACTIVATIONS,
+    MOST_VECTORS,
+    ceil_div,
+    least_waste,
+    most_columns,
+    round_up,
+)
+from convtune.schedules.written import Held, written
+
+from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.spec import count
+from convtune.targets import CpuTarget
+
+if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
+    from convtune.targets import Target
+
+MOST_TILES = 4  # of a task: with 8, 128 channels took 25.6 ms, where 4 took 21.5 and direct sums 23.5
+
+
+class DeformableStrassen(Estimating[CpuTarget]):
+    name = "deformable_strassen"
+    summary = "samples of a block of outputs, channels last, by Strassen's algorithm: seven products for eight"
+
+    def accepts(self, spec: ConvSpec, target: Target) -> bool:
+        if not isinstance(target, CpuTarget) or spec.variant != "deformable" or spec.groups > 1:
+            return False
+        plan = _plan(spec, target, {"columns": 1, "oc_vectors": 1, "tile_block": 1, "taps": "row"})
+        halves = plan.missing < target.lanes < spec.out_channels and plan.positions > 1 and spec.in_channels % 2 == 0
+        # half-filled vectors of samples take as long: of 8 offset groups of 8 channels it was 0.84 times as fast
+        deep = plan.depth * plan.taps >= FEWEST_DEPTH and 2 * plan.wide > target.lanes
+        return spec.channels_last and halves and deep
+
+    def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
+        positions = spec.batch * count(spec.out_size)
+        most = range(1, min(MOST_VECTORS, ceil_div(ceil_div(spec.out_channels, 2), target.lanes)) + 1)
+        columns = {c for v in most for c in _columns(positions, target, v)}
+        tiles = range(1, min(MOST_TILES, ceil_div(positions, 2 * min(columns))) + 1)
+        # of all taps at once LLVM 22 kept sums in memory for some tiles: 46 ms for 22, and rows were as fast elsewhere
+        cuts: dict[int, KnobValue] = {count(spec.kernel): "one", spec.kernel[0]: "row"}
+        return {
+            "columns": tuple(sorted(columns)),
+            "oc_vectors": tuple(most),
+            "tile_block": tuple(tiles),
+            "taps": tuple(cuts.values()),
+        }
+
+    def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
+        plan = _plan(spec, target, knobs)
+        if plan.columns not in _columns(plan.positions, target, plan.vectors):
+            return False
+        if plan.cuts == plan.tile_block == 1:
+            return False  # as LLVM does there
+        held = 4 * prod(plan.v_shape) <= HELD_SHARE * target.l2_bytes
+        return (held or plan.taps == plan.tile_block == 1) and plan.tile_block <= plan.tiles
+
+    def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        depth = spec.in_channels * count(spec.kernel)
+        return UNIT_ROUNDOFF * AMPLIFICATION * (2.0 + 0.4 * sqrt(depth))
+
+    def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
+        """Cycles of one call, coarsely."""
+        plan = _plan(spec, target, knobs)
+        v_bytes, whole = 4 * prod(plan.v_shape), 4 * prod(plan.u_shape)
+        vectors = plan.columns * plan.cuts * plan.steps / plan.wide
+        stored = store_cycles(target, len(plan.stored)) + fma_cycles(target, ADDITIONS)
+        made = plan.tile * gather_cycles(spec, target, False) + vectors * stored
+        panel = 4 * PRODUCTS * plan.steps * plan.block
+        tiles, cycles = plan.tiles / plan.tasks, 0.0
+        for block in range(plan.blocks):
+            of_block = plan.last_vectors if block == plan.blocks - 1 else plan.vectors
+            sums = plan.columns * of_block
+            step = tile_step_cycles(target, plan.columns, of_block) + STEP_CYCLES
+            compute = PRODUCTS * (plan.steps * step + sums + TILE_CYCLES)
+            compute += sums * store_cycles(target, len(KEPT) + 4 * (1 + spec.residual))
+            if plan.cuts > 1:
+                compute += sums * 4 * 2
+            first = stream_cycles(target, panel, whole + v_bytes)
+            again = stream_cycles(target, panel, panel + v_bytes)
+            cycles += overlapped(compute, first) + (tiles - 1) * overlapped(compute, again)
+        return Tasks(plan.tasks, tiles * made + plan.cuts * cycles).on(target)
+
+    def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
+        """PyTorch's (oc, ic, taps) to (part of the taps and block, product, tap and ic of a half, channel of the
+        block)."""
+        plan = _plan(spec, target, knobs)
+        padded = plan.blocks * plan.block - plan.channels
+        steps: tuple[PackStep, ...] = (
+            {"op": "reshape", "shape": [spec.out_channels, plan.depth, plan.cuts, plan.taps]},
+            {"op": "pad", "widths": [[0, plan.missing], [0, 0], [0, 0], [0, 0]]},
+            {"op": "reshape", "shape": [2, plan.channels, 2, plan.half, plan.cuts, plan.taps]},
+            {"op": "pad", "widths": [[0, 0], [0, padded], *([0, 0] for _ in range(4))]},
+            {"op": "reshape", "shape": [2, plan.blocks, plan.block, 2, plan.half, plan.cuts, plan.taps]},
+            {"op": "transpose", "axes": [5, 1, 3, 0, 6, 4, 2]},
+            {"op": "reshape", "shape": [plan.cuts * plan.blocks, 4, plan.steps, plan.block]},
+            {"op": "matmul", "axis": 1, "matrix": [list(map(float, row)) for row in W_SUMS]},
+        )
+        return (steps,)
+
+    def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
+        plan = _plan(spec, target, knobs)
+        return written(spec, plan.u_shape, lambda b, y: Sampled(spec, plan, Held(spec, b), y).statement())
+
+
+def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
+    """Outputs of a half of a tile worth trying: what the registers hold, less where less is computed twice."""
+    most = min(positions // 2, most_columns(target, vectors))
+    return tuple(sorted(least_waste({c: round_up(positions, 2 * c) for c in range(max(1, most // 2), most + 1)})))
+
+
+def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
+    columns, vectors, block = (int(knobs[name]) for name in ("columns", "oc_vectors", "tile_block"))
+    positions, taps = spec.batch * count(spec.out_size), count(spec.kernel)
+    cuts = {"row": spec.kernel[0], "one": taps}[str(knobs["taps"])]
+    tiles = ceil_div(positions, 2 * columns)
+    weights = 4 * PRODUCTS * spec.in_channels // 2 * spec.out_channels // 2 * taps
+    assert spec.offset_groups is not None
+    return Plan(
+        positions=positions,
+        depth=spec.in_channels,
+        taps=taps // cuts,
+        out_channels=spec.out_channels,
+        columns=columns,
+        vectors=vectors,
+        lanes=target.lanes,
+        tile_block=block,
+        parts=1,
+        copies=True,
+        staged=spec.activation in LONG_ACTIVATIONS,
+        tasks=min(tiles, round_up(ceil_div(tiles, block), target.threads)),
+        cuts=cuts,
+        piece=gcd(spec.in_channels // spec.offset_groups, ceil_div(spec.in_channels, 2)),
+        all_taps=spec.offset_groups * taps,
+        weights_ahead=weights > target.l3_bytes // 4,
+    )
+
+
+deformable_strassen = DeformableStrassen()
