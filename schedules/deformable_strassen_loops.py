@@ -259,6 +259,9 @@ class Sampled(Kernel):
     def _fetches(self, block: Expr, number: int, k: Expr, first: Expr) -> list[Stmt]:
         return []  # what is sampled next, only the tables say
 
+    def _outputs_ahead(self, tile: Tile, number: int, first: Expr) -> list[Stmt]:
+        return super()._outputs_ahead(tile, number, first) if self.plan.cuts == 1 else []
+
     def _stored(self, tile: Tile, y: str, at: tuple[Expr, Expr], with_kept: str = "") -> Stmt:
         from tvm import tirx
 
@@ -311,6 +314,7 @@ class Sampled(Kernel):
         def outputs(row: Expr) -> Stmt:
             whole, rest = divmod(spec.out_channels, plan.lanes)
             last = [vector(row, whole * plan.lanes, rest)] if rest else []
-            return sequence([loop(whole, lambda k: vector(row, k * plan.lanes, plan.lanes), name="oc"), *last])
+            vectors = loop(whole, lambda k: vector(row, k * plan.lanes, plan.lanes), name="oc")
+            return when(self._not_written(first, row), sequence([vectors, *last]))
 
         return loop(plan.tile, outputs, name="row")

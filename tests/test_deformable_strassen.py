@@ -13,6 +13,7 @@ import pytest
 from conformance_cases import corner, runnable, runnable_targets
 from convtune.schedules.deformable_strassen import _plan, deformable_strassen
 from convtune.schedules.deformable_strassen_plan import widest
+from repeating import differing_calls
 from synthetic_spaces import machine
 from test_conformance import check
 from test_space_contract import check_domain, check_schedule
@@ -120,3 +121,14 @@ def test_the_default_of_each_vector_width_is_right(target: CpuTarget) -> None:
     small = dataclasses.replace(target, l3_bytes=1 << 12)
     for each in (target, small):
         check(deformable_strassen, spec, each, deformable_strassen.default(spec, each))
+
+
+@pytest.mark.slow
+def test_tasks_do_not_write_the_same_outputs() -> None:
+    """The last tile begins before the one before it ends, and rounds differently: here they are two tasks."""
+    spec = ConvSpec.parse("deformable,ic=64,oc=96,in=3x7,k=3x3,p=1,layout=NHWC,modulated")
+    target = runnable("x86-64-v3")
+    wanted = {"tile_block": 1, "taps": "one"}
+    several = (k for k in all_knobs(deformable_strassen, spec, target) if wanted.items() <= k.items())
+    knobs = next(k for k in several if _plan(spec, target, k).tiles == 2 and 21 % (2 * int(k["columns"])))
+    assert differing_calls(deformable_strassen, spec, target, knobs) == 0
