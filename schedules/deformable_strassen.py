@@ -20,7 +20,7 @@ Samples are never in memory but as V's. Tables and gather are those of `deformab
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import gcd, prod, sqrt
+from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.deformable_gather import STEP_CYCLES, gather_cycles
@@ -36,14 +36,12 @@ from convtune.schedules.estimate import (
     stream_cycles,
     tile_step_cycles,
 )
-from convtune.schedules.strassen import ADDITIONS, AMPLIFICATION, FEWEST_DEPTH, UNIT_ROUNDOFF
+from convtune.schedules.strassen import ADDITIONS, FEWEST_DEPTH, half_columns, rounding
 from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS
 from convtune.schedules.tiling import (
     LONG_ACTIVATIONS,
     MOST_VECTORS,
     ceil_div,
-    least_waste,
-    most_columns,
     round_up,
 )
 from convtune.schedules.written import Held, written
@@ -75,7 +73,7 @@ class DeformableStrassen(Estimating[CpuTarget]):
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         positions = spec.batch * count(spec.out_size)
         most = range(1, min(MOST_VECTORS, ceil_div(ceil_div(spec.out_channels, 2), target.lanes)) + 1)
-        columns = {c for v in most for c in _columns(positions, target, v)}
+        columns = {c for v in most for c in half_columns(positions, target, v)}
         tiles = range(1, min(MOST_TILES, ceil_div(positions, 2 * min(columns))) + 1)
         # of all taps at once LLVM 22 kept sums in memory for some tiles: 46 ms for 22, and rows were as fast elsewhere
         cuts: dict[int, KnobValue] = {count(spec.kernel): "one", spec.kernel[0]: "row"}
@@ -88,7 +86,7 @@ class DeformableStrassen(Estimating[CpuTarget]):
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan = _plan(spec, target, knobs)
-        if plan.columns not in _columns(plan.positions, target, plan.vectors):
+        if plan.columns not in half_columns(plan.positions, target, plan.vectors):
             return False
         if plan.cuts == plan.tile_block == 1:
             return False  # as LLVM does there
@@ -97,7 +95,7 @@ class DeformableStrassen(Estimating[CpuTarget]):
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         depth = spec.in_channels * count(spec.kernel)
-        return UNIT_ROUNDOFF * AMPLIFICATION * (2.0 + 0.4 * sqrt(depth))
+        return rounding(depth)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -141,12 +139,6 @@ class DeformableStrassen(Estimating[CpuTarget]):
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = _plan(spec, target, knobs)
         return written(spec, plan.u_shape, lambda b, y: Sampled(spec, plan, Held(spec, b), y).statement())
-
-
-def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
-    """Outputs of a half of a tile worth trying: what the registers hold, less where less is computed twice."""
-    most = min(positions // 2, most_columns(target, vectors))
-    return tuple(sorted(least_waste({c: round_up(positions, 2 * c) for c in range(max(1, most // 2), most + 1)})))
 
 
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:

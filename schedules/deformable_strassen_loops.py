@@ -30,8 +30,8 @@ from convtune.schedules.statements import (
     vectorized,
     when,
 )
-from convtune.schedules.strassen_loops import Kernel, Tile, signed_sum
-from convtune.schedules.strassen_plan import X_BLOCKS, X_SUMS
+from convtune.schedules.strassen_loops import Kernel, Tile, factors
+from convtune.schedules.strassen_plan import X_BLOCKS
 from convtune.schedules.written import Held, viewed
 
 from convtune.expression import epilogue, widened
@@ -238,9 +238,8 @@ class Sampled(Kernel):
 
             row = spec.in_size[1] * spec.in_channels
             blocks = [bind(sample.value(x, row, spec.in_channels, inside)) for sample in samples]
-            for number, factor in enumerate(plan.stored):
-                signs = X_SUMS.get(factor) or [int(factor == name) for name in X_BLOCKS]
-                bind.store(v, [number, i, chunk, column, lane], signed_sum(signs, blocks))
+            for number, total in enumerate(factors(plan, blocks)):
+                bind.store(v, [number, i, chunk, column, lane], total)
 
         return vectorized(plan.wide, body)
 

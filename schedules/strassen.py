@@ -77,7 +77,7 @@ class Strassen(Estimating[CpuTarget]):
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         whole = _plan(spec, target, FIRST)
         positions, most = whole.positions, range(1, min(MOST_VECTORS, whole.channels // target.lanes) + 1)
-        columns = {c for v in most for c in _columns(positions, target, v)}
+        columns = {c for v in most for c in half_columns(positions, target, v)}
         return {
             "columns": tuple(sorted(columns)),
             "oc_vectors": tuple(most),
@@ -88,7 +88,7 @@ class Strassen(Estimating[CpuTarget]):
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan = _plan(spec, target, knobs)
-        if plan.columns not in _columns(plan.positions, target, plan.vectors):
+        if plan.columns not in half_columns(plan.positions, target, plan.vectors):
             return False
         if plan.blocks < plan.parts or (not plan.copies and columns_collide(plan.depth, plan.columns)):
             return False
@@ -98,7 +98,7 @@ class Strassen(Estimating[CpuTarget]):
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = _plan(spec, target, knobs)
-        return UNIT_ROUNDOFF * AMPLIFICATION * (2.0 + 0.4 * math.sqrt(plan.depth * plan.taps))
+        return rounding(plan.depth * plan.taps)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -153,7 +153,12 @@ class Strassen(Estimating[CpuTarget]):
         return written(spec, plan.u_shape, lambda b, y: Kernel(spec, plan, Held(spec, b), y).statement())
 
 
-def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
+def rounding(terms: int) -> float:
+    """The error to expect of sums of so many products, as `expected_error` has it."""
+    return UNIT_ROUNDOFF * AMPLIFICATION * (2.0 + 0.4 * math.sqrt(terms))
+
+
+def half_columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
     """Positions of a half of a tile worth trying: what the registers hold, less where less is computed twice."""
     most = min(positions // 2, most_columns(target, vectors))
     return tuple(sorted(least_waste({c: round_up(positions, 2 * c) for c in range(max(1, most // 2), most + 1)})))

@@ -41,17 +41,7 @@ class Kernel:
         self.spec, self.plan, self.arguments, self.y = spec, plan, arguments, y
 
     def statement(self) -> Stmt:
-        plan = self.plan
-
-        def task(number: Expr) -> Stmt:
-            return allocated(
-                plan.v_shape,
-                "v",
-                "global",
-                lambda v: allocated(plan.m_shape, "m", "global", lambda m: self._task(number, v, m)),
-            )
-
-        return loop(plan.tile_blocks * plan.parts, task, "PARALLEL", "task")
+        return tasks(self.plan, self.plan.tile_blocks * self.plan.parts, self._task)
 
     def _task(self, task: Expr, v: Any, m: Any) -> Stmt:
         plan = self.plan
@@ -110,9 +100,8 @@ class Kernel:
                     for half in (0, plan.columns)
                     for channel in (0, plan.half)
                 ]
-                for number, factor in enumerate(plan.stored):
-                    signs = X_SUMS.get(factor) or [int(name == factor) for name in X_BLOCKS]
-                    bind.store(v, [number, row, tap * plan.half + ic], signed_sum(signs, blocks))
+                for number, total in enumerate(factors(plan, blocks)):
+                    bind.store(v, [number, row, tap * plan.half + ic], total)
 
             return vectorized(lanes, body)
 
@@ -349,6 +338,24 @@ class Tile:
     def _row(self, place: tuple[Expr, int]) -> Expr:
         """Of the buffer, for a column and a vector."""
         return place[0] * self.plan.vectors + place[1]
+
+
+def tasks(plan: Factors, number: int, body: Callable[[Expr, Any, Any], Stmt]) -> Stmt:
+    """body(task, V, M) of so many parallel tasks."""
+
+    def task(which: Expr) -> Stmt:
+        def with_v(v: Any) -> Stmt:
+            return allocated(plan.m_shape, "m", "global", lambda m: body(which, v, m))
+
+        return allocated(plan.v_shape, "v", "global", with_v)
+
+    return loop(number, task, "PARALLEL", "task")
+
+
+def factors(plan: Factors, blocks: Sequence[Expr | None]) -> list[Expr]:
+    """What V has of an element of each block of X, in its order; None is zero."""
+    signs = [X_SUMS.get(factor) or [int(name == factor) for name in X_BLOCKS] for factor in plan.stored]
+    return [signed_sum(each, blocks) for each in signs]
 
 
 def signed_sum(signs: Sequence[int], values: Sequence[Expr | None]) -> Expr:

@@ -7,6 +7,7 @@ channels and W of input x output channels, each step below adds a product to the
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ STAGED = "y"
 """Sums on their way to an output, for what cannot be written out for each of them."""
 
 
-class Factors:
+class Factors(ABC):
     """Of a plan: what buffers have. copies: whether V has blocks of X as well as sums. staged: whether outputs pass
     through a buffer. vectors: of a row of a register tile."""
 
@@ -71,6 +72,16 @@ class Factors:
     staged: bool
     vectors: int
     lanes: int
+
+    @property
+    @abstractmethod
+    def v_shape(self) -> tuple[int, ...]:
+        """Of the factors that are sums or copies."""
+
+    @property
+    @abstractmethod
+    def m_shape(self) -> tuple[int, ...]:
+        """Of the kept values."""
 
     @property
     def stored(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ of `strassen`, whose products are transposed here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod, sqrt
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
@@ -37,7 +37,7 @@ from convtune.schedules.estimate import (
 from convtune.schedules.one_row import reads_own_place
 from convtune.schedules.pointwise_planes import LINES_AT_ONCE, RUN_BYTES
 from convtune.schedules.pointwise_planes_plan import tile_heights
-from convtune.schedules.strassen import ADDITIONS, FEWEST_DEPTH, TILE_BLOCKS, UNIT_ROUNDOFF
+from convtune.schedules.strassen import ADDITIONS, FEWEST_DEPTH, TILE_BLOCKS, rounding
 from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS
 from convtune.schedules.strassen_planes_loops import Kernel
 from convtune.schedules.strassen_planes_plan import Plan, plan_of
@@ -89,7 +89,7 @@ class StrassenPlanes(Estimating[CpuTarget]):
         return sums <= most and (sums >= most // 2 or ends)
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
-        return UNIT_ROUNDOFF * 3.0 * (2.0 + 0.4 * sqrt(spec.in_channels))
+        return rounding(spec.in_channels)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

@@ -15,7 +15,6 @@ from convtune.schedules.statements import (
     Binder,
     Expr,
     Stmt,
-    allocated,
     fetched,
     loop,
     sequence,
@@ -23,8 +22,8 @@ from convtune.schedules.statements import (
     vectorized,
     when,
 )
-from convtune.schedules.strassen_loops import Tile, signed_sum
-from convtune.schedules.strassen_plan import PRODUCTS, STAGED, STEPS, X_BLOCKS, X_SUMS
+from convtune.schedules.strassen_loops import Tile, factors, tasks
+from convtune.schedules.strassen_plan import PRODUCTS, STAGED, STEPS, X_BLOCKS
 from convtune.schedules.tiling import LINE, LONG_ACTIVATIONS, ceil_div, planes_collide
 
 from convtune.expression import epilogue, widened
@@ -59,17 +58,7 @@ class Kernel:
         self.far = planes_collide(spec)
 
     def statement(self) -> Stmt:
-        plan = self.plan
-
-        def task(number: Expr) -> Stmt:
-            return allocated(
-                plan.v_shape,
-                "v",
-                "global",
-                lambda v: allocated(plan.m_shape, "m", "global", lambda m: self._task(number, v, m)),
-            )
-
-        return loop(self.spec.batch * plan.parts * plan.tile_blocks, task, "PARALLEL", "task")
+        return tasks(self.plan, self.spec.batch * self.plan.parts * self.plan.tile_blocks, self._task)
 
     def _task(self, number: Expr, v: Any, m: Any) -> Stmt:
         plan = self.plan
@@ -114,9 +103,8 @@ class Kernel:
                     for rows in (0, 1)
                     for channels in (0, 1)
                 ]
-                for number, factor in enumerate(plan.stored):
-                    signs = X_SUMS.get(factor) or [int(name == factor) for name in X_BLOCKS]
-                    bind.store(v, [place.tile, number, self._kept(k, cv, lane)], signed_sum(signs, blocks))
+                for number, total in enumerate(factors(plan, blocks)):
+                    bind.store(v, [place.tile, number, self._kept(k, cv, lane)], total)
 
         soon = k + CHANNELS_AHEAD
         lines = itertools.product(halves, range(self._lines(place.vectors)))
