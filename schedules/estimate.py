@@ -27,7 +27,7 @@ FMAS_PER_CYCLE = 2.0
 LOADS_PER_CYCLE = 1.8
 FEWEST_SUMS = 8  # that keep two units busy for FMA_LATENCY cycles
 # Of one core while others read too. Two cores of a Zen 4 read a plain stream from the third cache at 24 each, 175 GB/s,
-# and from memory at 4.7, 34 GB/s (docs/performance-zen4.md); of the second cache nothing is recorded.
+# and from memory at 4.7, 34 GB/s (docs/performance.md); of the second cache nothing is recorded.
 L2_BYTES_PER_CYCLE = 32.0
 L3_BYTES_PER_CYCLE = 10.0
 MEMORY_BYTES_PER_CYCLE = 4.0
@@ -46,7 +46,7 @@ TASK_CYCLES = 300.0
 LAUNCH_CYCLES = 700.0
 EXPOSED_SHARE = 0.05  # of the time in which inputs arrive while others are multiplied: the rest is hidden
 # One more parallel region, of which threads wait for the last one and read what others wrote. An empty one takes 600
-# cycles on one die of a Zen 5 and 2500 on two (docs/performance.md).
+# cycles on one die of a Zen 5 and 2500 on two (docs/performance-zen5.md).
 BARRIER_CYCLES = 4000.0
 # Of an element that is read or written by itself. In channel_lanes depthwise 3x3 of 144 channels at 56x56 took 257 us
 # channels first and 92 channels last, on one core of a Zen 5: 0.7 cycles more of each.
