@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from convtune import variants
 from convtune.errors import UnknownNameError
 from convtune.spec import count
 
@@ -29,10 +30,11 @@ def limit(spec: ConvSpec, accuracy: str) -> float:
     """The largest error allowed for a kernel of this spec; raises UnknownNameError for another accuracy.
 
     `strict` is what direct summation in float32 gives: its error grows like the square root of the number of summands
-    (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019), times 4 for the spread between orders of summation.
+    (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019), times 4 for the spread between orders of summation. Summands are
+    those of the mean output, of all stages of a composite, or of the output that has the most where that is more.
     """
     if accuracy == "strict":
-        summands = max(1, spec.macs // count(spec.out_shape))
+        summands = max(1, spec.macs // count(spec.out_shape), *variants.get(spec.variant).fan_in(spec))
         of_sums = min(STANDARD["float32"], max(1e-6, 4 * _UNIT_ROUNDOFF * math.sqrt(summands)))
         return of_sums + _OUTPUT_ROUNDING[spec.dtype]
     if accuracy not in NAMES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,25 @@ def test_a_limited_space_is_the_space_otherwise() -> None:
     assert limited.features(SPEC, NATIVE, knobs) == FILTERING.features(SPEC, NATIVE, knobs)
     direct = space.get("dense_direct")
     assert space.within(direct, 5e-6) is direct
+
+
+@pytest.mark.parametrize(
+    ("text", "summands"),
+    [
+        ("transposed,ic=128,oc=64,in=200,k=7,s=8,d=8", 896),  # all taps meet at every eighth output, none elsewhere
+        ("transposed,ic=100,oc=32,in=50,k=5,s=6,d=4", 200),  # 2 of 5 taps, at every second output
+        ("transposed,ic=16,oc=8,in=9x9,k=4x3,s=2", 64),
+        ("conv,ic=64,oc=64,in=56x56,k=3x3,p=1", 576),
+    ],
+)
+def test_strict_allows_what_the_longest_sum_gives(text: str, summands: int) -> None:
+    spec = ConvSpec.parse(text)
+    assert accuracy.limit(spec, "strict") == pytest.approx(max(1e-6, 4 * 2.0**-24 * summands**0.5))
+    if spec.variant == "transposed":  # counted apart: how often each tap of x meets an output
+        hits = [[0] * out for out in spec.out_size]
+        for axis, out in enumerate(hits):
+            for q in range(spec.in_size[axis]):
+                for k in range(spec.kernel[axis]):
+                    at = q * spec.stride[axis] + k * spec.dilation[axis] - spec.padding[axis][0]
+                    out[at] += 1
+        assert summands == spec.in_channels * math.prod(map(max, hits))

@@ -101,7 +101,8 @@ class Transposed(Primitive):
         return tuple(((before - span + 1) // s, (o - 1 + before) // s) for o, s, span, (before, _) in sizes)
 
     def fan_in(self, spec: ConvSpec) -> tuple[int, ...]:
-        taps = (-(-k // s) for k, s in zip(spec.kernel, spec.stride))  # as many as meet at one output
+        # as many as meet at one output: where stride and dilation have a common divisor, some outputs have no tap at all
+        taps = (-(-k // (s // math.gcd(s, d))) for k, s, d in zip(spec.kernel, spec.stride, spec.dilation))
         return (spec.in_channels // spec.groups * math.prod(taps),)
 
     def filters(self, spec: ConvSpec) -> tuple[Mapping[str, Any], ...]:
