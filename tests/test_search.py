@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from synthetic_spaces import RegisterTile, Small, SyntheticSpace, machine, optim
 from convtune.record import Record
 from convtune.search import Search
 from convtune.search.domain import Domain
+from convtune.search.propose import NEAREST
 from convtune.space import Candidate, Knobs, KnobValue, enumerate_candidates
 from convtune.spec import ConvSpec
 from convtune.targets.base import Target
@@ -109,6 +110,27 @@ def test_knowledge_makes_the_first_trials_better() -> None:
         for times, known in ((cold, []), (warm, knowledge)):
             times.append(best_us(run(new(SPEC, 8, seed, knowledge=known), SPEC, TARGET, [TILE])))
     assert statistics.mean(warm) < statistics.mean(cold)
+
+
+def test_few_other_specs_are_asked_for_their_default() -> None:
+    """The choice of a default may look at every candidate: of all specs of a shipped log it took 20 s."""
+
+    class Counting(RegisterTile):
+        asked: ClassVar[set[str]] = set()
+
+        def default(self, spec: ConvSpec, target: Target) -> Knobs:
+            self.asked.add(str(spec))
+            return super().default(spec, target)
+
+    space = Counting()
+    others = [ConvSpec.parse(f"conv,ic={16 * i},oc=64,in=28x28,k=3x3,p=1") for i in range(1, 3 * NEAREST)]
+    knowledge = [
+        record(each, TARGET, Candidate(TILE.name, TILE.default(each, TARGET)), 100.0 + i)
+        for i, each in enumerate(others)
+    ]
+    search = Search(SPEC, TARGET, [space], trials=8, knowledge=knowledge)
+    assert len(search.ask(8)) == 8
+    assert NEAREST <= len(Counting.asked) <= NEAREST + 3  # those, the spec itself, and the winner that is taken over
 
 
 def test_the_default_of_each_space_comes_first() -> None:

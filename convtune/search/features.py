@@ -70,6 +70,7 @@ class Encoder:
       - the product of all `*_tile` knobs, which is what registers hold;
       - a number knob's ratio to the space's default for that spec, and what the space adds with `features`: both only
         for rows of this target, as the default and the features depend on facts that records do not keep.
+        The ratios are missing where `rows` is told so.
     Numbers need no scaling: trees only compare.
     """
 
@@ -81,16 +82,23 @@ class Encoder:
         example = self._columns(spec, target.facts(), [domain.default for domain in domains.values()])
         self.columns = tuple(example)
 
-    def rows(self, spec: ConvSpec, facts: Mapping[str, Any], candidates: Sequence[Candidate]) -> NDArray[np.float32]:
-        """(len(candidates), len(columns)). All candidates are of one spec and one target, which has these facts."""
+    def rows(
+        self, spec: ConvSpec, facts: Mapping[str, Any], candidates: Sequence[Candidate], *, to_default: bool = True
+    ) -> NDArray[np.float32]:
+        """(len(candidates), len(columns)). All candidates are of one spec and one target, which has these facts.
+
+        to_default: whether the ratios to the default are known, which costs the choice of a default, up to 0.1 s.
+        """
         rows = np.full((len(candidates), len(self.columns)), np.nan, np.float32)
-        found = self._columns(spec, facts, candidates)
+        found = self._columns(spec, facts, candidates, to_default)
         for place, name in enumerate(self.columns):
             if name in found:
                 rows[:, place] = found[name]
         return rows
 
-    def _columns(self, spec: ConvSpec, facts: Mapping[str, Any], candidates: Sequence[Candidate]) -> Columns:
+    def _columns(
+        self, spec: ConvSpec, facts: Mapping[str, Any], candidates: Sequence[Candidate], to_default: bool = True
+    ) -> Columns:
         scalars = {f"spec:{k}": v for k, v in spec_numbers(spec).items()}
         scalars |= {f"target:{k}": v for k, v in target_numbers(facts).items()}
         columns: Columns = {name: np.full(len(candidates), value, np.float32) for name, value in scalars.items()}
@@ -103,19 +111,23 @@ class Encoder:
         # a vector's lanes on the record's own machine; a GPU has none
         columns |= _tilings(extents(spec), int(facts.get("vector_bytes", 4)) // 4, numbers)
         if facts.get("fingerprint") == self._target.fingerprint:
-            columns |= self._of_this_target(spec, candidates, numbers)
+            columns |= self._of_the_spaces(spec, candidates)
+            if to_default:
+                columns |= self._to_default(spec, candidates, numbers)
         return columns
 
-    def _of_this_target(self, spec: ConvSpec, candidates: Sequence[Candidate], numbers: Columns) -> Columns:
+    def _of_the_spaces(self, spec: ConvSpec, candidates: Sequence[Candidate]) -> Columns:
+        added = [self._spaces[c.space].features(spec, self._target, c.knobs) for c in candidates]
+        names = sorted({name for features in added for name in features})
+        return {f"space's {name}": _column(features.get(name, math.nan) for features in added) for name in names}
+
+    def _to_default(self, spec: ConvSpec, candidates: Sequence[Candidate], numbers: Columns) -> Columns:
         used = {candidate.space for candidate in candidates}
         defaults = {name: default_knobs(self._spaces[name], spec, self._target) for name in used}
         columns: Columns = {}
         for knob, column in numbers.items():
             default = _column(_number(defaults[c.space].get(knob)) for c in candidates)
             columns[f"{knob}/default"] = (column + 1) / (default + 1)
-        added = [self._spaces[c.space].features(spec, self._target, c.knobs) for c in candidates]
-        for name in sorted({name for features in added for name in features}):
-            columns[f"space's {name}"] = _column(features.get(name, math.nan) for features in added)
         return columns
 
 

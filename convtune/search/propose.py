@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LEAST_TIMED = 8  # candidates that worked, of any spec, from which a model is trained
 MOST_EXAMPLES = 2_000  # rows of other specs: more would train slower, and come from farther away
+NEAREST = 8  # other specs whose defaults are chosen, for the ratios to them: each choice may look at every candidate
 EXPLORED = 0.15  # share of picks that do not ask the model
 EXPLORED_BLINDLY = 0.5  # the same while there is none
 CLIMBED = 0.6  # share of the other picks that are neighbours of the fastest so far, while there are any
@@ -121,10 +122,10 @@ class Proposer:
     def _encoder(self) -> Encoder:
         return Encoder(self._spec, self._target, self._domains)
 
-    def _examples_of(self, group: Sequence[Trial]) -> model.Examples:
+    def _examples_of(self, group: Sequence[Trial], *, to_default: bool = True) -> model.Examples:
         """Examples of trials of one spec on one target; there may be none."""
         spec, facts = (group[0].spec, group[0].facts) if group else (self._spec, self._facts)
-        rows = self._encoder.rows(spec, facts, [trial.candidate for trial in group])
+        rows = self._encoder.rows(spec, facts, [trial.candidate for trial in group], to_default=to_default)
         return model.Examples(rows, np.array([trial.rank for trial in group], float))  # None becomes NaN
 
     @functools.cached_property
@@ -140,11 +141,11 @@ class Proposer:
             return fingerprint != self._target.fingerprint, distance(spec, self._spec), str(spec), fingerprint
 
         examples, rows = [], 0
-        for place in sorted(groups, key=far):
+        for nearer, place in enumerate(sorted(groups, key=far)):
             rows += len(groups[place])
             if rows > MOST_EXAMPLES:
                 break
-            examples.append(self._examples_of(groups[place]))
+            examples.append(self._examples_of(groups[place], to_default=nearer < NEAREST))
         return examples
 
 
