@@ -9,16 +9,26 @@
                     for k: acc += V or x[step, column, k] * U[block, step, k, vector, lane]
                     keep acc, or y[a quarter] = activation(acc + bias + residual)   in the first cache
 
-U are sums of weights, made when they are packed. k are the taps and input channels of a half.
+U are sums of weights, made when they are packed. k are the taps and input channels of a half. With `left` twice each
+of the seven products is itself one by seven, of quarters; V is of one of them at a time:
+
+    parallel task = tile [, part of the channels]:                                  a tile: 4 x columns positions
+        for outer step of 7:
+            V[column, k] = sums of sums of x
+            for block of a quarter of the output channels:
+                for step of 7: as above, but
+                    acc, with what is kept in the second cache, is kept there, or y[a sixteenth]
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from convtune.schedules.estimate import (
     EXPOSED_SHARE,
     TILE_CYCLES,
@@ -32,6 +42,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.strassen_loops import Kernel
 from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS, Plan, as_it_lies, of_patches
+from convtune.schedules.strassen_twice_loops import TwiceKernel
 from convtune.schedules.tiling import (
     LONG_ACTIVATIONS,
     MOST_VECTORS,
@@ -53,6 +64,7 @@ if TYPE_CHECKING:
 
 UNIT_ROUNDOFF = 2.0**-24
 AMPLIFICATION = 3.0  # of the rounding errors of direct sums: 2 to 4 were measured
+LEVEL_AMPLIFICATION = 2.0  # of the errors of one level, by another: 1.4 to 2.3 were measured
 FEWEST_DEPTH = 64  # of the reduction: with less, the sums take longer than a product
 FIRST: Knobs = {"columns": 1, "oc_vectors": 1, "tile_block": 1, "parts": 1, "left": "copies"}
 # Vectors of a tile that is alone in its task: of more, LLVM 22 stores the sums in each step. Of 6 x 4 vectors, 256 to
@@ -77,50 +89,56 @@ class Strassen(Estimating[CpuTarget]):
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         whole = _plan(spec, target, FIRST)
         positions, most = whole.positions, range(1, min(MOST_VECTORS, whole.channels // target.lanes) + 1)
-        columns = {c for v in most for c in half_columns(positions, target, v)}
+        in_place = as_it_lies(spec) and spec.in_channels % 2 == 0
+        left = *(("sums",) if in_place else ()), "copies", *(("twice",) if _halve_twice(spec, target) else ())
+        parts = sorted({_plan(spec, target, {**FIRST, "left": each}).split for each in left})
+        columns = {c for v in most for c in half_columns(positions, target, v, parts)}
         return {
             "columns": tuple(sorted(columns)),
             "oc_vectors": tuple(most),
             "tile_block": tuple(n for n in TILE_BLOCKS if n <= ceil_div(positions, 2 * min(columns))),
             "parts": (1, target.threads) if target.threads > 1 else (1,),
-            "left": ("sums", "copies") if as_it_lies(spec) and spec.in_channels % 2 == 0 else ("copies",),
+            "left": left,
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan = _plan(spec, target, knobs)
-        if plan.columns not in half_columns(plan.positions, target, plan.vectors):
+        if plan.columns not in half_columns(plan.positions, target, plan.vectors, [plan.split]):
             return False
         if plan.blocks < plan.parts or (not plan.copies and columns_collide(plan.depth, plan.columns)):
             return False
+        if plan.levels > 1:
+            # of blocks of two kinds TVM 0.27 and LLVM 22 took 20 s, and several tiles were 0.89 to 0.97 times as fast
+            return plan.even and plan.tile_block == 1
         if plan.tile_block == 1:
             return plan.vectors <= MOST_ALONE
         return 4 * math.prod(plan.v_shape) <= target.l2_bytes and plan.tile_block <= plan.tiles
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = _plan(spec, target, knobs)
-        return rounding(plan.depth * plan.taps)
+        return rounding(plan.depth * plan.taps) * LEVEL_AMPLIFICATION ** (plan.levels - 1)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         plan = _plan(spec, target, knobs)
-        v_bytes, lines = 4 * math.prod(plan.v_shape), plan.taps * ceil_div(plan.half, plan.lanes)
-        of_line = store_cycles(target, len(plan.stored)) + fma_cycles(target, ADDITIONS)
-        of_line += 3 * stream_cycles(target, len(plan.stored) * target.vector_bytes, v_bytes)
+        held_bytes, lines = _held_bytes(plan), plan.taps * ceil_div(plan.half, plan.lanes)
+        of_line = store_cycles(target, len(plan.stored)) + fma_cycles(target, ADDITIONS * plan.levels)
+        of_line += 3 * stream_cycles(target, len(plan.stored) * target.vector_bytes, held_bytes)
         moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
         arriving = stream_cycles(target, 4 * plan.tile * plan.taps * plan.depth, moved // target.threads)
-        made = plan.columns * lines * of_line + arriving * EXPOSED_SHARE
         panel = 4 * PRODUCTS * plan.steps * plan.block
-        whole = panel * plan.blocks
-        cycles = plan.tile_block * made
+        whole = 4 * math.prod(plan.u_shape)
+        cycles = plan.tile_block * plan.columns * lines * of_line  # of an outer step
         for block in range(ceil_div(plan.blocks, plan.parts)):  # of the part that has the most
             vectors = plan.last_vectors if block == plan.blocks - 1 else plan.vectors
             sums = plan.columns * vectors
             compute = PRODUCTS * (plan.steps * tile_step_cycles(target, plan.columns, vectors) + sums + TILE_CYCLES)
             compute += sums * (store_cycles(target, len(KEPT) + 4 * (1 + spec.residual)))
-            first = stream_cycles(target, panel, whole + v_bytes)
+            first = stream_cycles(target, panel, whole + held_bytes)
             again = stream_cycles(target, panel, panel)
-            again += stream_cycles(target, v_bytes / plan.tile_block, v_bytes)
+            again += stream_cycles(target, held_bytes / plan.tile_block, held_bytes)
             cycles += overlapped(compute, first) + (plan.tile_block - 1) * overlapped(compute, again)
+        cycles = cycles * (plan.products // PRODUCTS) + plan.tile_block * arriving * EXPOSED_SHARE
         tasks = plan.tile_blocks * plan.parts
         written_bytes = 4 * count(spec.out_shape)
         cycles = overlapped(cycles, write_cycles(target, written_bytes / tasks, 4 * plan.block, written_bytes))
@@ -129,7 +147,10 @@ class Strassen(Estimating[CpuTarget]):
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         """PyTorch's (oc, ic, taps) or (ic, oc, taps) to (block, step, tap and ic of a half, channel of the block)."""
         plan = _plan(spec, target, knobs)
-        padded = plan.blocks * plan.block - plan.channels
+        padded, levels = plan.blocks * plan.block - plan.channels, plan.levels
+        halves = [2 for _ in range(levels)]
+        # of each level the half of the input channels, and that of the output channels
+        blocks = [axis for level in range(levels) for axis in (levels + 2 + level, level)]
         steps: list[PackStep] = []
         if spec.variant == "transposed":
             steps += [
@@ -138,19 +159,20 @@ class Strassen(Estimating[CpuTarget]):
             ]
         steps += [
             {"op": "reshape", "shape": [plan.out_channels, plan.depth, plan.taps]},
-            {"op": "pad", "widths": [[0, plan.missing], [0, 2 * plan.half - plan.depth], [0, 0]]},
-            {"op": "reshape", "shape": [2, plan.channels, 2, plan.half, plan.taps]},
+            {"op": "pad", "widths": [[0, plan.missing], [0, plan.split * plan.half - plan.depth], [0, 0]]},
+            {"op": "reshape", "shape": [plan.split, plan.channels, plan.split, plan.half, plan.taps]},
             {"op": "pad", "widths": [[0, 0], [0, padded], [0, 0], [0, 0], [0, 0]]},
-            {"op": "reshape", "shape": [2, plan.blocks, plan.block, 2, plan.half, plan.taps]},
-            {"op": "transpose", "axes": [1, 3, 0, 5, 4, 2]},
-            {"op": "reshape", "shape": [plan.blocks, 4, plan.steps, plan.block]},
-            {"op": "matmul", "axis": 1, "matrix": [list(map(float, row)) for row in W_SUMS]},
+            {"op": "reshape", "shape": [*halves, plan.blocks, plan.block, *halves, plan.half, plan.taps]},
+            {"op": "transpose", "axes": [levels, *blocks, 2 * levels + 3, 2 * levels + 2, levels + 1]},
+            {"op": "reshape", "shape": [plan.blocks, 4**levels, plan.steps, plan.block]},
+            {"op": "matmul", "axis": 1, "matrix": reduce(np.kron, [np.array(W_SUMS, float)] * levels).tolist()},
         ]
         return (tuple(steps),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = _plan(spec, target, knobs)
-        return written(spec, plan.u_shape, lambda b, y: Kernel(spec, plan, Held(spec, b), y).statement())
+        kernel = TwiceKernel if plan.levels > 1 else Kernel
+        return written(spec, plan.u_shape, lambda b, y: kernel(spec, plan, Held(spec, b), y).statement())
 
 
 def rounding(terms: int) -> float:
@@ -158,10 +180,27 @@ def rounding(terms: int) -> float:
     return UNIT_ROUNDOFF * AMPLIFICATION * (2.0 + 0.4 * math.sqrt(terms))
 
 
-def half_columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]:
-    """Positions of a half of a tile worth trying: what the registers hold, less where less is computed twice."""
-    most = min(positions // 2, most_columns(target, vectors))
-    return tuple(sorted(least_waste({c: round_up(positions, 2 * c) for c in range(max(1, most // 2), most + 1)})))
+def half_columns(positions: int, target: CpuTarget, vectors: int, splits: Sequence[int] = (2,)) -> tuple[int, ...]:
+    """Positions of a half of a tile worth trying: what the registers hold, less where less is computed twice.
+
+    splits: of how many of them a tile may be.
+    """
+    found: set[int] = set()
+    for split in splits:
+        most = min(positions // split, most_columns(target, vectors))
+        found |= set(least_waste({c: round_up(positions, split * c) for c in range(max(1, most // 2), most + 1)}))
+    return tuple(sorted(found))
+
+
+def _halve_twice(spec: ConvSpec, target: CpuTarget) -> bool:
+    """Whether halves have halves that are worth it: deep ones, and of whole vectors of output channels."""
+    plan = _plan(spec, target, {**FIRST, "left": "twice"})
+    return plan.missing == 0 and plan.positions >= plan.split and plan.whole * plan.taps >= FEWEST_DEPTH
+
+
+def _held_bytes(plan: Plan) -> int:
+    """Of V, and of what the outer of two levels keeps."""
+    return 4 * (math.prod(plan.v_shape) + (math.prod(plan.outer_shape) if plan.levels > 1 else 0))
 
 
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
@@ -171,7 +210,8 @@ def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     else:
         sizes = spec.batch * count(spec.out_size), spec.in_channels, count(spec.kernel), spec.out_channels
     staged = spec.activation in LONG_ACTIVATIONS
-    plan = Plan(*sizes, columns, vectors, target.lanes, block, int(knobs["parts"]), knobs["left"] == "copies", staged)
+    copies, levels = knobs["left"] != "sums", 2 if knobs["left"] == "twice" else 1
+    plan = Plan(*sizes, columns, vectors, target.lanes, block, int(knobs["parts"]), copies, staged, levels=levels)
     return replace(plan, weights_ahead=4 * math.prod(plan.u_shape) > target.l2_bytes // 2)
 
 

@@ -90,16 +90,15 @@ class Kernel:
     def _row(self, v: Any, row: Expr, place: tuple[Expr, Expr]) -> Stmt:
         """Of a position of each half, at a tap."""
         plan, (position, tap) = self.plan, place
-        whole, both = plan.depth // 2, plan.lanes
+        whole, both = plan.whole, plan.lanes
 
-        def vector(start: Expr, lanes: int, second: bool = True) -> Stmt:
+        def vector(start: Expr, lanes: int, complete: bool = True) -> Stmt:
             def body(bind: Binder, lane: Expr) -> None:
                 ic = start + lane
-                blocks = [
-                    bind(self._input(position + half, tap, ic + channel)) if second or not channel else None
-                    for half in (0, plan.columns)
-                    for channel in (0, plan.half)
+                found = [
+                    self._block(block, (position, tap, ic), complete) for block in itertools.product(range(2), range(2))
                 ]
+                blocks = [each if each is None else bind(each) for each in found]
                 for number, total in enumerate(factors(plan, blocks)):
                     bind.store(v, [number, row, tap * plan.half + ic], total)
 
@@ -109,8 +108,17 @@ class Kernel:
         if whole % both:
             parts.append(vector(whole - whole % both, whole % both))
         if plan.half > whole:
-            parts.append(vector(whole, 1, second=False))
+            parts.append(vector(whole, plan.half - whole, complete=False))
         return sequence(parts)
+
+    def _block(self, block: tuple[int, int], at: tuple[Expr, Expr, Expr], complete: bool) -> Expr | None:
+        """An element of a block of X: at a position of the first half, a tap and a channel. complete: whether all
+        blocks have that channel."""
+        plan, (position, tap, ic) = self.plan, at
+        rows, channels = block
+        if channels and not complete:
+            return None
+        return self._input(position + rows * plan.columns, tap, ic + channels * plan.half)
 
     def _input(self, position: Expr, tap: Expr, ic: Expr) -> Expr:
         """x of a channel, as an output's tap reads it."""
@@ -159,15 +167,14 @@ class Kernel:
         """Fetches of what will be written after a step's product: else stores to so many rows wait for it."""
         from tvm import tirx
 
-        step, plan = STEPS[number], self.plan
-        y = step.y or step.with_kept[0]
+        y, plan = STEPS[number].written, self.plan
         if not y:
             return []
-        rows, half = (int(each) - 1 for each in y)
-        channel = tile.block * plan.block + half * plan.channels
+        rows, channels = self._place(y)
+        channel = tile.block * plan.block + channels
 
         def row(column: Expr) -> Stmt:
-            position = first + rows * plan.columns + column
+            position = first + rows + column
             lines = range(0, tile.vectors * plan.lanes, max(LINE, plan.lanes))
             written = [tirx.BufferLoad(self.y, self._output(position, channel + at, 0)) for at in lines]
             return sequence([fetched(each, to_write=True) for each in written])
@@ -198,13 +205,17 @@ class Kernel:
         plan = self.plan
         if plan.taps > 1:
             return []
-        each = ceil_div(plan.tile, PRODUCTS * plan.blocks)
-        row = first + plan.tile_block * plan.tile + (block * PRODUCTS + number) * each
+        turns = plan.products * plan.blocks
+        row = first + plan.tile_block * plan.tile + self._turn(block, number) * plan.tile // turns
         fetches = []
-        for i in range(each):
-            position, channel = tirx.min(row + i, plan.positions - 1), tirx.min(2 * k, plan.depth - 1)
+        for i in range(ceil_div(plan.tile, turns)):
+            position, channel = tirx.min(row + i, plan.positions - 1), tirx.min(plan.split * k, plan.depth - 1)
             fetches.append(fetched(self._input(position, 0, channel), first_cache=False))
         return fetches
+
+    def _turn(self, block: Expr, number: int) -> Expr:
+        """Of a product, among all of a tile. Each of its parts' tasks, which follow one another, has some of them."""
+        return block * PRODUCTS + number
 
     def _weights_ahead(self, tile: Tile, number: int, k: Expr) -> list[Stmt]:
         """Fetches of U so far ahead as prefetchers, which see it read as slowly as it is multiplied by, do not run."""
@@ -215,31 +226,40 @@ class Kernel:
         vectors = [cv * plan.lanes for cv in range(tile.vectors)]
         return [fetched(self._filter(tile, number, ahead, at), first_cache=False) for at in vectors]
 
+    def _place(self, y: str) -> tuple[Expr, Expr]:
+        """The first row and channel of a block of outputs, in a tile."""
+        rows, channels = (int(half) - 1 for half in y)
+        return rows * self.plan.columns, channels * self.plan.channels
+
     def _stored(self, tile: Tile, y: str, at: tuple[Expr, Expr], with_kept: str = "") -> Stmt:
         """The sums, with a kept value, as that block of the output."""
-        plan, (_, first) = self.plan, at
-        second_rows, second_channels = (half == "2" for half in y)
+        return self._written(tile, y, at[1], lambda i, lane: tile.sum(i, with_kept, lane))
+
+    def _written(self, tile: Tile, y: str, first: Expr, value: Callable[[int, Expr], Expr]) -> Stmt:
+        """value(number of a vector, lane) as a block of the output of the tile that begins at `first`."""
+        plan = self.plan
+        rows, channels = self._place(y)
 
         def stored(place: tuple[Expr, int], value: Callable[[Expr], Expr]) -> Stmt:
             column, cv = place
-            channel = tile.block * plan.block + second_channels * plan.channels + cv * plan.lanes
+            channel = tile.block * plan.block + channels + cv * plan.lanes
 
             def body(bind: Binder, lane: Expr) -> None:
-                index = self._output(first + column + second_rows * plan.columns, channel, lane)
+                index = self._output(first + column + rows, channel, lane)
                 bind.store(self.y, index, epilogue(self.arguments, value(lane), index[0], index[-1], index[1:-1]))
 
-            ends = tile.last and second_channels and cv == tile.vectors - 1
-            new = self._not_written(first, column + second_rows * plan.columns)
+            ends = tile.last and y[1] == "2" and cv == tile.vectors - 1
+            new = self._not_written(first, column + rows)
             return when(new, vectorized(plan.lanes - (plan.missing if ends else 0), body))
 
         if self.spec.activation not in LONG_ACTIVATIONS:
-            return sequence([stored(place, partial(tile.sum, i, with_kept)) for i, (place, _) in enumerate(tile.sums)])
+            return sequence([stored(place, partial(value, i)) for i, (place, _) in enumerate(tile.sums)])
 
         def column(c: Expr) -> Stmt:  # a long activation is once in the code, not for each vector
             vectors = ((c, cv) for cv in range(tile.vectors))
             return sequence([stored(place, partial(tile.kept, STAGED, place)) for place in vectors])
 
-        return sequence([tile.keep(STAGED, with_kept), loop(plan.columns, column, name="column")])
+        return sequence([tile.keep(STAGED, value), loop(plan.columns, column, name="column")])
 
     def _not_written(self, first: Expr, row: Expr) -> list[Expr]:
         """Conditions that the tile before has not written a row of a tile: the last one begins where that does not end.
@@ -325,13 +345,13 @@ class Tile:
 
         return vectorized(self.plan.lanes, body)
 
-    def keep(self, name: str, with_kept: str = "") -> Stmt:
-        """Keeps the sums, with a kept value or none, as `name`."""
+    def keep(self, name: str, value: Callable[[int, Expr], Expr] | None = None) -> Stmt:
+        """Keeps the sums, or value(number of a vector, lane), as `name`."""
 
         def body(bind: Binder, lane: Expr) -> None:
             for number, (place, _) in enumerate(self.sums):
                 at = [self.plan.kept.index(name), self._row(place), lane]
-                bind.store(self.m, at, self.sum(number, with_kept, lane))
+                bind.store(self.m, at, value(number, lane) if value else self.sum(number, "", lane))
 
         return vectorized(self.plan.lanes, body)
 
@@ -354,17 +374,22 @@ def tasks(plan: Factors, number: int, body: Callable[[Expr, Any, Any], Stmt]) ->
 
 def factors(plan: Factors, blocks: Sequence[Expr | None]) -> list[Expr]:
     """What V has of an element of each block of X, in its order; None is zero."""
-    signs = [X_SUMS.get(factor) or [int(name == factor) for name in X_BLOCKS] for factor in plan.stored]
-    return [signed_sum(each, blocks) for each in signs]
-
-
-def signed_sum(signs: Sequence[int], values: Sequence[Expr | None]) -> Expr:
-    """The sum of the values with signs 1, 0 or -1; None is zero."""
     from tvm import tirx
 
+    sums = [signed_sum(left_signs(factor), blocks) for factor in plan.stored]
+    return [tirx.const(0.0, "float32") if each is None else each for each in sums]
+
+
+def left_signs(factor: str) -> Sequence[int]:
+    """Of the blocks of X in a left factor: a sum or a block itself."""
+    return X_SUMS.get(factor) or [int(name == factor) for name in X_BLOCKS]
+
+
+def signed_sum(signs: Sequence[int], values: Sequence[Expr | None]) -> Expr | None:
+    """The sum of the values with signs 1, 0 or -1; None is zero."""
     total = None
     for sign, value in zip(signs, values):
         if sign and value is not None:
             summand = value if sign > 0 else -value
             total = summand if total is None else total + summand
-    return tirx.const(0.0, "float32") if total is None else total
+    return total

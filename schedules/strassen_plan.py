@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from convtune.schedules.channel_blocks import ChannelBlocks
@@ -49,6 +50,11 @@ class Step:
     with_kept: tuple[str, str] = ("", "")
     add: str = ""
 
+    @property
+    def written(self) -> str:
+        """The block of y that the step completes, or none."""
+        return self.y or self.with_kept[0]
+
 
 STEPS = (
     Step("x11", begin="0", keep="p1"),
@@ -60,6 +66,39 @@ STEPS = (
     Step("x22", y="21"),
 )
 KEPT = "p1", "u2", "u4"
+
+
+@dataclass(frozen=True)
+class OuterStep:
+    """A step of the outer one of two levels, whose sums are in memory from one step to the next.
+
+    sums = the kept value `begin` + left times the step's sum of W. y block `written` = sums + the kept value `extra`,
+    and kept as `keep` are the sums, + the kept value `keep` where `adds`. An empty name is zero, or nothing.
+    """
+
+    left: str
+    begin: str
+    keep: str
+    adds: bool
+    written: str
+    extra: str
+
+    @property
+    def kind(self) -> tuple[bool, ...]:
+        """Which of these it has: steps of one kind share their code."""
+        return bool(self.begin), bool(self.keep), self.adds, bool(self.written), bool(self.extra)
+
+
+def _outer_steps() -> tuple[OuterStep, ...]:
+    steps: list[OuterStep] = []
+    for step in STEPS:
+        begin = steps[-1].keep if step.begin == "sums" else step.begin.strip("0")
+        keep = step.keep or step.add  # sums that a kept value is added to take its place
+        steps.append(OuterStep(step.left, begin, keep, bool(step.add), step.written, step.with_kept[1]))
+    return tuple(steps)
+
+
+OUTER_STEPS = _outer_steps()
 STAGED = "y"
 """Sums on their way to an output, for what cannot be written out for each of them."""
 
@@ -101,7 +140,8 @@ class Plan(Factors, ChannelBlocks):
     out_channels: columns of W, of a transposed convolution those of all phases. channels: of a half of these, in blocks
     of `vectors` vectors. columns: positions of a half of a tile, so a tile has twice as many. tile_block: tiles of a
     task. parts: of the blocks of channels, each a task's. copies: whether V has blocks of X as well as sums. staged:
-    whether outputs pass through a buffer. weights_ahead: whether U is fetched ahead.
+    whether outputs pass through a buffer. weights_ahead: whether U is fetched ahead. levels: of two, what is said of
+    halves is of quarters, the halves of halves.
     """
 
     positions: int
@@ -116,21 +156,37 @@ class Plan(Factors, ChannelBlocks):
     copies: bool
     staged: bool
     weights_ahead: bool = False
+    levels: int = 1
+
+    @property
+    def split(self) -> int:
+        """Into how many halves of halves a level's halves are."""
+        return 1 << self.levels
+
+    @property
+    def products(self) -> int:
+        """Of blocks, in all levels."""
+        return prod([PRODUCTS] * self.levels)
 
     @property
     def channels(self) -> int:  # type: ignore[override]
-        """Of the first half, whole vectors; the second one may lack some lanes of the last vector."""
-        return ceil_div(ceil_div(self.out_channels, 2), self.lanes) * self.lanes
+        """Of the first half, whole vectors; the last one may lack some lanes of the last vector."""
+        return ceil_div(ceil_div(self.out_channels, self.split), self.lanes) * self.lanes
 
     @property
     def missing(self) -> int:
-        """Output channels that the second half lacks."""
-        return 2 * self.channels - self.out_channels
+        """Output channels that the last half lacks."""
+        return self.split * self.channels - self.out_channels
 
     @property
     def half(self) -> int:
-        """Input channels of the first half; of an odd number the second has one less."""
-        return ceil_div(self.depth, 2)
+        """Input channels of the first half; the last one may have less."""
+        return ceil_div(self.depth, self.split)
+
+    @property
+    def whole(self) -> int:
+        """Input channels that each half has."""
+        return self.depth - (self.split - 1) * self.half
 
     @property
     def steps(self) -> int:
@@ -145,7 +201,7 @@ class Plan(Factors, ChannelBlocks):
     @property
     def tile(self) -> int:
         """Positions of a tile."""
-        return 2 * self.columns
+        return self.split * self.columns
 
     @property
     def tiles(self) -> int:
@@ -168,12 +224,18 @@ class Plan(Factors, ChannelBlocks):
     @property
     def u_shape(self) -> tuple[int, int, int, int]:
         """(block, step, channel, output channel of the block)."""
-        return self.blocks, PRODUCTS, self.steps, self.block
+        return self.blocks, self.products, self.steps, self.block
 
     @property
     def m_shape(self) -> tuple[int, int, int]:
         """(kept value, column and vector, lane)."""
         return len(self.kept), self.columns * self.vectors, self.lanes
+
+    @property
+    def outer_shape(self) -> tuple[int, int, int, int, int, int]:
+        """Of what the outer level keeps: (kept value, tile, block of channels, quarter, column and vector, lane)."""
+        blocks = ceil_div(self.blocks, self.parts)
+        return len(KEPT), self.tile_block, blocks, len(X_BLOCKS), self.columns * self.vectors, self.lanes
 
 
 def of_patches(spec: ConvSpec) -> bool:

@@ -249,7 +249,12 @@ class Kernel:
         def channel(i: Expr) -> Stmt:  # a long activation is once in the code, not for each channel
             return stored(i, [partial(tile.kept, STAGED, (i, cv)) for cv in vectors])
 
-        return sequence([tile.keep(STAGED, with_kept), loop(plan.outputs, channel, name="channel")])
+        return sequence(
+            [
+                tile.keep(STAGED, lambda i, lane: tile.sum(i, with_kept, lane)),
+                loop(plan.outputs, channel, name="channel"),
+            ]
+        )
 
     def _position(self, position: Expr) -> list[Expr]:
         """The index of a position: rows are as one, which they are in memory."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conformance_cases import corner, runnable, runnable_targets
 from convtune.schedules.strassen import strassen
-from convtune.schedules.strassen_plan import KEPT, STEPS, W_SUMS, X_BLOCKS, X_SUMS, Plan
+from convtune.schedules.strassen_plan import KEPT, OUTER_STEPS, STEPS, W_SUMS, X_BLOCKS, X_SUMS, Plan
 from repeating import differing_calls
 from synthetic_spaces import machine
 from test_conformance import check
@@ -21,6 +21,10 @@ LONG = ConvSpec.parse("pointwise,n=2,ic=70,oc=45,in=5x7,k=1x1,bias,act=gelu,resi
 ODD = ConvSpec.parse("conv,ic=65,oc=96,in=9x11,k=1x1,s=2,bias,act=relu,layout=NHWC")
 PATCHES = ConvSpec.parse("conv,n=3,ic=21,oc=60,in=6x7,k=2x2,s=2x3,layout=NHWC")
 SPACE = ConvSpec.parse("pointwise,ic=66,oc=160,in=2x3x5,k=1x1x1,residual,layout=NDHWC")
+TWICE_ODD = ConvSpec.parse("conv,n=2,ic=259,oc=128,in=7x9,k=1x1,s=2,bias,act=relu,residual,layout=NHWC")
+TWICE_LONG = ConvSpec.parse("pointwise,ic=262,oc=96,in=5x7,k=1x1,bias,act=gelu,residual,layout=NHWC")
+TWICE_PATCHES = ConvSpec.parse("conv,n=3,ic=67,oc=64,in=6x9,k=2x2,s=2x3,layout=NHWC")
+TWICE_PHASES = ConvSpec.parse("transposed,n=2,ic=263,oc=48,in=3x5,k=2x2,s=2,bias,layout=NHWC")
 
 
 def test_seven_steps_are_a_matrix_product() -> None:
@@ -47,6 +51,48 @@ def test_seven_steps_are_a_matrix_product() -> None:
             wanted = x[2 * row] @ w[column] + x[2 * row + 1] @ w[2 + column]
             np.testing.assert_array_equal(y[f"{row + 1}{column + 1}"], wanted)
     assert set(kept) == {"0", *KEPT}
+
+
+def test_seven_steps_with_sums_in_memory_are_a_matrix_product() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-9, 10, (4, 3, 5)), rng.integers(-9, 10, (4, 5, 2))
+    factors = dict(zip(X_BLOCKS, x)) | {name: np.tensordot(signs, x, 1) for name, signs in X_SUMS.items()}
+    kept: dict[str, Any] = {"": np.zeros((3, 2), int)}
+    y = {}
+    for step, signs in zip(OUTER_STEPS, W_SUMS):
+        sums = kept[step.begin] + factors[step.left] @ np.tensordot(signs, w, 1)
+        if step.written:
+            assert step.written not in y
+            y[step.written] = sums + kept[step.extra]
+        if step.keep:
+            kept[step.keep] = sums + (kept[step.keep] if step.adds else 0)
+    for row in (0, 1):
+        for column in (0, 1):
+            wanted = x[2 * row] @ w[column] + x[2 * row + 1] @ w[2 + column]
+            np.testing.assert_array_equal(y[f"{row + 1}{column + 1}"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("pointwise,ic=256,oc=64,in=9x9,k=1x1,layout=NHWC", True),
+        ("pointwise,ic=255,oc=64,in=9x9,k=1x1,layout=NHWC", False),  # 63 in the last quarter
+        ("pointwise,ic=256,oc=80,in=9x9,k=1x1,layout=NHWC", False),  # quarters of 20 channels
+        ("pointwise,ic=256,oc=64,in=3x1,k=1x1,layout=NHWC", False),
+        ("conv,ic=64,oc=64,in=9x9,k=2x2,s=2,layout=NHWC", True),
+    ],
+)
+def test_halves_are_halved_where_quarters_are_large(text: str, twice: bool) -> None:
+    left = {knobs["left"] for knobs in all_knobs(strassen, ConvSpec.parse(text), machine())}
+    assert left - {"sums"} == ({"copies", "twice"} if twice else {"copies"})
+
+
+def test_a_second_level_is_expected_to_round_more() -> None:
+    spec = ConvSpec.parse("pointwise,ic=512,oc=512,in=9x9,k=1x1,layout=NHWC")
+    errors: dict[Any, float] = {}
+    for knobs in all_knobs(strassen, spec, machine()):
+        errors[knobs["left"]] = strassen.expected_error(spec, machine(), knobs)
+    assert errors["twice"] == 2 * errors["copies"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +142,11 @@ def test_halves_cover_all_channels_and_positions() -> None:
         (ODD, {"tile_block": 2, "oc_vectors": 4}),
         (PATCHES, {"tile_block": 1, "oc_vectors": 2}),
         (SPACE, {"oc_vectors": 4, "left": "sums"}),
+        (TWICE_ODD, {"left": "twice", "parts": 2}),
+        (TWICE_ODD, {"left": "twice", "oc_vectors": 4}),
+        (TWICE_LONG, {"left": "twice"}),
+        (TWICE_PATCHES, {"left": "twice", "oc_vectors": 2}),
+        (TWICE_PHASES, {"left": "twice", "oc_vectors": 2, "parts": 2}),
     ],
 )
 def test_corners_are_right(spec: ConvSpec, wanted: dict[str, Any]) -> None:
@@ -110,8 +161,10 @@ def test_the_default_of_each_vector_width_is_right(target: CpuTarget) -> None:
 
 
 @pytest.mark.slow
-def test_positions_of_two_tiles_are_written_by_one() -> None:
+@pytest.mark.parametrize("left", ["copies", "twice"])
+def test_positions_of_two_tiles_are_written_by_one(left: str) -> None:
     spec, target = ConvSpec.parse("pointwise,ic=256,oc=128,in=7x7,k=1x1,layout=NHWC"), runnable("x86-64-v3")
-    widest = {"columns": strassen.knobs(spec, target)["columns"][-1]}  # so that both tiles are computed at once
-    knobs = corner(strassen, spec, target, {"tile_block": 1, "parts": 1, **widest})
+    candidates = [knobs for knobs in all_knobs(strassen, spec, target) if knobs["left"] == left]
+    widest = {"columns": max(int(knobs["columns"]) for knobs in candidates)}  # so that both tiles are computed at once
+    knobs = corner(strassen, spec, target, {"tile_block": 1, "parts": 1, "left": left, **widest})
     assert differing_calls(strassen, spec, target, knobs) == 0
