@@ -135,8 +135,7 @@ class Strassen(Estimating[CpuTarget]):
             compute = PRODUCTS * (plan.steps * tile_step_cycles(target, plan.columns, vectors) + sums + TILE_CYCLES)
             compute += sums * (store_cycles(target, len(KEPT) + 4 * (1 + spec.residual)))
             first = stream_cycles(target, panel, whole + held_bytes)
-            again = stream_cycles(target, panel, panel)
-            again += stream_cycles(target, held_bytes / plan.tile_block, held_bytes)
+            again = stream_cycles(target, panel + held_bytes / plan.tile_block, panel + held_bytes)
             cycles += overlapped(compute, first) + (plan.tile_block - 1) * overlapped(compute, again)
         cycles = cycles * (plan.products // PRODUCTS) + plan.tile_block * arriving * EXPOSED_SHARE
         tasks = plan.tile_blocks * plan.parts
