@@ -64,6 +64,7 @@ class Kernel:
         plan = self.plan
         first, rest = number % plan.tile_blocks * plan.tile_block, number // plan.tile_blocks
         blocks, n = part(plan.blocks, plan.parts, rest % plan.parts), rest // plan.parts
+        self.first_block = blocks[0]
         tiles = least(plan.tile_block, plan.tiles - first) if plan.tiles % plan.tile_block else plan.tile_block
 
         def each(body: Callable[[_Place], Stmt]) -> Stmt:
@@ -154,8 +155,7 @@ class Kernel:
         """Fetches of what will be written after a step's product: else stores to so many planes wait for it."""
         from tvm import tirx
 
-        step, plan = STEPS[number], self.plan
-        y = step.y or step.with_kept[0]
+        y, plan = STEPS[number].written, self.plan
         if not y:
             return []
         rows, half = (int(each) - 1 for each in y)
@@ -185,12 +185,13 @@ class Kernel:
         plan = self.plan
         if self.far or not self.ahead:
             return []
-        lines, start = self._lines(plan.vectors), place.start + 2 * plan.tile_block * plan.width
-        each = ceil_div(2 * lines, PRODUCTS * ceil_div(plan.blocks, plan.parts))
+        lines, start = 2 * self._lines(plan.vectors), place.start + 2 * plan.tile_block * plan.width
+        turns = PRODUCTS * ceil_div(plan.blocks, plan.parts)
+        turn = (block - self.first_block) * PRODUCTS + number
         fetches = []
-        for i in range(each):
-            which = least((block * PRODUCTS + number) * each + i, 2 * lines - 1)
-            line = self._line(place.n, which // lines, k, start, which % lines)
+        for i in range(ceil_div(lines, turns)):
+            which = least(turn * lines // turns + i, lines - 1)
+            line = self._line(place.n, which // (lines // 2), k, start, which % (lines // 2))
             fetches.append(fetched(line, first_cache=False))
         return fetches
 
