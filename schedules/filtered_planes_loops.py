@@ -165,11 +165,12 @@ class Kernel:
             return tirx.BufferStore(self.y, epilogue(self.arguments, value, n, oc, where), [n, oc, *where])
 
         if self.spec.activation in LONG_ACTIVATIONS:  # once in the code
-            return allocated((count, lanes), "row", "local", lambda row: _rolled(bind, row, made, output))
-        return vector_sums(count, lanes, lambda sums: _unrolled(bind, sums, made, output))
+            return allocated((count, lanes), "row", "local", lambda row: rolled(bind, row, made, output))
+        return vector_sums(count, lanes, lambda sums: unrolled(bind, sums, made, output))
 
 
-def _rolled(bind: Binder, row: Any, made: Sequence[Expr], output: Callable[..., Stmt]) -> Stmt:
+def rolled(bind: Binder, row: Any, made: Sequence[Expr], output: Callable[..., Stmt]) -> Stmt:
+    """Stores what is made by a loop, from vectors in a buffer."""
     from tvm import tirx
 
     lanes = int(row.shape[1])
@@ -182,7 +183,8 @@ def _rolled(bind: Binder, row: Any, made: Sequence[Expr], output: Callable[..., 
     return sequence([*bind.statements, ranged(0, len(made), one, name="i")])
 
 
-def _unrolled(bind: Binder, sums: list[Any], made: Sequence[Expr], output: Callable[..., Stmt]) -> Stmt:
+def unrolled(bind: Binder, sums: list[Any], made: Sequence[Expr], output: Callable[..., Stmt]) -> Stmt:
+    """Stores what is made, each from a vector of its own."""
     from tvm import tirx
 
     stored = []
