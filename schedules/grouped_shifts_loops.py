@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtered_planes_loops import rolled, unrolled
@@ -82,14 +82,6 @@ class Kernel:
             code = when([tile == edge], body(edge, False), code)
         return code
 
-    def _along(self, columns: int, body: Callable[[Columns], Stmt]) -> Stmt:
-        """body(columns) for the vectors of a row: those of most lanes in a loop."""
-        vectors = self.plan.vectors_of(columns)
-        width = vectors[0][1]
-        even = sum((i * width, width) == vector for i, vector in enumerate(vectors))
-        loop = ranged(0, even, lambda i: body((i * width, width)), name="vector")
-        return sequence([loop, *(body(vector) for vector in vectors[even:])])
-
     def _made(self, at: At, v: Any) -> Stmt:
         """V of all input channels of the group."""
         plan, (n, group, first) = self.plan, at
@@ -113,7 +105,9 @@ class Kernel:
 
         def of_tile(ic: Expr, t: Expr) -> Stmt:
             def kind(tile: Expr, whole: bool) -> Stmt:
-                return self._along(plan.columns.size, lambda columns: vector(tile, whole, ic, t, columns))
+                return along_row(
+                    plan.vectors_of(plan.columns.size), lambda columns: vector(tile, whole, ic, t, columns)
+                )
 
             return named(first + t, "tile", lambda tile: self._kinds(tile, kind))
 
@@ -174,7 +168,7 @@ class Kernel:
             def kind(tile: Expr, whole: bool) -> Stmt:
                 count = rows.m if whole else min(rows.m, rows.out - tile * rows.m)
                 made = lambda columns: self._outputs(at, m, (oc, t), columns, tile, count)  # noqa: E731
-                return self._along(plan.columns.out, made)
+                return along_row(plan.vectors_of(plan.columns.out), made)
 
             return named(at[2] + t, "tile", lambda tile: self._kinds(tile, kind))
 
@@ -199,3 +193,11 @@ class Kernel:
         if self.spec.activation in LONG_ACTIVATIONS:  # once in the code
             return allocated((count, width), "row", "local", lambda row: rolled(bind, row, made, output))
         return vector_sums(count, width, lambda sums: unrolled(bind, sums, made, output))
+
+
+def along_row(vectors: Sequence[tuple[int, int]], body: Callable[[Columns], Stmt]) -> Stmt:
+    """body(columns) for the vectors of a row: those of most lanes in a loop."""
+    width = vectors[0][1]
+    even = sum((i * width, width) == vector for i, vector in enumerate(vectors))
+    loop = ranged(0, even, lambda i: body((i * width, width)), name="vector")
+    return sequence([loop, *(body(vector) for vector in vectors[even:])])

@@ -106,14 +106,7 @@ class Plan:
         return ceil_div(self.positions, self.vectors * self.lanes)
 
     def vectors_of(self, columns: int) -> list[tuple[int, int]]:
-        """Where in a row begin the vectors that are transformed at once, and their lanes: whole ones, and a last one of
-        no more lanes than it needs, which ends with the row."""
-        most, found = 1 << (min(self.lanes, columns).bit_length() - 1), list[tuple[int, int]]()
-        for start in range(0, columns, most):
-            needed = 1 << (columns - start - 1).bit_length()
-            width = min(most, max(FEWEST_LANES, needed))
-            found.append((min(start, columns - width), width))
-        return found
+        return row_vectors(columns, self.lanes)
 
     @property
     def gaps(self) -> list[tuple[int, int]]:
@@ -151,6 +144,17 @@ class Plan:
     def task_bytes(self) -> int:
         """Of V and M."""
         return 4 * self.alpha * (self.v_shape[1] + self.m_shape[1])
+
+
+def row_vectors(columns: int, lanes: int) -> list[tuple[int, int]]:
+    """Where in a row begin the vectors that are made at once, and their lanes: whole ones, and a last one of no more
+    lanes than it needs, which ends with the row."""
+    most, found = 1 << (min(lanes, columns).bit_length() - 1), list[tuple[int, int]]()
+    for start in range(0, columns, most):
+        needed = 1 << (columns - start - 1).bit_length()
+        width = min(most, max(FEWEST_LANES, needed))
+        found.append((min(start, columns - width), width))
+    return found
 
 
 def axis_of(spec: ConvSpec, m: int) -> Axis:
