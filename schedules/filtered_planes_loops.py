@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtered_planes_plan import Plan
 from convtune.schedules.ranges import least, named, pieces, ranged
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, unflat, vector_sums, when
+from convtune.schedules.statements import (
+    Binder,
+    Expr,
+    Stmt,
+    allocated,
+    cleared,
+    sequence,
+    unflat,
+    vector_sums,
+    when,
+    zeros,
+)
 from convtune.schedules.tiling import LONG_ACTIVATIONS
 from convtune.schedules.written import Buffers, Held, viewed
 
@@ -79,7 +90,7 @@ class Kernel:
                     place = [n, ic, front, start + j, tirx.Ramp(first + number * plan.lanes, 1, plan.lanes)]
                     values.append(bind(tirx.BufferLoad(self.arguments.source, place)))
                 else:
-                    values.append(tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes))
+                    values.append(zeros(plan.lanes))
             base = ic * plan.width + number * plan.lanes
             for point, value in enumerate(plan.filter.transform_input(values, bind)):
                 bind.store(v, [point + 1, tirx.Ramp(base, 1, plan.lanes)], value)
@@ -115,8 +126,6 @@ class Kernel:
             return tirx.Ramp(base * plan.width + start + j * plan.lanes, 1, plan.lanes)
 
         def body(acc: list[Any]) -> Stmt:
-            zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
-            clear = [tirx.BufferStore(each, zero, whole) for each in acc]
 
             def step(ic: Expr) -> Stmt:
                 bind = Binder(f"float32x{plan.lanes}")
@@ -125,14 +134,14 @@ class Kernel:
                     load = tirx.BufferLoad(self.arguments.weight, [point, block, ic, i])
                     weight = bind(tirx.Broadcast(load, plan.lanes))
                     for each, value in zip(acc[i * plan.vectors :], inputs):
-                        bind.store(each, whole, tirx.BufferLoad(each, whole) + value * weight)
+                        bind.add(each, whole, value * weight)
                 return sequence(bind.statements)
 
             kept = [
                 tirx.BufferStore(held, tirx.BufferLoad(each, whole), [point, along(block * plan.outputs + i, j)])
                 for (i, j), each in zip(places, acc)
             ]
-            return sequence([*clear, ranged(0, plan.depth, step, name="ic"), *kept])
+            return sequence([*cleared(acc, plan.lanes), ranged(0, plan.depth, step, name="ic"), *kept])
 
         return vector_sums(len(places), plan.lanes, body)
 

@@ -317,7 +317,7 @@ def _sums(plan: Plan, row: Row, buffers: tuple[Any, Any, Any], point: Any, numbe
             for r in range(plan.rows):
                 value = tirx.BufferLoad(v, [point, first + r * axis.stride * channels])
                 for total, factor in zip(acc[r * plan.vectors :], filters):
-                    bind.store(total, [lane], tirx.BufferLoad(total, [lane]) + value * factor)
+                    bind.add(total, [lane], value * factor)
 
         return vectorized(plan.lanes, body)
 

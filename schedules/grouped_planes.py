@@ -36,7 +36,7 @@ from convtune.schedules.depthwise_planes_plan import (
 )
 from convtune.schedules.estimate import TILE_CYCLES, Tasks, fma_cycles, load_cycles, overlapped, waiting_factor
 from convtune.schedules.ranges import ranged, valid_taps
-from convtune.schedules.statements import Expr, Stmt, sequence, vector_sums
+from convtune.schedules.statements import Expr, Stmt, cleared, sequence, vector_sums
 from convtune.schedules.tiling import ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
 
@@ -140,14 +140,12 @@ class Channels(Planes):
             return self._parts(acc, source, vectors, filters, taps)
 
         def body(acc: Any) -> Stmt:
-            zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
-            clear = [tirx.BufferStore(each, zero, [tirx.Ramp(0, 1, lanes)]) for each in acc]
             planes = ranged(
                 *valid_taps(depth, depth.first(d)),
                 lambda kd: ranged(0, inputs, lambda ic: channel(acc, kd, ic), name="ic"),
                 name="kd",
             )
-            found, variant = [*clear, planes], variants.primitive(self.spec)
+            found, variant = [*cleared(acc, lanes), planes], variants.primitive(self.spec)
             for i in oc:
                 place = n, variant.channel(self.spec, group, within + i), d
                 found += self._store(acc[i * vectors : (i + 1) * vectors], place, firsts, stored)

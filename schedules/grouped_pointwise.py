@@ -40,6 +40,7 @@ from convtune.schedules.statements import (
     Expr,
     Stmt,
     as_row,
+    cleared,
     joined,
     sequence,
     spread_over,
@@ -148,8 +149,7 @@ class Tiles(BlockSums[Plan]):
             return self._stored(first + at + c, load, plan.whole_vectors)
 
         def body(acc: list[Any]) -> Stmt:
-            zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
-            clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
+            clear = cleared(acc, lanes)
             products = ranged(0, plan.depth, lambda ic: self._step(acc, first + at, turn, vectors, ic))
             if plan.in_place:
                 return sequence(
@@ -188,7 +188,7 @@ class Tiles(BlockSums[Plan]):
                 elif i == last and c + 1 < plan.columns:
                     before = value
                     continue
-                bind.store(acc[sums], [whole], tirx.BufferLoad(acc[sums], [whole]) + value * weights[i])
+                bind.add(acc[sums], [whole], value * weights[i])
         return sequence(bind.statements)
 
     def _weights(self, number: int, ic: Expr, i: int, shared: bool, bind: Binder) -> Expr:

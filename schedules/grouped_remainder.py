@@ -36,7 +36,7 @@ from convtune.schedules.grouped_pointwise_loops import BlockSums
 from convtune.schedules.grouped_pointwise_plan import Blocks
 from convtune.schedules.pointwise_gemm import positions_of
 from convtune.schedules.ranges import ranged
-from convtune.schedules.statements import Binder, Expr, Stmt, as_row, sequence, spread_over, vector_sums
+from convtune.schedules.statements import Binder, Expr, Stmt, as_row, cleared, sequence, spread_over, vector_sums
 from convtune.schedules.tiling import LARGEST_BODY, ceil_div
 from convtune.schedules.written import Held, written
 
@@ -176,8 +176,6 @@ class Sums(BlockSums[Plan]):
         whole = tirx.Ramp(0, 1, plan.lanes)
 
         def body(acc: list[Any]) -> Stmt:
-            zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
-            clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
             steps = ranged(0, plan.depth // plan.inputs, lambda step: self._step(acc, first + at, group, step))
             bind, sums = Binder(f"float32x{plan.lanes}"), [tirx.BufferLoad(each, [whole]) for each in acc]
             for c in range(plan.columns):
@@ -187,7 +185,7 @@ class Sums(BlockSums[Plan]):
             rests = [bind(each) for each in sums[plan.whole :: plan.whole + 1]]
             for c in range(0, plan.columns, plan.inputs):
                 self._rests(result, at + c, group, rests[c : c + plan.inputs], bind)
-            return sequence([*clear, steps, *bind.statements])
+            return sequence([*cleared(acc, plan.lanes), steps, *bind.statements])
 
         return vector_sums(plan.sums, plan.lanes, body)
 
@@ -207,21 +205,18 @@ class Sums(BlockSums[Plan]):
             channels = tirx.Ramp(first, 1, size) if size > 1 else first
             return tirx.BufferLoad(self.arguments.source, as_row(self.spec.rank, position + c, channels))
 
-        def add(number: int, value: Expr, weight: Expr) -> None:
-            bind.store(acc[number], [whole], tirx.BufferLoad(acc[number], [whole]) + value * weight)
-
         for ic in range(plan.inputs):
             of_input = [weights(ic * plan.whole + i) for i in range(plan.whole)]
             for c in range(plan.columns):
                 value = bind(spread_over(lanes, load(c, ic, 1)))
                 for i, weight in enumerate(of_input):
-                    add(c * (plan.whole + 1) + i, value, weight)
+                    bind.add(acc[c * (plan.whole + 1) + i], [whole], value * weight)
         of_rest = weights(plan.step - 1)
         for c in range(plan.columns):
             repeated = tirx.Shuffle(
                 [load(c, 0, plan.inputs)] * plan.rest, [lane % plan.inputs for lane in range(lanes)]
             )
-            add(c * (plan.whole + 1) + plan.whole, bind(repeated), of_rest)
+            bind.add(acc[c * (plan.whole + 1) + plan.whole], [whole], bind(repeated) * of_rest)
         return sequence(bind.statements)
 
     def _rests(self, result: Any, at: Expr, group: int, vectors: list[Expr], bind: Binder) -> None:

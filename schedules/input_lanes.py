@@ -32,7 +32,7 @@ from convtune.schedules.estimate import (
     waiting_factor,
 )
 from convtune.schedules.ranges import least, named, part, ranged, valid_taps
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, vector_sums, when
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, cleared, sequence, vector_sums, when, zeros
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
@@ -200,19 +200,16 @@ class Tiles:
 
     def _vector(self, at: tuple[Expr, ...], index: int) -> Stmt:
         """The outputs of one vector of a tile, from their inputs to y."""
-        from tvm import tirx
 
         plan, (n, d, h, w) = self.plan, at
         depth, rows, _ = plan.view.axes
-        vector, whole = plan.outputs[index], tirx.Ramp(0, 1, plan.lanes)
+        vector = plan.outputs[index]
 
         def body(acc: list[Any]) -> Stmt:
             def row(kd: Expr, kh: Expr) -> Stmt:
                 place = n, depth.first(d) + kd * depth.dilation, rows.first(h) + kh * rows.dilation
                 return self._row(acc, vector, place, w, kd * rows.taps + kh)
 
-            zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
-            clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
             taps = ranged(
                 *valid_taps(depth, depth.first(d)),
                 lambda kd: ranged(*valid_taps(rows, rows.first(h)), lambda kh: row(kd, kh), name="kh"),
@@ -220,7 +217,9 @@ class Tiles:
             )
             bind = Binder(f"float32x{plan.lanes}")
             sums = [self._sum(acc, output, bind) for output in range(len(vector))]
-            return sequence([*clear, taps, self._store(at, index, summed(sums, plan.lanes, bind), bind)])
+            return sequence(
+                [*cleared(acc, plan.lanes), taps, self._store(at, index, summed(sums, plan.lanes, bind), bind)]
+            )
 
         return vector_sums(len(vector) * plan.copies, plan.lanes, body)
 
@@ -266,7 +265,7 @@ class Tiles:
 
         plan, (n, d, h, first), (taps, number, unrolled) = self.plan, place, step
         columns, whole = plan.view.columns, tirx.Ramp(0, 1, plan.lanes)
-        zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
+        zero = zeros(plan.lanes)
         for offset, uses in plan.reads(vector).items():
             channel = tirx.Ramp(number * plan.lanes, 1, plan.lanes)
             value = tirx.BufferLoad(self.arguments.source, self._index((n, d, h, first + offset), channel))
@@ -277,7 +276,7 @@ class Tiles:
             for output, tap in uses:
                 weight = tirx.BufferLoad(self.arguments.weight, [taps, number, tap, vector[output][1], whole])
                 total = acc[output * plan.copies + (unrolled * columns.taps + tap) % plan.copies]
-                bind.store(total, [whole], tirx.BufferLoad(total, [whole]) + value * weight)
+                bind.add(total, [whole], value * weight)
 
     def _store(self, at: tuple[Expr, ...], index: int, value: Expr, bind: Binder) -> Stmt:
         from tvm import tirx

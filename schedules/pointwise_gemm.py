@@ -281,7 +281,7 @@ class _Kernel:
                 for column in range(plan.columns):
                     value = widened(self.arguments.x(*as_row(self.spec.rank, at + column, ic)))
                     for total, weight in zip(acc[column * vectors :], filters):
-                        bind.store(total, [lane], tirx.BufferLoad(total, [lane]) + value * weight)
+                        bind.add(total, [lane], value * weight)
 
             return vectorized(plan.lanes, body)
 

@@ -108,7 +108,7 @@ class Kernel:
                     index = [place.group, place.block, ic, i]
                     filters = widened(tirx.BufferLoad(self.arguments.weight, index))
                     for each, value in zip(acc[i * place.vectors :], inputs):
-                        bind.store(each, [lane], tirx.BufferLoad(each, [lane]) + value * filters)
+                        bind.add(each, [lane], value * filters)
                 return sequence(bind.statements)
 
             vectors = ranged(0, plan.lanes, body, "VECTORIZED", "lane")

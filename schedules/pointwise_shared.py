@@ -31,7 +31,17 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.pointwise_gemm import MOST_HALVINGS, is_product, positions_of
 from convtune.schedules.ranges import part, pieces, ranged
-from convtune.schedules.statements import Binder, Expr, Stmt, as_row, joined, sequence, spread_over, vector_sums
+from convtune.schedules.statements import (
+    Binder,
+    Expr,
+    Stmt,
+    as_row,
+    cleared,
+    joined,
+    sequence,
+    spread_over,
+    vector_sums,
+)
 from convtune.schedules.tiling import FEWEST_LANES, MOST_VECTORS, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
@@ -188,14 +198,9 @@ class Tiles:
 
     def _tile(self, first: Expr, block: range) -> Stmt:
         """The outputs of a register tile."""
-        from tvm import tirx
-
         plan, size, last = self.plan, len(block), self.plan.ends(block)
-        whole = tirx.Ramp(0, 1, plan.lanes)
 
         def body(acc: list[Any]) -> Stmt:
-            zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
-            clear = [tirx.BufferStore(each, zero, [whole]) for each in acc]
             products = ranged(0, plan.depth, lambda ic: self._step(acc, first, block, ic), name="ic")
             stores = [
                 self._store(acc[c * size + i], 0, first + c, vector * plan.lanes, plan.lanes)
@@ -208,7 +213,7 @@ class Tiles:
                     self._store(rest[c // plan.share], c % plan.share * plan.width, first + c, start, plan.left)
                     for c in range(plan.columns)
                 ]
-            return sequence([*clear, products, *stores])
+            return sequence([*cleared(acc, plan.lanes), products, *stores])
 
         return vector_sums(plan.sums(block), plan.lanes, body)
 
@@ -217,9 +222,6 @@ class Tiles:
 
         plan, size, last = self.plan, len(block), self.plan.ends(block)
         whole, bind = tirx.Ramp(0, 1, plan.lanes), Binder(f"float32x{plan.lanes}")
-
-        def add(total: Any, value: Expr, weight: Expr) -> None:
-            bind.store(total, [whole], tirx.BufferLoad(total, [whole]) + value * weight)
 
         weights = [bind(tirx.BufferLoad(self.arguments.weight, [ic, vector, whole])) for vector in block]
         if last:
@@ -231,10 +233,10 @@ class Tiles:
             values = [bind(spread_over(plan.lanes, load, blended=last)) for load in loads]
             for c, value in zip(columns, values):
                 for i, weight in enumerate(weights):
-                    add(acc[c * size + i], value, weight)
+                    bind.add(acc[c * size + i], [whole], value * weight)
             if last:
                 value = blended(values, plan.lanes, plan.width, bind)
-                add(acc[plan.columns * size + start // plan.share], value, shared)
+                bind.add(acc[plan.columns * size + start // plan.share], [whole], value * shared)
         return sequence(bind.statements)
 
     def _store(self, acc: Any, lane: int, position: Expr, channel: int, size: int) -> Stmt:

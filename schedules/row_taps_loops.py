@@ -12,12 +12,14 @@ from convtune.schedules.statements import (
     Expr,
     Stmt,
     allocated,
+    cleared,
     loop,
     sequence,
     spread_over,
     unflat,
     vector_sums,
     when,
+    zeros,
 )
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 from convtune.schedules.written import Buffers, Held, viewed
@@ -78,13 +80,10 @@ class _Kernel:
 
     def _tile(self, acc: list[Any], row: tuple[Expr, ...], first: Expr, group: Tiles, block: range) -> Stmt:
         """The outputs of a register tile from a column on. acc: a vector each, the shared ones last."""
-        from tvm import tirx
 
         plan = self.plan
-        zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
-        clear = [tirx.BufferStore(each, zero, [tirx.Ramp(0, 1, plan.lanes)]) for each in acc]
         products = self._products(acc, row, first, group, block) if group.taps else []
-        return sequence([*clear, *products, self._stores(acc, (*row, first), group.columns, block)])
+        return sequence([*cleared(acc, plan.lanes), *products, self._stores(acc, (*row, first), group.columns, block)])
 
     def _stores(self, acc: list[Any], place: tuple[Expr, ...], columns: int, block: range) -> Stmt:
         """The epilogue of a tile. place: of its first column."""
@@ -167,9 +166,6 @@ class _Kernel:
         whole, bind = tirx.Ramp(0, 1, plan.lanes), Binder(f"float32x{plan.lanes}")
         distance = plan.view.columns.stride * plan.depth
 
-        def add(total: Any, value: Expr, weight: Expr) -> None:
-            bind.store(total, [whole], tirx.BufferLoad(total, [whole]) + value * weight)
-
         def lanes_of(vector: int, lanes: int) -> Expr:
             return tirx.BufferLoad(self.arguments.weight, [*tap, tirx.Ramp(vector * plan.lanes, 1, lanes)])
 
@@ -185,11 +181,11 @@ class _Kernel:
                 value = self.arguments.x(*source[:-1], source[-1] + c * distance)
                 values[c] = bind(spread_over(plan.lanes, value, blended=ends and plan.share > 1))
                 for i, weight in enumerate(weights):
-                    add(acc[c * size + i], values[c], weight)
+                    bind.add(acc[c * size + i], [whole], values[c] * weight)
             if ends and used:
-                zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
-                together = [values.get(c, zero) for c in columns]
-                add(acc[tile_columns * size + number], blended(together, plan.lanes, plan.width, bind), shared)
+                together = [values.get(c, zeros(plan.lanes)) for c in columns]
+                value = blended(together, plan.lanes, plan.width, bind)
+                bind.add(acc[tile_columns * size + number], [whole], value * shared)
         return sequence(bind.statements)
 
     def _store(self, acc: Any, lane: Expr, place: tuple[Expr, ...], channel: int, size: int) -> Stmt:

@@ -54,6 +54,20 @@ def vector_sums(vectors: int, lanes: int, body: Callable[[list[Any]], Stmt]) -> 
     )
 
 
+def zeros(lanes: int) -> Expr:
+    """A vector of them."""
+    from tvm import tirx
+
+    return tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
+
+
+def cleared(sums: Sequence[Any], lanes: int) -> list[Stmt]:
+    """Zeros in buffers of a vector each."""
+    from tvm import tirx
+
+    return [tirx.BufferStore(each, zeros(lanes), [tirx.Ramp(0, 1, lanes)]) for each in sums]
+
+
 def kept(buffer: Any) -> Stmt:
     """Has an allocated buffer keep its shape.
 
@@ -132,6 +146,12 @@ class Binder:
         from tvm import tirx
 
         self.statements.append(tirx.BufferStore(buffer, value, list(place)))
+
+    def add(self, buffer: Any, place: Sequence[Expr], value: Expr) -> None:
+        """buffer[place] += value."""
+        from tvm import tirx
+
+        self.store(buffer, place, tirx.BufferLoad(buffer, list(place)) + value)
 
 
 def vectorized(lanes: int, body: Callable[[Binder, Expr], None]) -> Stmt:
