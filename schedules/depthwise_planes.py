@@ -52,6 +52,7 @@ from convtune.schedules.estimate import (
     Tasks,
     fma_cycles,
     load_cycles,
+    moved_bytes,
     overlapped,
     stays_cached,
     waiting_factor,
@@ -115,7 +116,7 @@ class DepthwisePlanes(Estimating[CpuTarget]):
         else:
             plane, rows = (_flat_plane if plan.flat else _plane_of_rows)(plan, target, depth), plan.rows
             task = ceil_div(plan.channels, plan.parts) * (view.depth.out * plane / blocks + TILE_CYCLES)
-        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        moved = moved_bytes(spec)
         lines = 1 + (0 if moved <= target.l3_bytes else SEVERAL_LINES * rows)
         bandwidth = L2_BYTES_PER_CYCLE if stays_cached(target, moved) else STREAM_BYTES_PER_CYCLE
         stream = moved / bandwidth * lines

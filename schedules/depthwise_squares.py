@@ -24,7 +24,7 @@ from convtune.schedules.depthwise_loops import Sums, Tiles
 from convtune.schedules.depthwise_plan import NUMBERS, Plan, has_one_filter_each
 from convtune.schedules.depthwise_plan import plan_of as plan_of_rows
 from convtune.schedules.depthwise_planes_loops import plane_index
-from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, stays_cached
+from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, moved_bytes, stays_cached
 from convtune.schedules.ranges import part, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, even_blocks, spaced
@@ -33,7 +33,6 @@ from convtune.schedules.written import Held, written
 
 from convtune.expression import epilogue
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
-from convtune.spec import count
 from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class DepthwiseSquares(Estimating[CpuTarget]):
         moved = _block_bytes(view, plan.width)
         sizes = (prod(axis.size for axis in view.axes), prod(axis.out for axis in view.axes))
         squares = plan.width * sum(_moved_cycles(positions, plan.lanes) for positions in sizes)
-        whole = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        whole = moved_bytes(spec)
         reading = moved / L2_BYTES_PER_CYCLE * (1 if stays_cached(target, whole) else 3)
         return shared * (alone + squares + reading)
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from convtune.schedules.tiling import LINE_BYTES, ceil_div
 
+from convtune.spec import count
+
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget
@@ -91,6 +93,11 @@ def stream_cycles(target: CpuTarget, size_bytes: float, resident_bytes: float) -
     if resident_bytes <= target.l2_bytes * HELD_SHARE:
         return size_bytes / L2_BYTES_PER_CYCLE
     return size_bytes / (L3_BYTES_PER_CYCLE if resident_bytes <= target.l3_bytes / 2 else MEMORY_BYTES_PER_CYCLE)
+
+
+def moved_bytes(spec: ConvSpec) -> int:
+    """Of the input and the output, which a call reads and writes."""
+    return 4 * (count(spec.in_shape) + count(spec.out_shape))
 
 
 def second_caches_hold(target: CpuTarget, size_bytes: float) -> bool:

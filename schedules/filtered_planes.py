@@ -26,6 +26,7 @@ from convtune.schedules.estimate import (
     Tasks,
     fma_cycles,
     load_cycles,
+    moved_bytes,
     overlapped,
     step_cycles,
     store_cycles,
@@ -95,7 +96,7 @@ class FilteredPlanes(Estimating[CpuTarget]):
         plan = plan_of(spec, target, knobs)
         vector_bytes = 4 * plan.lanes
         inputs, outputs = plan.filter.operations
-        moved = 4 * (count(spec.in_shape) + count(spec.out_shape)) / target.threads
+        moved = moved_bytes(spec) / target.threads
         made = load_cycles(target, plan.alpha) + fma_cycles(target, inputs) + store_cycles(target, plan.alpha)
         runs = plan.alpha * plan.depth * READ_RUN_CYCLES
         read = stream_cycles(target, plan.alpha * plan.depth * plan.block * vector_bytes, moved) / 2

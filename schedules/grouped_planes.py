@@ -34,15 +34,23 @@ from convtune.schedules.depthwise_planes_plan import (
     shapes_of,
     suits,
 )
-from convtune.schedules.estimate import TILE_CYCLES, Tasks, fma_cycles, load_cycles, overlapped, waiting_factor
+from convtune.schedules.estimate import (
+    TILE_CYCLES,
+    Tasks,
+    fma_cycles,
+    load_cycles,
+    moved_bytes,
+    overlapped,
+    stays_cached,
+    waiting_factor,
+)
 from convtune.schedules.ranges import ranged, valid_taps
 from convtune.schedules.statements import Expr, Stmt, cleared, sequence, vector_sums
-from convtune.schedules.tiling import ceil_div, even_blocks, spaced
+from convtune.schedules.tiling import LINE_BYTES, ceil_div, even_blocks, spaced
 from convtune.schedules.written import Held, written
 
 from convtune import variants
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
-from convtune.spec import count
 from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
@@ -94,10 +102,9 @@ class GroupedPlanes(Estimating[CpuTarget]):
         plane = (_flat_plane if plan.flat else _plane_of_rows)(plan, target, planes)
         blocks = ceil_div(plan.channels, plan.parts)
         task = blocks * (view.depth.out * plane / plan.row_blocks + TILE_CYCLES)
-        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
-        cached = moved <= target.l2_bytes * target.threads * 0.75
+        moved = moved_bytes(spec)
         tasks = view.batch * plan.parts * plan.row_blocks
-        stream = 0.0 if cached else moved / STREAM_BYTES_PER_CYCLE / tasks
+        stream = 0.0 if stays_cached(target, moved) else moved / STREAM_BYTES_PER_CYCLE / tasks
         return Tasks(tasks, overlapped(task, stream)).on(target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
@@ -191,7 +198,7 @@ def _plane_of_rows(plan: PlanesPlan, target: CpuTarget, planes: float) -> float:
 def _bound(plan: PlanesPlan, target: CpuTarget, fmas: float, loads: float, permutes: float, vectors: int) -> float:
     """Cycles of a tile and an input plane: FMAs of one channel, loads that cross lines mostly, permutes, weights."""
     rows, columns, sums = plan.view.rows.taps, plan.view.columns.taps, vectors * plan.outputs
-    crossing = 1 + min(1.0, 4 * plan.lanes / 64)
+    crossing = 1 + min(1.0, 4 * plan.lanes / LINE_BYTES)
     spare = max(0, plan.registers - sums - 3)
     weights = float(rows * columns * plan.outputs)
     if spare < rows * plan.outputs:  # those of a column do not stay in registers

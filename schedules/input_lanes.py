@@ -28,6 +28,7 @@ from convtune.schedules.estimate import (
     Tasks,
     fma_cycles,
     load_cycles,
+    moved_bytes,
     stream_cycles,
     waiting_factor,
 )
@@ -78,7 +79,7 @@ class InputLanes(Estimating[CpuTarget]):
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         plan = _plan(spec, target, knobs)
-        view, moved = plan.view, 4 * (count(spec.in_shape) + count(spec.out_shape))
+        view, moved = plan.view, moved_bytes(spec)
         rows = view.depth.all_valid / view.depth.out * view.rows.all_valid / view.rows.out
         cycles = 0.0
         for vector in plan.outputs:

@@ -23,6 +23,7 @@ from convtune.schedules.estimate import (
     L2_BYTES_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
+    moved_bytes,
     overlapped,
     stream_cycles,
     tile_step_cycles,
@@ -133,7 +134,7 @@ class InsideTaps(Estimating[CpuTarget]):
         """What a task, whose weights have so many bytes, waits for its inputs, which come anew for each block."""
         inputs = 4 * input_rows(plan.view, plan.row_block) / plan.row_tasks * plan.view.columns.size * plan.depth
         # where the layer before left them; for further blocks, where what the tasks between leaves them
-        left = 4 * (count(spec.in_shape) + count(spec.out_shape)) // target.threads
+        left = moved_bytes(spec) // target.threads
         between = inputs * (plan.row_tasks if plan.sharing == "weights" else 1) + weights_bytes
         first, again = (stream_cycles(target, inputs, resident) for resident in (left, between))
         in_memory = 4 * count(spec.in_shape) > target.l3_bytes / 2

@@ -27,6 +27,7 @@ from convtune.schedules.estimate import (
     L2_BYTES_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
+    moved_bytes,
     overlapped,
     stream_cycles,
     tile_step_cycles,
@@ -98,7 +99,7 @@ class PointwiseGemm(Estimating[CpuTarget]):
         )
         rows_bytes = plan.tile_block * plan.columns * plan.depth * 4
         # where the layer before left the input, and from there again for each block of channels, unless it stays
-        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        moved = moved_bytes(spec)
         arriving = stream_cycles(target, rows_bytes, moved // target.threads)
         cycles += arriving * exposed_share(plan.columns)
         if order != "inner":

@@ -29,6 +29,7 @@ from convtune.schedules.estimate import (
     RUN_CYCLES,
     TILE_CYCLES,
     Tasks,
+    moved_bytes,
     overlapped,
     stays_cached,
     step_cycles,
@@ -116,7 +117,7 @@ class PointwisePlanes(Estimating[CpuTarget]):
         weights = 4 * plan.depth * plan.outputs
         stream = stream_cycles(target, weights, weights * (blocks if plan.tile_block == 1 else 1))
         if first:
-            moved = 4 * (count(spec.in_shape) + count(spec.out_shape)) // target.threads
+            moved = moved_bytes(spec) // target.threads
             stream += stream_cycles(target, window, moved) / 2  # fetched ahead
         elif direct and planes_collide(spec):
             stream += window / L3_BYTES_PER_CYCLE
@@ -146,7 +147,7 @@ class PointwisePlanes(Estimating[CpuTarget]):
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = plan_of(spec, target, knobs)
-        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        moved = moved_bytes(spec)
         ahead = not stays_cached(target, moved)
         shape = (spec.groups, plan.blocks, plan.depth, plan.outputs)
         return written(spec, shape, lambda buffers, y: Kernel(spec, plan, ahead, buffers, y).statement())

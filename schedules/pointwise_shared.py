@@ -27,6 +27,7 @@ from convtune.schedules.estimate import (
     Tasks,
     fma_cycles,
     load_cycles,
+    moved_bytes,
     stream_cycles,
 )
 from convtune.schedules.pointwise_gemm import MOST_HALVINGS, is_product, positions_of
@@ -47,7 +48,6 @@ from convtune.schedules.written import Held, written
 
 from convtune.expression import epilogue
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
-from convtune.spec import count
 from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class PointwiseShared(Estimating[CpuTarget]):
         """Cycles of one call, coarsely."""
         plan, positions = _plan(spec, target, knobs), ceil_div(positions_of(spec), int(knobs["parts"]))
         tiles, cycles = ceil_div(positions, plan.columns), 0.0
-        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        moved = moved_bytes(spec)
         rows = 4 * plan.columns * plan.depth
         for block in plan.blocks:
             last, sums = plan.ends(block), plan.sums(block)

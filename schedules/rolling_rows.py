@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.estimate import (
     TILE_CYCLES,
     Tasks,
+    moved_bytes,
     overlapped,
     stream_cycles,
     tile_step_cycles,
@@ -81,7 +82,7 @@ class RollingRows(Estimating[CpuTarget]):
         cycles = filled / plan.group * plan.chunk_blocks * self._group_cycles(target, plan)
         cycles += made * vectors * self._filter_cycles(target, plan)
         rows_bytes = filled * columns.size * plan.depth * 4
-        moved = 4 * (count(spec.in_shape) + count(spec.out_shape))
+        moved = moved_bytes(spec)
         arriving = stream_cycles(target, rows_bytes, moved // target.threads)
         cycles += arriving * exposed_share(plan.tile)
         written = made * columns.out * plan.chunk_blocks * plan.block * 4

@@ -28,6 +28,7 @@ from convtune.schedules.estimate import (
     Tasks,
     fma_cycles,
     load_cycles,
+    moved_bytes,
     overlapped,
     stream_cycles,
     waiting_factor,
@@ -107,7 +108,7 @@ class RowTaps(Estimating[CpuTarget]):
         row = overlapped(row, write_cycles(target, row_bytes, run_bytes, 4 * count(spec.out_shape)))
         read_rows = input_rows(view, plan.row_block) / plan.row_tasks
         inputs = 4 * read_rows * view.columns.size * plan.depth
-        moved = 4 * (count(spec.in_shape) + count(spec.out_shape)) // target.threads
+        moved = moved_bytes(spec) // target.threads
         cycles = plan.rows / plan.row_tasks * row + 0.4 * stream_cycles(target, inputs, moved)
         return Tasks(plan.row_tasks, cycles).on(target)
 
