@@ -38,7 +38,7 @@ from convtune.schedules.filtered_planes_plan import axis_of, filtered_dimension,
 from convtune.schedules.filtering_estimate import UNIT_ROUNDOFF
 from convtune.schedules.filtering_parts import READ_RUN_CYCLES, STORED_RUN_CYCLES
 from convtune.schedules.filtering_plan import TILES
-from convtune.schedules.pointwise_planes_plan import tile_heights
+from convtune.schedules.pointwise_planes_plan import fills_registers, tile_heights
 from convtune.schedules.tiling import even_blocks, spaced
 from convtune.schedules.written import written
 
@@ -82,10 +82,7 @@ class FilteredPlanes(Estimating[CpuTarget]):
         plan = plan_of(spec, target, knobs)
         if plan.vectors > plan.block or plan.task_bytes > target.l2_bytes or len(plan.edges) > MOST_EDGES:
             return False
-        sums, most = plan.outputs * plan.vectors, target.tile_registers - plan.vectors - 1
-        domain = self.knobs(spec, target)
-        ends = plan.outputs == domain["channels"][-1] and plan.vectors == domain["vectors"][-1]
-        return sums <= most and (sums >= most // 2 or ends)
+        return fills_registers(target, knobs, self.knobs(spec, target))
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = plan_of(spec, target, knobs)

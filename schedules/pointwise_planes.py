@@ -38,7 +38,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.one_row import reads_own_place
 from convtune.schedules.pointwise_planes_loops import Kernel
-from convtune.schedules.pointwise_planes_plan import Plan, plan_of, tile_heights
+from convtune.schedules.pointwise_planes_plan import Plan, fills_registers, plan_of, tile_heights
 from convtune.schedules.tiling import (
     LINE_BYTES,
     MOST_VECTORS,
@@ -90,10 +90,7 @@ class PointwisePlanes(Estimating[CpuTarget]):
             return False
         if knobs["panel"] == "copied" and (plan.blocks <= plan.parts or plan.panel_bytes > target.l2_bytes // 2):
             return False
-        sums, most = plan.outputs * plan.vectors, target.tile_registers - plan.vectors - 1
-        domain = self.knobs(spec, target)
-        ends = plan.outputs == domain["channels"][-1] and plan.vectors == domain["vectors"][-1]
-        return sums <= most and (sums >= most // 2 or ends)
+        return fills_registers(target, knobs, self.knobs(spec, target))
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from convtune.schedules.tiling import ceil_div, even_blocks, round_up
 from convtune.spec import count
 
 if TYPE_CHECKING:
-    from convtune.space import Knobs
+    from convtune.space import Knobs, KnobValue
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget
 
@@ -79,6 +80,15 @@ def tile_heights(run: int) -> tuple[int, ...]:
     """Heights of tiles worth trying, in channels: those that leave little of the last block empty."""
     sizes = [size for size in even_blocks(run, MOST_CHANNELS) if round_up(run, size) <= MOST_WASTE * run]
     return tuple(size for size in sizes if size >= min(FEWEST_CHANNELS, sizes[-1]))
+
+
+def fills_registers(target: CpuTarget, knobs: Knobs, domain: Mapping[str, tuple[KnobValue, ...]]) -> bool:
+    """Whether the sums of a tile of `channels` x `vectors` fill at least half of the registers that its inputs and a
+    weight leave, and no more than all; less than half only if no tile of the domain is larger."""
+    channels, vectors = int(knobs["channels"]), int(knobs["vectors"])
+    sums, most = channels * vectors, target.tile_registers - vectors - 1
+    largest = channels == domain["channels"][-1] and vectors == domain["vectors"][-1]
+    return sums <= most and (sums >= most // 2 or largest)
 
 
 def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
