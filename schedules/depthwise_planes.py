@@ -57,7 +57,7 @@ from convtune.schedules.estimate import (
     stays_cached,
     waiting_factor,
 )
-from convtune.schedules.tiling import LINE_BYTES, ceil_div, even_blocks, spaced
+from convtune.schedules.tiling import LINE_BYTES, ceil_div, even_blocks, spaced, task_parts
 from convtune.schedules.written import Held, written
 
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
@@ -88,13 +88,12 @@ class DepthwisePlanes(Estimating[CpuTarget]):
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         view, most = view_of(spec), target.vector_registers * 3 // 4
         pieces = ceil_div(view.columns.out, lanes_of(view, target, flat=False))
-        parts = [target.threads << shift for shift in range(6)]
         return {
             "shape": _shapes(spec, target),
             "rows": tuple(sorted({*spaced(even_blocks(view.rows.out, most), 8), min(3, view.rows.out)})),
             "vectors": spaced(even_blocks(pieces, most), 4),
-            "parts": spaced({1, *(count for count in parts if count <= spec.out_channels)}, 5),
-            "row_blocks": spaced({1, *(count for count in parts if count <= view.rows.out)}, 4),
+            "parts": spaced(task_parts(target, spec.out_channels, halvings=5), 5),
+            "row_blocks": spaced(task_parts(target, view.rows.out, halvings=5), 4),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:

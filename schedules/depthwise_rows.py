@@ -23,7 +23,7 @@ from convtune.schedules.axes import view_of
 from convtune.schedules.depthwise_cost import cycles, suits
 from convtune.schedules.depthwise_loops import Tiles
 from convtune.schedules.depthwise_plan import has_one_filter_each, plan_of
-from convtune.schedules.tiling import ceil_div, even_blocks, spaced
+from convtune.schedules.tiling import ceil_div, even_blocks, spaced, task_parts
 from convtune.schedules.written import Held, written
 
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
@@ -57,8 +57,8 @@ class DepthwiseRows(Estimating[CpuTarget]):
             "columns": spaced(even_blocks(view.columns.out, target.vector_registers * 3 // 4), 10),
             "vectors": tuple(count for count in (1, 2, 4) if count <= blocks),
             "depth_blocks": spaced(even_blocks(view.depth.out, 2 * target.threads), 2),
-            "row_blocks": spaced({1, *(count for count in _parts(target) if count <= rows)}, 6),
-            "column_blocks": spaced({1, *(count for count in _parts(target) if wide and count <= tiles)}, 4),
+            "row_blocks": spaced(task_parts(target, rows), 6),
+            "column_blocks": spaced(task_parts(target, tiles if wide else 1), 4),
             "chunk": (*(count for count in (1, 2, 4) if count < blocks), WHOLE),
             "oc_order": ("outer", "parallel") if blocks > 1 else ("outer",),
         }
@@ -106,10 +106,6 @@ def _widths(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
     most = min(target.lanes, 1 << (spec.out_channels.bit_length() - 1))
     half = most // 2
     return (most, half) if spec.out_channels % most and half and spec.out_channels % half == 0 else (most,)
-
-
-def _parts(target: CpuTarget) -> tuple[int, ...]:
-    return tuple(target.threads << shift for shift in range(7))
 
 
 depthwise_rows = DepthwiseRows()

@@ -27,7 +27,7 @@ from convtune.schedules.depthwise_planes_loops import plane_index
 from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, moved_bytes, stays_cached
 from convtune.schedules.ranges import part, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
-from convtune.schedules.tiling import FEWEST_LANES, ceil_div, even_blocks, spaced
+from convtune.schedules.tiling import FEWEST_LANES, ceil_div, even_blocks, spaced, task_parts
 from convtune.schedules.transposing import transposed
 from convtune.schedules.written import Held, written
 
@@ -59,12 +59,11 @@ class DepthwiseSquares(Estimating[CpuTarget]):
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         view, blocks = view_of(spec), spec.out_channels // _lanes(spec, target)
-        parts = [target.threads << shift for shift in range(6)]
         return {
             "rows": tuple(size for size in (1, 2, 3, 4) if size <= view.rows.out),
             "columns": spaced(even_blocks(view.columns.out, target.vector_registers * 3 // 4), 10),
             "vectors": tuple(size for size in (1, 2) if size <= blocks),
-            "parts": spaced({1, *(size for size in parts if size <= blocks)}, 5),
+            "parts": spaced(task_parts(target, blocks, halvings=5), 5),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:

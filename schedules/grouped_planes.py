@@ -46,7 +46,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.ranges import ranged, valid_taps
 from convtune.schedules.statements import Expr, Stmt, cleared, sequence, vector_sums
-from convtune.schedules.tiling import LINE_BYTES, ceil_div, even_blocks, spaced
+from convtune.schedules.tiling import LINE_BYTES, ceil_div, even_blocks, spaced, task_parts
 from convtune.schedules.written import Held, written
 
 from convtune import variants
@@ -77,15 +77,14 @@ class GroupedPlanes(Estimating[CpuTarget]):
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         view, run, most = view_of(spec), spec.out_channels // spec.groups, _most_sums(target)
         pieces = ceil_div(view.columns.out, lanes_of(view, target, flat=False))
-        parts = [target.threads << shift for shift in range(6)]
         channels = tuple(size for size in range(1, MOST_CHANNELS + 1) if run % size == 0)
         return {
             "shape": shapes_of(spec, target),
             "channels": channels,
             "rows": spaced(even_blocks(view.rows.out, most), 6),
             "vectors": spaced(even_blocks(pieces, most), 6),
-            "parts": spaced({1, *(size for size in parts if size <= spec.out_channels // channels[-1])}, 4),
-            "row_blocks": spaced({1, *(size for size in parts if size <= view.rows.out)}, 3),
+            "parts": spaced(task_parts(target, spec.out_channels // channels[-1], halvings=5), 4),
+            "row_blocks": spaced(task_parts(target, view.rows.out, halvings=5), 3),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:

@@ -46,7 +46,7 @@ from convtune.schedules.statements import (
     spread_over,
     vector_sums,
 )
-from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, LONG_ACTIVATIONS, ceil_div, spaced
+from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, LONG_ACTIVATIONS, ceil_div, spaced, task_parts
 from convtune.schedules.written import Held, written
 
 from convtune.expression import epilogue
@@ -239,8 +239,8 @@ def multiplies_rows(spec: ConvSpec) -> bool:
 
 def parts_of(positions: int, target: CpuTarget) -> tuple[int, ...]:
     """Values of a knob `parts`: into how many tasks positions may be cut; of few positions a part a thread."""
-    parts = [size for shift in range(6) if (size := target.threads << shift) <= positions]
-    return tuple(sorted({*parts[:1], *spaced({1, *parts}, 4)}))
+    found = {*spaced(task_parts(target, positions, halvings=5), 4)}
+    return tuple(sorted({*found, target.threads} if target.threads <= positions else found))
 
 
 def _lanes(spec: ConvSpec, target: CpuTarget) -> int:

@@ -34,7 +34,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.ranges import least, named, part, ranged, valid_taps
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, cleared, sequence, vector_sums, when, zeros
-from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced
+from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced, task_parts
 from convtune.schedules.written import Held, written
 
 from convtune.expression import epilogue
@@ -68,7 +68,7 @@ class InputLanes(Estimating[CpuTarget]):
         tasks = view.batch * view.depth.out * view.rows.out * view.columns.out
         return {
             "columns": tuple(sorted({size for size in columns if size <= view.columns.out})),
-            "parts": spaced({1, *(size for i in range(7) if (size := target.threads << i) <= tasks)}, 4),
+            "parts": spaced(task_parts(target, tasks), 4),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:

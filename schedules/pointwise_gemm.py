@@ -37,6 +37,7 @@ from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row,
 from convtune.schedules.tiling import (
     LINE_BYTES,
     LONG_ACTIVATIONS,
+    MOST_HALVINGS,
     MOST_VECTORS,
     MOST_WASTE,
     ceil_div,
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
 # memory, took 2.6 ms on one thread with 6 columns and 3.7 with 14.
 STREAMS = 8
 UNFOLLOWED_SHARE = 0.3  # of the time in which more of them arrive that the products do not hide
-MOST_HALVINGS = 6  # of what is a thread's: into so small tasks
 
 
 class PointwiseGemm(Estimating[CpuTarget]):

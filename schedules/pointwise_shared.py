@@ -30,7 +30,7 @@ from convtune.schedules.estimate import (
     moved_bytes,
     stream_cycles,
 )
-from convtune.schedules.pointwise_gemm import MOST_HALVINGS, is_product, positions_of
+from convtune.schedules.pointwise_gemm import is_product, positions_of
 from convtune.schedules.ranges import part, pieces, ranged
 from convtune.schedules.statements import (
     Binder,
@@ -43,7 +43,7 @@ from convtune.schedules.statements import (
     spread_over,
     vector_sums,
 )
-from convtune.schedules.tiling import FEWEST_LANES, MOST_VECTORS, ceil_div, spaced
+from convtune.schedules.tiling import FEWEST_LANES, MOST_HALVINGS, MOST_VECTORS, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
 from convtune.expression import epilogue

@@ -27,6 +27,7 @@ WAYS = 8  # of a first cache, at least
 FEWEST_STEPS = 128  # of the reduction between two additions to sums in memory
 MOST_VECTORS = 4  # of channels in a register tile: of 32 registers more need hardly fewer loads a product
 MOST_WASTE = 1.04  # times as much is computed as with the tile width that wastes least
+MOST_HALVINGS = 6  # of what is a thread's: into so small tasks
 SMALLEST_TILE = 6  # sums of a register tile, but where the output has no more: fewer wait for each other
 LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")
 
@@ -60,6 +61,11 @@ def columns_collide(channels: int, columns: int) -> bool:
 def even_blocks(size: int, most: int) -> tuple[int, ...]:
     """Block sizes worth trying for a loop: for every number of blocks the smallest that needs no more, up to `most`."""
     return tuple(sorted({ceil_div(size, n) for n in range(1, size + 1)} & set(range(1, most + 1))))
+
+
+def task_parts(target: CpuTarget, most: int, halvings: int = MOST_HALVINGS) -> tuple[int, ...]:
+    """Into how many parts tasks may cut something, at most that: one, a part a thread, and these halved so often."""
+    return tuple(sorted({1, *(parts for i in range(halvings + 1) if (parts := target.threads << i) <= most)}))
 
 
 def spaced(values: Iterable[int], count: int) -> tuple[int, ...]:
