@@ -29,7 +29,16 @@ from convtune.schedules.estimate import (
     transpose_cycles,
 )
 from convtune.schedules.tile_loops import place_accumulators, place_store, split_output, tiled_output, unroll
-from convtune.schedules.tiling import LARGEST_BODY, SMALLEST_TILE, Tile, ceil_div, even_blocks, round_up, spaced
+from convtune.schedules.tiling import (
+    LARGEST_BODY,
+    SMALLEST_TILE,
+    Tile,
+    ceil_div,
+    even_blocks,
+    round_up,
+    spaced,
+    width_blocks,
+)
 
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, read_padded
@@ -58,14 +67,13 @@ class ChannelLanes(Estimating[CpuTarget]):
         out, kernel = Geometry.of(spec).out, cube(spec.kernel)
         columns = self._columns(spec, target)
         vectors = ceil_div(spec.out_channels, target.lanes)
-        tiles = ceil_div(out[2], max(columns))
         return {
             "lanes": self._widths(spec, target),
             "oh_tile": tuple(rows for rows in (1, 2, 4) if rows <= out[1]),
             "ow_tile": columns,
             "oc_vectors": tuple(range(1, min(3, vectors) + 1)),
             "oh_block": spaced(even_blocks(out[1], 64), 6),  # in rows; a whole number of tiles is taken
-            "ow_block": spaced(even_blocks(tiles, 64), 5) if spec.rank == 1 else (out[2],),
+            "ow_block": width_blocks(spec, out[2], columns, 5),
             "oc_order": ("parallel", "outer"),
             "unroll": ("kw", "kh_kw") if kernel[1] > 1 else ("kw",),
         }

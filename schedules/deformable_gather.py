@@ -39,6 +39,7 @@ from convtune.schedules.tile_loops import place_accumulators, place_pad, place_s
 from convtune.schedules.tiling import (
     Tile,
     ceil_div,
+    column_tile,
     even_blocks,
     pack_blocks,
     packed_blocks,
@@ -156,8 +157,7 @@ class DeformableGather(Estimating[CpuTarget]):
         return overlapped(block * compute, first + (block - 1) * again + block * read)
 
     def _tile(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Tile:
-        run = spec.out_channels // spec.groups
-        return Tile(1, int(knobs["tile"]), int(knobs["oc_vectors"]), target.lanes, target.lanes, spec.groups, run)
+        return column_tile(spec, target, int(knobs["tile"]), int(knobs["oc_vectors"]))
 
 
 def gather_cycles(spec: ConvSpec, target: CpuTarget, one_block: bool) -> float:

@@ -27,12 +27,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
-    BARRIER_CYCLES,
     L2_BYTES_PER_CYCLE,
     L3_BYTES_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
     overlapped,
+    padding_cycles,
     stream_cycles,
     tile_step_cycles,
     transpose_cycles,
@@ -53,6 +53,7 @@ from convtune.schedules.tiling import (
     MOST_VECTORS,
     Tile,
     ceil_div,
+    column_tile,
     even_blocks,
     pack_blocks,
     packed_blocks,
@@ -61,6 +62,7 @@ from convtune.schedules.tiling import (
     round_up,
     spaced,
     suits_registers,
+    width_blocks,
 )
 
 from convtune import variants
@@ -94,14 +96,13 @@ class DenseDirect(Estimating[CpuTarget]):
         out = _geometry(spec).out
         columns = even_blocks(out[2], target.vector_registers - 2)
         run = spec.out_channels // spec.groups
-        tiles = ceil_div(out[2], max(columns))
         inside = _inside(spec)
         blocks = reduction_blocks(spec, target)
         return {
             "ow_tile": columns,
             "oc_vectors": tuple(range(1, min(MOST_VECTORS, ceil_div(run, target.lanes)) + 1)),
             "oh_block": _row_blocks(out[1]),
-            "ow_block": spaced(even_blocks(tiles, 64), 4) if spec.rank == 1 else (out[2],),
+            "ow_block": width_blocks(spec, out[2], columns),
             "oc_order": ("parallel", "outer", "inner"),
             "pad_at": ("none", "root", "task") if inside else ("root", "task"),
             **({"ic_block": blocks} if blocks else {}),
@@ -156,7 +157,7 @@ class DenseDirect(Estimating[CpuTarget]):
             cycles += max(rows_bytes / L2_BYTES_PER_CYCLE, 2 * stream_cycles(target, rows_bytes, rows_bytes))
         total = Tasks(tasks * (blocks if order == "parallel" else 1), cycles).on(target) + TAIL * cycles
         if pad_at == "root":
-            total += count(spec.in_shape) * 8 / L3_BYTES_PER_CYCLE / target.threads + BARRIER_CYCLES
+            total += padding_cycles(spec, target)
             total += transpose_cycles(spec, count(spec.in_shape)) / target.threads
         return total + transpose_cycles(spec, count(spec.out_shape)) / target.threads
 
@@ -184,8 +185,7 @@ class DenseDirect(Estimating[CpuTarget]):
         return sch.mod
 
     def _tile(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Tile:
-        run = spec.out_channels // spec.groups
-        return Tile(1, int(knobs["ow_tile"]), int(knobs["oc_vectors"]), target.lanes, target.lanes, spec.groups, run)
+        return column_tile(spec, target, int(knobs["ow_tile"]), int(knobs["oc_vectors"]))
 
     def _expression(self, spec: ConvSpec, tile: Tile, knobs: Knobs) -> Any:
         from tvm import te

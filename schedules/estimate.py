@@ -134,6 +134,11 @@ def transpose_cycles(spec: ConvSpec, elements: int) -> float:
     return 0.0 if spec.channels_last else TRANSPOSE_CYCLES * elements
 
 
+def padding_cycles(spec: ConvSpec, target: CpuTarget) -> float:
+    """Copying the whole input with its padding, by all threads, before anything else."""
+    return count(spec.in_shape) * 8 / L3_BYTES_PER_CYCLE / target.threads + BARRIER_CYCLES
+
+
 def overlapped(compute: float, stream: float) -> float:
     """Compute and streaming side by side: the longer one, and a share of the other that does not hide."""
     return max(compute, stream) + 0.15 * min(compute, stream)

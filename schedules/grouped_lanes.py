@@ -23,9 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
-    BARRIER_CYCLES,
     L2_BYTES_PER_CYCLE,
-    L3_BYTES_PER_CYCLE,
     LONG_RUN_BYTES,
     RUN_CYCLES,
     TILE_CYCLES,
@@ -33,6 +31,7 @@ from convtune.schedules.estimate import (
     fma_cycles,
     load_cycles,
     overlapped,
+    padding_cycles,
     stream_cycles,
     transpose_cycles,
     waiting_factor,
@@ -55,6 +54,7 @@ from convtune.schedules.tiling import (
     spaced,
     stores_vectors,
     suits_registers,
+    width_blocks,
 )
 
 from convtune import variants
@@ -91,13 +91,12 @@ class GroupedLanes(Estimating[CpuTarget]):
         geometry = Geometry.of(spec)
         columns = even_blocks(geometry.out[2], target.vector_registers - 2)
         run = _run(spec, target)
-        tiles = ceil_div(geometry.out[2], max(columns))
         copies = ("task", "root") if not geometry.inside(spec) or not spec.channels_last else ()
         return {
             "ow_tile": columns,
             "oc_vectors": tuple(range(1, min(MOST_VECTORS, ceil_div(run, target.lanes)) + 1)),
             "oh_block": spaced(even_blocks(geometry.out[1], 64), 5),
-            "ow_block": spaced(even_blocks(tiles, 64), 4) if spec.rank == 1 else (geometry.out[2],),
+            "ow_block": width_blocks(spec, geometry.out[2], columns),
             "oc_order": ("parallel", "outer", "inner"),
             "pad_at": ("none", *copies) if spec.channels_last else copies,
         }
@@ -146,7 +145,7 @@ class GroupedLanes(Estimating[CpuTarget]):
             cycles += reads * _waiting(spec)
         total = Tasks(tasks * (blocks if order == "parallel" else 1), cycles).on(target)
         if pad_at == "root":
-            total += count(spec.in_shape) * 8 / L3_BYTES_PER_CYCLE / target.threads + BARRIER_CYCLES
+            total += padding_cycles(spec, target)
             total += transpose_cycles(spec, count(spec.in_shape)) / target.threads
         return total + transpose_cycles(spec, count(spec.out_shape)) / target.threads
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,11 @@ def spaced(values: Iterable[int], count: int) -> tuple[int, ...]:
     return tuple(sorted({min(ordered, key=lambda v: abs(v - w)) for w in wanted}))
 
 
+def width_blocks(spec: ConvSpec, width: int, columns: Sequence[int], most: int = 4) -> tuple[int, ...]:
+    """Tiles of a row, of one of these widths, that a task may have: where rows are all there is, parts of them."""
+    return spaced(even_blocks(ceil_div(width, max(columns)), 64), most) if spec.rank == 1 else (width,)
+
+
 @dataclass(frozen=True)
 class Tile:
     """A register tile of output: rows x columns x vectors of `width` lanes, and how channels fill the vectors.
@@ -107,6 +112,11 @@ class Tile:
     def locate(self, within: Any) -> tuple[Any, Any, Any]:
         """A channel of a run as (block, vector, lane)."""
         return within // self.block, within % self.block // self.lanes, within % self.block % self.lanes
+
+
+def column_tile(spec: ConvSpec, target: CpuTarget, columns: int, vectors: int) -> Tile:
+    """Of one row, and of whole vectors of a group's channels."""
+    return Tile(1, columns, vectors, target.lanes, target.lanes, spec.groups, spec.out_channels // spec.groups)
 
 
 def needs_staging(spec: ConvSpec, tile: Tile) -> bool:

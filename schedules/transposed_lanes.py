@@ -22,18 +22,26 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.cropping import cropped
 from convtune.schedules.estimate import (
-    BARRIER_CYCLES,
     L2_BYTES_PER_CYCLE,
-    L3_BYTES_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
     burst_cycles,
     overlapped,
+    padding_cycles,
     stream_cycles,
     tile_step_cycles,
 )
 from convtune.schedules.tile_loops import OutputLoops, place_accumulators, place_pad, unroll
-from convtune.schedules.tiling import LONG_ACTIVATIONS, Tile, ceil_div, even_blocks, round_up, spaced, suits_registers
+from convtune.schedules.tiling import (
+    LONG_ACTIVATIONS,
+    Tile,
+    ceil_div,
+    even_blocks,
+    round_up,
+    spaced,
+    suits_registers,
+    width_blocks,
+)
 from convtune.schedules.transposed_phases import far_rows
 
 from convtune.expression import Arguments, Geometry, cube, epilogue, padded_input
@@ -66,13 +74,12 @@ class TransposedLanes(Estimating[CpuTarget]):
         geometry = fold_geometry(spec)
         out, vectors = geometry.out, ceil_div(_channels(spec), target.lanes)
         columns = even_blocks(out[2], target.vector_registers - 2)
-        tiles = ceil_div(out[2], max(columns))
         most = 4 if out[2] > 1 else 12  # one column needs many sums to hide the latency of an FMA
         return {
             "ow_tile": columns,
             "oc_vectors": tuple(v for v in (1, 2, 3, 4, 5, 6, 8, 12) if v <= min(most, vectors) or v == vectors <= 6),
             "oh_block": spaced(even_blocks(out[1], 32), 5),
-            "ow_block": spaced(even_blocks(tiles, 64), 4) if spec.rank == 1 else (out[2],),
+            "ow_block": width_blocks(spec, out[2], columns),
             "oc_order": ("parallel", "outer", "inner"),
             "pad_at": ("none", "root", "task") if geometry.inside(spec) else ("root", "task"),
         }
@@ -112,7 +119,7 @@ class TransposedLanes(Estimating[CpuTarget]):
         tasks = spec.batch * out[0] * ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
         total = Tasks(tasks * (tile.blocks if parallel else 1), cycles).on(target)
         if pad_at == "root":
-            total += count(spec.in_shape) * 8 / L3_BYTES_PER_CYCLE / target.threads + BARRIER_CYCLES
+            total += padding_cycles(spec, target)
         return total
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:

@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import (
-    BARRIER_CYCLES,
     L2_BYTES_PER_CYCLE,
-    L3_BYTES_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
     burst_cycles,
     overlapped,
+    padding_cycles,
     stream_cycles,
     tile_step_cycles,
 )
@@ -45,10 +44,12 @@ from convtune.schedules.tiling import (
     WAY_BYTES,
     Tile,
     ceil_div,
+    column_tile,
     even_blocks,
     round_up,
     spaced,
     suits_registers,
+    width_blocks,
 )
 
 from convtune.expression import Arguments, Geometry, cube, epilogue, padded_input
@@ -149,12 +150,11 @@ class TransposedPhases(Estimating[CpuTarget]):
         geometry = phase_geometry(spec)
         out, run = geometry.out, spec.out_channels // spec.groups
         columns = even_blocks(out[2], target.vector_registers - 2)
-        tiles = ceil_div(out[2], max(columns))
         return {
             "ow_tile": columns,  # outputs of one phase
             "oc_vectors": tuple(range(1, min(4, ceil_div(run, target.lanes)) + 1)),
             "oh_block": spaced(even_blocks(out[1], 32), 5),
-            "ow_block": spaced(even_blocks(tiles, 64), 4) if spec.rank == 1 else (out[2],),
+            "ow_block": width_blocks(spec, out[2], columns),
             "oc_order": ("parallel", "outer"),
             "pad_at": ("none", "root", "task") if geometry.inside(spec) else ("root", "task"),
         }
@@ -197,7 +197,7 @@ class TransposedPhases(Estimating[CpuTarget]):
         tasks = spec.batch * out[0] * ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
         total = Tasks(tasks * (blocks if shared else 1), cycles).on(target)
         if pad_at == "root":
-            total += count(spec.in_shape) * 8 / L3_BYTES_PER_CYCLE / target.threads + BARRIER_CYCLES
+            total += padding_cycles(spec, target)
         return total
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
@@ -232,8 +232,7 @@ class TransposedPhases(Estimating[CpuTarget]):
         return _completed(sch, spec)
 
     def _tile(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Tile:
-        run = spec.out_channels // spec.groups
-        return Tile(1, int(knobs["ow_tile"]), int(knobs["oc_vectors"]), target.lanes, target.lanes, spec.groups, run)
+        return column_tile(spec, target, int(knobs["ow_tile"]), int(knobs["oc_vectors"]))
 
     def _packed(self, spec: ConvSpec, tile: Tile) -> Dims:
         phases = phases_of(spec)
