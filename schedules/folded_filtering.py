@@ -27,7 +27,7 @@ from convtune.schedules.filtering_weights import packed
 from convtune.schedules.minimal_filtering import filtered, minimal_filtering
 from convtune.schedules.ranges import part, ranged
 from convtune.schedules.statements import Expr, Stmt, allocated, loop, sequence, unflat, when
-from convtune.schedules.tiling import ceil_div
+from convtune.schedules.tiling import FEWEST_TASKS, ceil_div
 from convtune.schedules.written import Buffers, Held, viewed, written
 
 from convtune.expression import cube, epilogue
@@ -38,7 +38,6 @@ from convtune.targets import CpuTarget
 if TYPE_CHECKING:
     from convtune.targets import Target
 
-FEWEST_TASKS = 8
 RUN_CYCLES = 3.0  # of a vector of a run: loaded, stored across two lines, and its sums are another thread's at times
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 Dims = tuple[int, ...]
 
+VARIANTS = ("conv", "pointwise", "dilated", "grouped", "shuffled_grouped")
+STAGES = {"none": 1, "async2": 2, "async3": 3}
+"""Of each pipeline, how many chunks are in shared memory at a time."""
+
 
 @dataclass(frozen=True)
 class BlockTile:

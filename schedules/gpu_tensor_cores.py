@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.gpu_implicit_gemm import unflattened
+from convtune.schedules.gpu_implicit_gemm import STAGES, VARIANTS, unflattened
 from convtune.schedules.gpu_tiling import shared_scope
 from convtune.schedules.gpu_warp_loops import finished, place_sums
 from convtune.schedules.gpu_warp_tiles import (
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-VARIANTS = ("conv", "pointwise", "dilated", "grouped", "shuffled_grouped")
-STAGES = {"none": 1, "async2": 2, "async3": 3}
-"""Of each pipeline, how many chunks are in shared memory at a time."""
 WAITS = {"none": 1.0, "async2": 0.5, "async3": 0.2}
 
 

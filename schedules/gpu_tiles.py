@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.cropping import cropped
 from convtune.schedules.gpu_implicit_gemm import (
+    STAGES,
+    VARIANTS,
     BlockTile,
     chunk_taps,
     exists,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-VARIANTS = ("conv", "pointwise", "dilated", "grouped", "shuffled_grouped")
 POSITIONS = (32, 64, 128)
 THREAD_TILES = ("4x4", "8x4", "4x8", "8x8")  # positions x channels
 FEW_CHANNELS = 8  # of a group: one thread has them all
@@ -47,8 +48,6 @@ FEWEST_THREADS, MOST_THREADS = 32, 256
 WAITS_OF_CHUNK = 1.5  # for global memory, then at two barriers
 SECTOR = 32  # bytes that global memory gives at least
 ADDRESSES = 36  # registers for indices, predicates and loops
-STAGES = {"none": 1, "async2": 2, "async3": 3}
-"""Of each pipeline, how many chunks are in shared memory at a time."""
 
 
 class GpuTiles(Estimating[GpuTarget]):

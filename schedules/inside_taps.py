@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.axes import view_of
 from convtune.schedules.estimate import (
     L2_BYTES_PER_CYCLE,
+    STREAMS,
     TILE_CYCLES,
     Tasks,
     moved_bytes,
@@ -52,10 +53,9 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-# What prefetchers follow, as measured on a Zen 5: 512 to 27 channels at 50x84 with stride 2 took 0.70 ms with 7 columns
-# and 1.12 with 14; 128 to 27 at 200x336 took 4.2 ms, 3.6 with the inputs copied first.
-STREAMS = 8  # columns of a tile
-RUN_BYTES = 1024  # of a column, in memory
+# Of a column in memory, so that prefetchers follow it: on a Zen 5 128 to 27 channels at 200x336 took 4.2 ms, and 3.6
+# with the inputs copied first.
+RUN_BYTES = 1024
 LOOP_CYCLES = 10.0  # to begin a run of taps: addresses, and a branch that may be predicted wrong
 
 

@@ -25,6 +25,7 @@ from convtune.schedules.channel_blocks import ChannelBlocks
 from convtune.schedules.estimate import (
     EXPOSED_SHARE,
     L2_BYTES_PER_CYCLE,
+    STREAMS,
     TILE_CYCLES,
     Tasks,
     moved_bytes,
@@ -57,10 +58,7 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-# Positions of a tile that the prefetchers of a Zen 5 follow: 64 to 64 channels at 200x336, whose input comes from
-# memory, took 2.6 ms on one thread with 6 columns and 3.7 with 14.
-STREAMS = 8
-UNFOLLOWED_SHARE = 0.3  # of the time in which more of them arrive that the products do not hide
+UNFOLLOWED_SHARE = 0.3  # of the time in which more than STREAMS positions arrive that the products do not hide
 
 
 class PointwiseGemm(Estimating[CpuTarget]):

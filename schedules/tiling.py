@@ -27,6 +27,7 @@ WAYS = 8  # of a first cache, at least
 FEWEST_STEPS = 128  # of the reduction between two additions to sums in memory
 MOST_VECTORS = 4  # of channels in a register tile: of 32 registers more need hardly fewer loads a product
 MOST_WASTE = 1.04  # times as much is computed as with the tile width that wastes least
+FEWEST_TASKS = 8  # that a parallel loop is cut into where it moves elements alone
 MOST_HALVINGS = 6  # of what is a thread's: into so small tasks
 SMALLEST_TILE = 6  # sums of a register tile, but where the output has no more: fewer wait for each other
 LONG_ACTIVATIONS = ("silu", "gelu", "sigmoid", "tanh")

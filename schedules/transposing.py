@@ -19,12 +19,11 @@ from typing import Any
 
 from convtune.schedules.ranges import least, named, part, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
-from convtune.schedules.tiling import FEWEST_LANES, ceil_div
+from convtune.schedules.tiling import FEWEST_LANES, FEWEST_TASKS, ceil_div
 
 Move = Callable[[Expr, Expr, Expr, Expr], Stmt]  # of (n, channel, position, value): the statement that stores it
 
 SQUARES = 8  # of a part, where there are enough: half a KiB of each plane is read on end
-FEWEST_TASKS = 8
 PIECE = 4  # lanes that are interleaved by one cheap instruction: of NEON a vector, of x86 128 bits
 
 
