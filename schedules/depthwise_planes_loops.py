@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.axes import axes_of
 from convtune.schedules.depthwise_planes_plan import ZERO, PlanesPlan, Source, windows
 from convtune.schedules.ranges import Range, least, named, part, pieces, ranged, valid_taps
-from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums, when
+from convtune.schedules.statements import Binder, Expr, Stmt, cleared, sequence, vector_sums, when, zeros
 from convtune.schedules.written import Held
 
 from convtune.expression import epilogue
@@ -129,10 +129,8 @@ class Planes:
             return self._parts(acc, (n, c, depth.first(d) + kd * depth.dilation), vectors, filters, taps)
 
         def body(acc: Any) -> Stmt:
-            zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
-            clear = [tirx.BufferStore(each, zero, [tirx.Ramp(0, 1, lanes)]) for each in acc]
             planes = ranged(*valid_taps(depth, depth.first(d)), lambda kd: plane(acc, kd), name="kd")
-            return sequence([*clear, planes, *self._store(acc, at, firsts, stored)])
+            return sequence([*cleared(acc, lanes), planes, *self._store(acc, at, firsts, stored)])
 
         return vector_sums(vectors, lanes, body)
 
@@ -178,7 +176,7 @@ class Planes:
             for vector, kh, kw in served:
                 for i, weight in enumerate(filters[kh, kw]):
                     sums, product = acc[i * vectors + vector], value * tirx.Broadcast(weight, lanes)
-                    bind.store(sums, whole, tirx.BufferLoad(sums, whole) + product)
+                    bind.add(sums, whole, product)
         return sequence(bind.statements) if bind.statements else tirx.Evaluate(0)
 
     def _store(self, acc: Any, at: Place, firsts: Sequence[Expr], stored: Sequence[int]) -> list[Stmt]:
@@ -236,7 +234,7 @@ def lanewise(source: Source, starts: Sequence[int], loads: Sequence[Expr], bind:
         covered |= {lane for lane, p in enumerate(source) if among(start, p)}
         taken = list(range(lanes))
     if ZERO in source:
-        zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
+        zero = zeros(lanes)
         order = [lanes + lane if p == ZERO else taken[lane] for lane, p in enumerate(source)]
         return bind(tirx.Shuffle([value, zero], order))
     return value if taken == list(range(lanes)) else bind(tirx.Shuffle([value, value], taken))

@@ -22,7 +22,7 @@ from convtune.schedules.axes import View, view_of
 from convtune.schedules.depthwise_planes_loops import plane_index
 from convtune.schedules.estimate import fma_cycles, load_cycles
 from convtune.schedules.ranges import least, named, part, ranged, valid_taps
-from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
+from convtune.schedules.statements import Binder, Expr, Stmt, cleared, sequence, vector_sums, zeros
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div
 from convtune.schedules.written import Held
 
@@ -224,8 +224,6 @@ class Woven:
         depth, lanes = self.plan.view.depth, self.plan.lanes
 
         def body(acc: Sequence[Any]) -> Stmt:
-            zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
-            clear = [tirx.BufferStore(each, zero, [tirx.Ramp(0, 1, lanes)]) for each in acc]
 
             def taps(kd: Expr) -> Stmt:
                 at = (n, channel, depth.first(d) + kd * depth.dilation)
@@ -233,7 +231,7 @@ class Woven:
                 return sequence(parts) if parts else tirx.Evaluate(0)
 
             planes = ranged(*valid_taps(depth, depth.first(d)), taps, name="kd")
-            return sequence([*clear, planes, self._store(acc, n, channel, d)])
+            return sequence([*cleared(acc, lanes), planes, self._store(acc, n, channel, d)])
 
         return vector_sums(self.plan.view.rows.out, lanes, body)
 
@@ -260,7 +258,7 @@ class Woven:
                     bases[phase] = picked(plan.base(phase, start), loads, plan.read_lanes, bind)
                 value = picked(plan.shifted(kw), [bases[phase]], plan.lanes, bind)
                 for h, kh in uses:
-                    bind.store(acc[h], whole, tirx.BufferLoad(acc[h], whole) + value * filters[kh, kw])
+                    bind.add(acc[h], whole, value * filters[kh, kw])
         return sequence(bind.statements)
 
     def _filter(self, group: Expr, channel: Expr, kd: Expr, kh: int, kw: int) -> Expr:
@@ -327,7 +325,7 @@ def picked(lanes: Sequence[Lane], vectors: Sequence[Expr], width: int, bind: Bin
         return vectors[used[0]]
     sources = [vectors[number] for number in used]
     if ZERO in lanes:
-        sources.append(tirx.Broadcast(tirx.const(0.0, "float32"), width))
+        sources.append(zeros(width))
     order = [len(used) * width if vector < 0 else used.index(vector) * width + lane for vector, lane in lanes]
     sources *= ceil_div(len(lanes), width * len(sources))  # TVM 0.27 takes no more lanes than there are
     return bind(tirx.Shuffle(sources, order))
