@@ -197,6 +197,13 @@ def epilogue(
     return tirx.Cast(spec.dtype, value) if last and spec.dtype != SUMS else value
 
 
+def epilogue_at(arguments: Arguments, value: Expr, index: Sequence[Expr], bias: Any = None) -> Expr:
+    """The epilogue of the last stage, at an index of its output."""
+    last = arguments.spec.channels_last
+    channel, place = (index[-1], index[1:-1]) if last else (index[1], index[2:])
+    return epilogue(arguments, value, index[0], channel, place, bias=bias)
+
+
 def output(arguments: Arguments, groups: int, value: Any) -> Any:
     """The stage `y`; value(n, group, channel in group, position) reads the sum, with `position` of three entries.
 

@@ -13,7 +13,7 @@ from convtune.schedules.statements import Expr, Stmt, allocated, sequence, vecto
 from convtune.schedules.tiling import LONG_ACTIVATIONS
 from convtune.schedules.written import Held
 
-from convtune.expression import epilogue
+from convtune.expression import epilogue_at
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -232,7 +232,7 @@ class Tiles:
         d, h, w = at
         channel = oc + vector * self.plan.lanes + lane
         where = place(self.spec, n, (d, h + row, w + column), channel, self.spec.out_size)
-        return tirx.BufferStore(self.y, epilogue(self.arguments, value, where[0], channel, where[1:-1]), where)
+        return tirx.BufferStore(self.y, epilogue_at(self.arguments, value, where), where)
 
     def _places(self) -> list[tuple[int, int, int]]:
         plan = self.plan

@@ -12,7 +12,7 @@ from convtune.schedules.ranges import Range, least, named, part, pieces, ranged,
 from convtune.schedules.statements import Binder, Expr, Stmt, cleared, sequence, vector_sums, when, zeros
 from convtune.schedules.written import Held
 
-from convtune.expression import epilogue
+from convtune.expression import epilogue_at
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -199,8 +199,7 @@ class Planes:
             def output(lane: Expr, i: int = i, start: Expr = first - back) -> Stmt:
                 value = tirx.BufferLoad(acc[i], [lane])
                 where = plane_index(self.spec, *at, start + lane)
-                value = epilogue(self.arguments, value, where[0], where[1], where[2:])
-                return tirx.BufferStore(self.y, value, where)
+                return tirx.BufferStore(self.y, epilogue_at(self.arguments, value, where), where)
 
             found.append(ranged(0, lanes, output, "VECTORIZED", "lane"))
         return found

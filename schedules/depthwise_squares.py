@@ -31,7 +31,7 @@ from convtune.schedules.tiling import FEWEST_LANES, ceil_div, even_blocks, space
 from convtune.schedules.transposing import transposed
 from convtune.schedules.written import Held, written
 
-from convtune.expression import epilogue
+from convtune.expression import epilogue_at
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.targets import CpuTarget
 
@@ -220,8 +220,7 @@ class Squares(Tiles):
         from tvm import tirx
 
         where = plane_index(self.spec, n, channel + i, 0, position + lane)
-        value = epilogue(self.arguments, tirx.BufferLoad(copy, [i, lane]), where[0], where[1], where[2:])
-        return tirx.BufferStore(self.y, value, where)
+        return tirx.BufferStore(self.y, epilogue_at(self.arguments, tirx.BufferLoad(copy, [i, lane]), where), where)
 
     def _squares(self, positions: int, square: Any) -> Stmt:
         """square(position, channel of the block) for all; the last ones begin earlier where they do not divide."""

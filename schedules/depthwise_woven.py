@@ -26,7 +26,7 @@ from convtune.schedules.statements import Binder, Expr, Stmt, cleared, sequence,
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div
 from convtune.schedules.written import Held
 
-from convtune.expression import epilogue
+from convtune.expression import epilogue_at
 
 if TYPE_CHECKING:
     from convtune.space import PackStep
@@ -307,8 +307,8 @@ class Woven:
         def stored(copy: Sequence[Any]) -> Stmt:
             def element(lane: Expr) -> Stmt:
                 where = plane_index(self.spec, n, channel, d, first + lane)
-                value = epilogue(self.arguments, tirx.BufferLoad(copy[0], [lane]), where[0], where[1], where[2:])
-                return tirx.BufferStore(self.y, value, where)
+                value = tirx.BufferLoad(copy[0], [lane])
+                return tirx.BufferStore(self.y, epilogue_at(self.arguments, value, where), where)
 
             kept = tirx.BufferStore(copy[0], vector, [tirx.Ramp(0, 1, lanes)])
             return sequence([kept, ranged(0, lanes, element, "VECTORIZED", "lane")])

@@ -49,7 +49,7 @@ from convtune.schedules.statements import (
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, LONG_ACTIVATIONS, ceil_div, spaced, task_parts
 from convtune.schedules.written import Held, written
 
-from convtune.expression import epilogue
+from convtune.expression import epilogue_at
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
 from convtune.targets import CpuTarget
@@ -224,8 +224,8 @@ class Tiles(BlockSums[Plan]):
 
         def output(i: Expr) -> Stmt:
             where = as_row(self.spec.rank, first + column, start + i)
-            value = epilogue(self.arguments, tirx.BufferLoad(acc[number], [lane + i]), where[0], where[-1], where[1:-1])
-            return tirx.BufferStore(self.y, value, where)
+            value = tirx.BufferLoad(acc[number], [lane + i])
+            return tirx.BufferStore(self.y, epilogue_at(self.arguments, value, where), where)
 
         return ranged(0, min(width, self.plan.channels - start), output, "VECTORIZED", "lane")
 

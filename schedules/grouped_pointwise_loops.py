@@ -13,7 +13,7 @@ from convtune.schedules.ranges import named, part, pieces, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, sequence
 from convtune.schedules.written import Held
 
-from convtune.expression import epilogue
+from convtune.expression import epilogue_at
 
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
@@ -103,8 +103,7 @@ class BlockSums(ABC, Generic[AnyBlocks]):
 
                 def output(lane: Expr) -> Stmt:
                     where, value = as_row(self.spec.rank, position, start + lane), tirx.BufferLoad(copy, [lane])
-                    value = epilogue(self.arguments, value, where[0], where[-1], where[1:-1])
-                    return tirx.BufferStore(self.y, value, where)
+                    return tirx.BufferStore(self.y, epilogue_at(self.arguments, value, where), where)
 
                 return sequence([*b.statements, ranged(0, lanes, output, "VECTORIZED", "lane")])
 

@@ -37,7 +37,7 @@ from convtune.schedules.statements import Binder, Expr, Stmt, allocated, cleared
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, spaced, task_parts
 from convtune.schedules.written import Held, written
 
-from convtune.expression import epilogue
+from convtune.expression import epilogue_at
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
 from convtune.targets import CpuTarget
@@ -292,9 +292,7 @@ class Tiles:
                 where = self._index(at, start + lane)  # outputs of all columns of the tile as channels of its first
                 read = self.arguments.bias
                 bias = None if read is None else lambda at: read(at % channels)
-                result = epilogue(
-                    self.arguments, tirx.BufferLoad(copy, [lane]), where[0], where[-1], where[1:-1], bias=bias
-                )
+                result = epilogue_at(self.arguments, tirx.BufferLoad(copy, [lane]), where, bias)
                 return tirx.BufferStore(self.y, result, where)
 
             return sequence([*bind.statements, ranged(0, len(vector), output, "VECTORIZED", "lane")])

@@ -12,7 +12,7 @@ from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, s
 from convtune.schedules.tiling import LONG_ACTIVATIONS
 from convtune.schedules.written import Buffers, Held, viewed
 
-from convtune.expression import epilogue, widened
+from convtune.expression import epilogue_at, widened
 
 if TYPE_CHECKING:
     from convtune.schedules.axes import Axis
@@ -194,9 +194,9 @@ class _Kernel:
 
         def stored(source: Any, column: Expr, cv: Expr, width: int) -> Stmt:
             def body(bind: Binder, lane: Expr) -> None:
-                oc, at = turn.block * plan.block + cv * plan.lanes + lane, (*row, place.first + column)
-                value = epilogue(self.arguments, tirx.BufferLoad(source, [column, cv, lane]), n, oc, at)
-                bind.store(self.y, [n, *at, oc], value)
+                where = [n, *row, place.first + column, turn.block * plan.block + cv * plan.lanes + lane]
+                value = tirx.BufferLoad(source, [column, cv, lane])
+                bind.store(self.y, where, epilogue_at(self.arguments, value, where))
 
             return vectorized(width, body)
 

@@ -49,7 +49,7 @@ from convtune.schedules.tiling import (
 )
 from convtune.schedules.written import Buffers, Held, written
 
-from convtune.expression import epilogue, widened
+from convtune.expression import epilogue_at, widened
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
 from convtune.targets import CpuTarget
@@ -294,8 +294,7 @@ class _Kernel:
         def stored(column: Expr, cv: int, source: Callable[[Expr], Expr]) -> Stmt:
             def body(bind: Binder, lane: Expr) -> None:
                 where = as_row(self.spec.rank, at + column, block * plan.block + cv * plan.lanes + lane)
-                value = epilogue(self.arguments, source(lane), where[0], where[-1], where[1:-1])
-                bind.store(self.y, where, value)
+                bind.store(self.y, where, epilogue_at(self.arguments, source(lane), where))
 
             return vectorized(rest if ends and cv == vectors - 1 else plan.lanes, body)
 

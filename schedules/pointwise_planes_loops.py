@@ -13,7 +13,7 @@ from convtune.schedules.tiling import LINE_BYTES, LONG_ACTIVATIONS, ceil_div, pl
 from convtune.schedules.written import Buffers, Held
 
 from convtune import variants
-from convtune.expression import epilogue, widened
+from convtune.expression import epilogue_at, widened
 
 if TYPE_CHECKING:
     from convtune.schedules.pointwise_planes_plan import Plan
@@ -156,9 +156,8 @@ class Kernel:
             channel = variants.primitive(self.spec).channel(self.spec, place.group, within)
 
             def element(lane: Expr, v: int) -> Stmt:
-                where = self._position(place.start + v * plan.lanes + lane)
-                value = epilogue(self.arguments, read(v, lane), place.n, channel, where)
-                return tirx.BufferStore(self.y, value, [place.n, channel, *where])
+                where = [place.n, channel, *self._position(place.start + v * plan.lanes + lane)]
+                return tirx.BufferStore(self.y, epilogue_at(self.arguments, read(v, lane), where), where)
 
             def vector(v: int) -> Stmt:
                 return ranged(0, plan.lanes, lambda lane: element(lane, v), "VECTORIZED", "lane")

@@ -46,7 +46,7 @@ from convtune.schedules.statements import (
 from convtune.schedules.tiling import FEWEST_LANES, MOST_HALVINGS, MOST_VECTORS, ceil_div, spaced
 from convtune.schedules.written import Held, written
 
-from convtune.expression import epilogue
+from convtune.expression import epilogue_at
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.targets import CpuTarget
 
@@ -245,8 +245,7 @@ class Tiles:
 
         def output(i: Expr) -> Stmt:
             where = as_row(self.spec.rank, position, channel + i)
-            value = epilogue(self.arguments, tirx.BufferLoad(acc, [lane + i]), where[0], where[-1], where[1:-1])
-            return tirx.BufferStore(self.y, value, where)
+            return tirx.BufferStore(self.y, epilogue_at(self.arguments, tirx.BufferLoad(acc, [lane + i]), where), where)
 
         return ranged(0, size, output, "VECTORIZED", "lane")
 

@@ -24,7 +24,7 @@ from convtune.schedules.statements import (
 from convtune.schedules.tiling import LONG_ACTIVATIONS, ceil_div
 from convtune.schedules.written import Buffers, Held, viewed
 
-from convtune.expression import epilogue
+from convtune.expression import epilogue_at
 
 if TYPE_CHECKING:
     from convtune.schedules.inside_taps_plan import Taps, Tiles
@@ -193,7 +193,7 @@ class _Kernel:
         from tvm import tirx
 
         def output(i: Expr) -> Stmt:
-            value = epilogue(self.arguments, tirx.BufferLoad(acc, [lane + i]), place[0], channel + i, place[1:])
-            return tirx.BufferStore(self.y, value, [*place, channel + i])
+            where = [*place, channel + i]
+            return tirx.BufferStore(self.y, epilogue_at(self.arguments, tirx.BufferLoad(acc, [lane + i]), where), where)
 
         return loop(size, output, "VECTORIZED", "lane")
