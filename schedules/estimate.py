@@ -1,4 +1,5 @@
-"""A coarse model of a register-tile schedule's time, in cycles: enough to choose a default, never shown as a time.
+"""A coarse model of a register-tile schedule's time, in cycles: enough to choose a default, never shown as a time; and
+of its rounding error.
 
 It knows the FMA and load ports, from which cache each operand streams, and how evenly tasks fill the threads. The
 constants are those of recent x86 and ARM server cores; what differs between machines, how many vectors a core does in a
@@ -10,6 +11,7 @@ tuned ones defaults are.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +59,7 @@ BARRIER_CYCLES = 4000.0
 # Of an element that is read or written by itself. In channel_lanes depthwise 3x3 of 144 channels at 56x56 took 257 us
 # channels first and 92 channels last, on one core of a Zen 5: 0.7 cycles more of each.
 TRANSPOSE_CYCLES = 1.0
+UNIT_ROUNDOFF = 2.0**-24  # of float32
 
 
 def fma_cycles(target: CpuTarget, fmas: float) -> float:
@@ -102,6 +105,12 @@ def stream_cycles(target: CpuTarget, size_bytes: float, resident_bytes: float) -
 def moved_bytes(spec: ConvSpec) -> int:
     """Of the input and the output, which a call reads and writes."""
     return 4 * (count(spec.in_shape) + count(spec.out_shape))
+
+
+def rounding_error(amplification: float, terms: int) -> float:
+    """max |y - reference| / max |reference| to expect of sums of so many products, of independent operands of equal
+    variance: that of direct sums, which grows with the square root of their length, amplified."""
+    return UNIT_ROUNDOFF * amplification * (2.0 + 0.4 * math.sqrt(terms))
 
 
 def second_caches_hold(target: CpuTarget, size_bytes: float) -> bool:

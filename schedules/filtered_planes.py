@@ -16,7 +16,6 @@ positions: what it shares with the one before is computed twice.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from convtune.schedules.estimate import (
     load_cycles,
     moved_bytes,
     overlapped,
+    rounding_error,
     step_cycles,
     store_cycles,
     stream_cycles,
@@ -35,7 +35,6 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.filtered_planes_loops import Kernel
 from convtune.schedules.filtered_planes_plan import axis_of, filtered_dimension, plan_of
-from convtune.schedules.filtering_estimate import UNIT_ROUNDOFF
 from convtune.schedules.filtering_parts import READ_RUN_CYCLES, STORED_RUN_CYCLES
 from convtune.schedules.filtering_plan import TILES
 from convtune.schedules.pointwise_planes_plan import fills_registers, tile_heights
@@ -86,7 +85,7 @@ class FilteredPlanes(Estimating[CpuTarget]):
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = plan_of(spec, target, knobs)
-        return UNIT_ROUNDOFF * plan.filter.amplification * (2.0 + 0.4 * math.sqrt(plan.depth * plan.axis.taps))
+        return rounding_error(plan.filter.amplification, plan.depth * plan.axis.taps)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from convtune.schedules.estimate import (
     Tasks,
     fma_cycles,
     overlapped,
+    rounding_error,
     second_caches_hold,
     store_cycles,
     stream_cycles,
@@ -35,17 +35,12 @@ PLACE_CYCLES = 30.0  # where a tile is, and whether it lies inside
 HANDED_CYCLES = (
     100.0  # of a line from core to core: several are under way at once; on two dies it takes four times that
 )
-UNIT_ROUNDOFF = 2.0**-24
 MOST_AMPLIFICATION = 50.0  # about that of F(6x6, 3x3): with twice as much hardly a layer passes `standard`
 
 
 def expected_error(plan: Plan) -> float:
-    """max |y - reference| / max |reference| to expect, for independent operands of equal variance.
-
-    Errors of a direct sum grow with the square root of its length. What was measured is a half to all of this.
-    """
-    terms = plan.depth * plan.taps
-    return UNIT_ROUNDOFF * amplification(plan) * (2.0 + 0.4 * math.sqrt(terms))
+    """max |y - reference| / max |reference| to expect: what was measured is a half to all of this."""
+    return rounding_error(amplification(plan), plan.depth * plan.taps)
 
 
 def amplification(plan: Plan) -> float:

@@ -26,7 +26,6 @@ channels last are; for channels first see `grouped_filtering_planes`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -40,10 +39,10 @@ from convtune.schedules.estimate import (
     fma_cycles,
     load_cycles,
     overlapped,
+    rounding_error,
     store_cycles,
     stream_cycles,
 )
-from convtune.schedules.filtering_estimate import UNIT_ROUNDOFF
 from convtune.schedules.grouped_filtering_loops import Kernel
 from convtune.schedules.grouped_filtering_plan import Plan, axes_of, plan_of
 from convtune.schedules.grouped_filtering_planes import PlanesKernel
@@ -122,7 +121,7 @@ class GroupedFiltering(Estimating[CpuTarget]):
         if plan.columns.filter is None:
             return 0.0
         terms = plan.depth * plan.rows.taps * plan.columns.parts
-        return UNIT_ROUNDOFF * plan.columns.filter.amplification * (2.0 + 0.4 * math.sqrt(terms))
+        return rounding_error(plan.columns.filter.amplification, terms)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
