@@ -287,8 +287,7 @@ def _sums(plan: _Plan, tensors: Tensors, pad: Any, acc: Any, at: tuple[Expr, ...
                 else:
                     value = tirx.BufferLoad(pad, [ic, z, y, x])
                 for v in range(tile.vectors):
-                    total = tirx.BufferLoad(acc, [i, v, lane])
-                    bind.store(acc, [i, v, lane], total + value * filters[v])
+                    bind.add(acc, [i, v, lane], value * filters[v])
 
         return vectorized(tile.lanes, body)
 

@@ -109,7 +109,7 @@ def _register_tile(
                 source, place = v(point, rows * plan.rows + r, window + part * apart + group * plan.depth + ic)
                 value = tirx.BufferLoad(source, list(place))
                 for cv in range(plan.vectors):
-                    bind.store(*acc(r, cv, lane), tirx.BufferLoad(*acc(r, cv, lane)) + value * filters[cv])
+                    bind.add(*acc(r, cv, lane), value * filters[cv])
 
         return sequence([*fetching_weights(plan, u, at, rows), vectorized(plan.lanes, body)])
 

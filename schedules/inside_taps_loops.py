@@ -176,8 +176,7 @@ class _Kernel:
                 for column in range(*run.columns):
                     value = widened(self.arguments.x(*read(column, turn.part * plan.ic_block + ic)))
                     for cv in range(turn.vectors):
-                        total = tirx.BufferLoad(acc, [column, cv, lane])
-                        bind.store(acc, [column, cv, lane], total + value * filters[cv])
+                        bind.add(acc, [column, cv, lane], value * filters[cv])
 
             return vectorized(plan.lanes, body)
 

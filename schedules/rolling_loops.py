@@ -204,8 +204,7 @@ class Rows:
             filters = [bind(tirx.BufferLoad(weight, [block, ic, v * plan.lanes + lane])) for v in range(len(widths))]
             for column, v in places:
                 value = tirx.BufferLoad(self.arguments.source, [n, 0, source + column, ic])  # rows read as one
-                total = tirx.BufferLoad(acc, [column, v, lane])
-                bind.store(acc, [column, v, lane], total + value * filters[v])
+                bind.add(acc, [column, v, lane], value * filters[v])
 
         def kept(column: int, v: int, bind: Binder, lane: Expr) -> None:
             value = tirx.BufferLoad(acc, [column, v, lane])
