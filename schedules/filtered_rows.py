@@ -65,7 +65,7 @@ from convtune.schedules.written import viewed, written
 
 from convtune.accuracy import LOOSE
 from convtune.expression import cube, widened
-from convtune.space import Estimating, Knobs, KnobValue, PackStep, all_knobs
+from convtune.space import Estimating, Knobs, KnobValue, PackStep
 from convtune.spec import count
 from convtune.targets import CpuTarget
 
@@ -105,10 +105,6 @@ class FilteredRows(Estimating[CpuTarget]):
         if plan.points > MOST_POINTS or amplification(plan) > MOST_AMPLIFICATION:
             return False
         return expected_error(plan) <= LOOSE[spec.dtype]
-
-    def default_within(self, spec: ConvSpec, target: CpuTarget, max_error: float) -> Knobs | None:
-        close = (k for k in all_knobs(self, spec, target) if self.expected_error(spec, target, k) <= max_error)
-        return min(close, key=lambda knobs: self.estimate(spec, target, knobs), default=None)
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         return expected_error(_plan(spec, target, knobs))
