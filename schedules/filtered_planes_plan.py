@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from convtune.schedules.filtering_axis import Axis, axes_of
+from convtune.schedules.filtering_axis import TiledAxis, tiled_axes
 from convtune.schedules.filtering_points import Filtering
 from convtune.schedules.tiling import ceil_div, spread
 
@@ -24,7 +24,7 @@ class Plan:
     outputs x vectors: a register tile. block: vectors of inner positions of a task.
     """
 
-    axis: Axis
+    axis: TiledAxis
     batch: int
     depth: int
     run: int
@@ -108,13 +108,13 @@ def filtered_dimension(spec: ConvSpec) -> int | None:
     return found[0] if plain and spec.stride[found[0]] == 1 and spec.dilation[found[0]] == 1 else None
 
 
-def axis_of(spec: ConvSpec, m: int) -> Axis:
+def axis_of(spec: ConvSpec, m: int) -> TiledAxis:
     """The filtered dimension, in tiles of m outputs."""
     dimension = filtered_dimension(spec)
     assert dimension is not None
     place = dimension + 3 - spec.rank
     sizes = tuple(m if i == place else 1 for i in range(3))
-    return axes_of(spec, sizes)[place]
+    return tiled_axes(spec, sizes)[place]
 
 
 @functools.lru_cache(maxsize=1 << 12)

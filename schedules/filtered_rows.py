@@ -35,7 +35,7 @@ from convtune.schedules.estimate import (
     write_cycles,
 )
 from convtune.schedules.filtered_rows_input import Row, transformed
-from convtune.schedules.filtering_axis import axes_of
+from convtune.schedules.filtering_axis import tiled_axes
 from convtune.schedules.filtering_estimate import (
     MOST_AMPLIFICATION,
     amplification,
@@ -152,7 +152,7 @@ class FilteredRows(Estimating[CpuTarget]):
 
 
 def _tile_values(spec: ConvSpec) -> Mapping[str, tuple[int, ...]]:
-    axes = axes_of(spec, (1, 1, 1))
+    axes = tiled_axes(spec, (1, 1, 1))
     return {name: tuple(tile_sizes(axes[i])) for i, name in enumerate(TILE_KNOBS[:2]) if i >= 3 - spec.rank}
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_axis import Axis
+from convtune.schedules.filtering_axis import TiledAxis
 from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_plan import Plan
 from convtune.schedules.statements import loop, nest, sequence
@@ -23,7 +23,7 @@ class Row:
     Channels last, a row holds all channels of its columns; channels first, it lies in one of their planes.
     """
 
-    axis: Axis
+    axis: TiledAxis
     parts: int  # of the taps of the other dimensions
     planes: int
     channels: int  # of a column of a row

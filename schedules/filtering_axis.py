@@ -34,7 +34,7 @@ MOST_ALPHA = 8  # with more than three taps a part
 
 
 @dataclass(frozen=True)
-class Axis:
+class TiledAxis:
     """One of three spatial dimensions: cut into tiles of m outputs a phase; or direct, each tap a part.
 
     Outputs of a filtered dimension are residue + dilation * (m * tile + i): a dilated convolution is `dilation`
@@ -69,7 +69,7 @@ class Axis:
         end = (self.size - 1 + self.before) // self.dilation + 1
         return range(max(0, first), min(self.m + self.taps - 1, end))
 
-    def cut_into(self, m: int, apart: bool = False) -> Axis:
+    def cut_into(self, m: int, apart: bool = False) -> TiledAxis:
         """With tiles of m outputs. apart: each phase counts from its own first output, if that saves tiles.
 
         Where padding takes outputs away, phases that are counted together have one u more than each of them at times:
@@ -241,7 +241,7 @@ class Axis:
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def axes_of(spec: ConvSpec, tiles: Dims, apart: bool = False) -> tuple[Axis, Axis, Axis]:
+def tiled_axes(spec: ConvSpec, tiles: Dims, apart: bool = False) -> tuple[TiledAxis, TiledAxis, TiledAxis]:
     """The dimensions, cut into tiles of so many outputs. apart: phases have windows of their own if it saves tiles."""
     pads, sizes, outs = cube([before for before, _ in spec.padding], 0), cube(spec.in_size), cube(spec.out_size)
     if spec.variant == "transposed":
@@ -254,16 +254,16 @@ def axes_of(spec: ConvSpec, tiles: Dims, apart: bool = False) -> tuple[Axis, Axi
     return first, second, third
 
 
-def _inside(m: int, kernel: int, stride: int, dilation: int, before: int, size: int, out: int) -> Axis:
+def _inside(m: int, kernel: int, stride: int, dilation: int, before: int, size: int, out: int) -> TiledAxis:
     """With the taps from the first to the last one that meet inputs: of one frame the middle one of three."""
     last = (out - 1) * stride - before
     met = [j for j in range(kernel) if last + j * dilation >= 0 and j * dilation - before < size] or [0]
     taps = met[-1] + 1 - met[0]
     unmet = (met[0], kernel - 1 - met[-1])
-    return Axis(m, taps, stride, dilation, before - met[0] * dilation, size, out, unmet=unmet)
+    return TiledAxis(m, taps, stride, dilation, before - met[0] * dilation, size, out, unmet=unmet)
 
 
-def _transposed(kernel: int, stride: int, before: int, size: int, out: int) -> Axis:
+def _transposed(kernel: int, stride: int, before: int, size: int, out: int) -> TiledAxis:
     """Output u * stride + b - before, kernel - stride <= b < kernel, reads the inputs u + j by the taps b - j * stride.
 
     Counted like this all phases of a u read the same inputs, and what a phase may lack is its last tap.
@@ -271,4 +271,4 @@ def _transposed(kernel: int, stride: int, before: int, size: int, out: int) -> A
     taps = ceil_div(kernel, stride)
     skipped = (kernel - 1 - before) // stride  # the first u is minus this: some of its outputs are not taken away
     cut = (skipped + 1) * stride - kernel + before
-    return Axis(1, taps, 1, 1, skipped, size, out, stride, cut, taps * stride - kernel)
+    return TiledAxis(1, taps, 1, 1, skipped, size, out, stride, cut, taps * stride - kernel)

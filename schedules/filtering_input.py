@@ -12,7 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_ahead import fetching_next
-from convtune.schedules.filtering_axis import Axis
+from convtune.schedules.filtering_axis import TiledAxis
 from convtune.schedules.filtering_places import place_of
 from convtune.schedules.filtering_plan import Plan, exists
 from convtune.schedules.statements import (
@@ -71,7 +71,7 @@ class InputTransform:
         return when(exists(self.plan, q), fetching_next(self.plan, first, q, made))
 
 
-def _runs(axis: Axis) -> list[tuple[range, bool]]:
+def _runs(axis: TiledAxis) -> list[tuple[range, bool]]:
     """The parts that have all taps, and those that lack the last one."""
     return [
         (parts, lacks) for parts, lacks in ((range(axis.whole), False), (range(axis.whole, axis.parts), True)) if parts
@@ -238,7 +238,7 @@ class _PartTransform:
         return sequence(bind.statements)
 
 
-def _bounds(axis: Axis, first: Expr, side: int, inputs: int) -> list[Expr]:
+def _bounds(axis: TiledAxis, first: Expr, side: int, inputs: int) -> list[Expr]:
     """That all inputs of a tile lie inside, on one side; nothing where they always do."""
     low, high = axis.reach
     if side == 0:
@@ -246,7 +246,7 @@ def _bounds(axis: Axis, first: Expr, side: int, inputs: int) -> list[Expr]:
     return [first + (inputs - 1) * axis.pitch < axis.size] if high >= axis.size else []
 
 
-def _outside(axes: Sequence[Axis], position: Sequence[Expr]) -> list[Expr]:
+def _outside(axes: Sequence[TiledAxis], position: Sequence[Expr]) -> list[Expr]:
     found = []
     for axis, place in zip(axes, position):
         low, high = axis.reach

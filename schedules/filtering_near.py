@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_axis import Axis
+from convtune.schedules.filtering_axis import TiledAxis
 from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_parts import input_part, last_input, output_part
@@ -356,6 +356,6 @@ def _each_tile(plan: Plan, block: Expr, first: Expr, end: Expr, body: Callable[[
     return ranged(0, plan.block, one, name="tile")
 
 
-def _within(axis: Axis, place: Expr) -> list[Expr]:
+def _within(axis: TiledAxis, place: Expr) -> list[Expr]:
     low, high = axis.reach
     return [place >= 0] * (low < 0) + [place < axis.size] * (high >= axis.size)

@@ -7,7 +7,7 @@ from math import lcm, prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import BARRIER_CYCLES, LONG_RUN_BYTES, stream_cycles, write_cycles
-from convtune.schedules.filtering_axis import Axis
+from convtune.schedules.filtering_axis import TiledAxis
 from convtune.schedules.filtering_plan import Plan
 from convtune.schedules.tiling import ceil_div, round_up
 
@@ -134,16 +134,16 @@ def _tile_rows(plan: Plan) -> int:
     return min(height, plan.block // width if plan.block % width == 0 else (plan.block - 2) // width + 2)
 
 
-def _span(axis: Axis) -> int:
+def _span(axis: TiledAxis) -> int:
     """Inputs from the first one of a tile to the last one."""
     return int(last_input(axis, 0, 0) - axis.input(0, 0, 0) + 1)
 
 
-def last_input(axis: Axis, residue: Any, tile: Any) -> Any:
+def last_input(axis: TiledAxis, residue: Any, tile: Any) -> Any:
     """Of a tile."""
     return axis.input(residue, tile, axis.parts - 1) + (axis.inputs - 1) * axis.pitch + axis.windows - 1
 
 
-def _advance(axis: Axis) -> int:
+def _advance(axis: TiledAxis) -> int:
     """Inputs from a tile to the next one."""
     return int(axis.input(0, 1, 0) - axis.input(0, 0, 0))

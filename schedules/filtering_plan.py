@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_axis import Axis, axes_of
+from convtune.schedules.filtering_axis import TiledAxis, tiled_axes
 from convtune.schedules.statements import flat, unflat
 from convtune.schedules.tiling import ceil_div, round_up, spread
 
@@ -36,7 +36,7 @@ APART = "apart_"  # before an order: phases of a transposed convolution have win
 class Plan:
     """All sizes of a schedule."""
 
-    axes: tuple[Axis, Axis, Axis]
+    axes: tuple[TiledAxis, TiledAxis, TiledAxis]
     batch: int
     channels: int  # of the input
     groups: int  # of input channels
@@ -233,19 +233,19 @@ def fetches_beside(plan: Plan) -> bool:
 
 def pass_sizes(spec: ConvSpec, target: CpuTarget, vectors: int) -> list[int]:
     """How many channel blocks a pass may have: equal parts, of whole groups."""
-    phases = prod(axis.phases for axis in axes_of(spec, (1, 1, 1)))
+    phases = prod(axis.phases for axis in tiled_axes(spec, (1, 1, 1)))
     of_group = phases * ceil_div(spec.out_channels // spec.groups, vectors * target.lanes)
     least = of_group if spec.groups > 1 else 1
     parts = spec.groups * of_group // least
     return [least * part for part in range(1, parts + 1) if parts % part == 0]
 
 
-def filters(axis: Axis) -> bool:
+def filters(axis: TiledAxis) -> bool:
     """Whether parts of the dimension's taps can be filtered."""
     return axis.taps > axis.stride and (axis.stride == 1 or axis.dilation == 1)
 
 
-def tile_sizes(direct: Axis, unused: Sequence[int] = (), apart: bool = False) -> list[int]:
+def tile_sizes(direct: TiledAxis, unused: Sequence[int] = (), apart: bool = False) -> list[int]:
     """Tiles of a dimension, 1 for a direct one first: each needs fewer products than smaller ones do.
 
     apart: phases have windows of their own where that saves tiles.
@@ -297,7 +297,7 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
 def _plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     groups, order = spec.groups, str(knobs.get("order", ORDERS[0]))
     return Plan(
-        axes=axes_of(spec, tuple(int(knobs.get(name, 1)) for name in TILE_KNOBS), order.startswith(APART)),
+        axes=tiled_axes(spec, tuple(int(knobs.get(name, 1)) for name in TILE_KNOBS), order.startswith(APART)),
         batch=spec.batch,
         channels=spec.in_channels,
         groups=groups,

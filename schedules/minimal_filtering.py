@@ -33,7 +33,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtering_axis import axes_of
+from convtune.schedules.filtering_axis import tiled_axes
 from convtune.schedules.filtering_beside import Beside, with_fetches
 from convtune.schedules.filtering_estimate import (
     MOST_AMPLIFICATION,
@@ -300,7 +300,7 @@ def _pass(
 
 def _ways(spec: ConvSpec) -> list[Mapping[str, tuple[int, ...]]]:
     """The sizes of tiles with phases together; and apart, where there is that choice, with no dimension direct."""
-    apart = spec.groups == 1 and any(axis.phases > 1 and axis.cut for axis in axes_of(spec, (1, 1, 1)))
+    apart = spec.groups == 1 and any(axis.phases > 1 and axis.cut for axis in tiled_axes(spec, (1, 1, 1)))
     together = _tile_values(spec)
     if not apart:
         return [together]
@@ -323,7 +323,7 @@ def _chosen(spec: ConvSpec, plan: Plan, knobs: Knobs) -> bool:
 def _tile_values(spec: ConvSpec, apart: bool = False) -> Mapping[str, tuple[int, ...]]:
     """For each dimension the sizes of a tile, 1 for a direct one: each needs fewer products than smaller ones do."""
     found = {}
-    names, axes = TILE_KNOBS[3 - spec.rank :], axes_of(spec, (1, 1, 1))[3 - spec.rank :]
+    names, axes = TILE_KNOBS[3 - spec.rank :], tiled_axes(spec, (1, 1, 1))[3 - spec.rank :]
     filtered = sum(map(filters, axes))
     unused = UNUSED[max(1, filtered)]
     for name, direct in zip(names, axes):
@@ -341,8 +341,8 @@ def _orders(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
     for way, prefix in zip(ways, ("", APART)):
         values = [way.get(name, (1,)) for name in TILE_KNOBS]
         combined = itertools.product(*values)
-        most = max(prod(axis.alpha * axis.parts for axis in axes_of(spec, sizes)) for sizes in combined)
-        phases = prod(axis.phases for axis in axes_of(spec, (1, 1, 1)))
+        most = max(prod(axis.alpha * axis.parts for axis in tiled_axes(spec, sizes)) for sizes in combined)
+        phases = prod(axis.phases for axis in tiled_axes(spec, (1, 1, 1)))
         fetched = worth_fetching(4 * most * phases * spec.in_channels * spec.out_channels, target)
         found += [prefix + order for order in (*ORDERS[: 2 + fetched], *[BESIDE] * far)]
     return tuple(found)
@@ -360,7 +360,7 @@ def _fitting_rows(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
     counts = set()
     for apart, way in enumerate(_ways(spec)):
         for sizes in itertools.product(*(way.get(name, (1,)) for name in TILE_KNOBS)):
-            axes = axes_of(spec, sizes, bool(apart))
+            axes = tiled_axes(spec, sizes, bool(apart))
             counts.add(spec.batch * prod(axis.residues * axis.tiles for axis in axes))
     vectors = {v for _, v in register_tiles(spec, target)}
     return tuple({fitted_rows(n, target, v) for n in counts if n <= FEW_TILES for v in vectors})

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from convtune.schedules.filtering_axis import axes_of
+from convtune.schedules.filtering_axis import tiled_axes
 from convtune.schedules.filtering_plan import plan_of
 from filtering_kernels import Case, check_odd
 from test_minimal_filtering import FILTERING, TARGET
@@ -57,7 +57,7 @@ def test_what_lies_far_is_fetched_beside_products() -> None:
     ],
 )
 def test_fresh_inputs_are_those_that_no_tile_before_reads(text: str, m: int) -> None:
-    axis = axes_of(ConvSpec.parse(text), (1, 1, m))[2]
+    axis = tiled_axes(ConvSpec.parse(text), (1, 1, m))[2]
     before = set[int]()
     for tile in range(5):
         parts = [axis.input(0, tile, part) for part in range(axis.parts)]

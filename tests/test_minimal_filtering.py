@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from convtune.schedules import filtering_estimate, minimal_filtering
-from convtune.schedules.filtering_axis import axes_of
+from convtune.schedules.filtering_axis import tiled_axes
 from convtune.schedules.filtering_parts import input_part, pieces
 from convtune.schedules.filtering_plan import plan_of
 from convtune.schedules.filtering_points import Exchanged
@@ -78,7 +78,7 @@ def test_what_it_filters(text: str, filtered: set[str] | None) -> None:
 def test_tiles_cover_every_output_once_with_its_inputs(m: int, text: str, apart: bool) -> None:
     """Against what the variant says that an output reads; beyond that there are taps that a part lacks."""
     spec = ConvSpec.parse(text)
-    *_, axis = axes_of(spec, (1, 1, m), apart)
+    *_, axis = tiled_axes(spec, (1, 1, m), apart)
     found: Counter[int] = Counter()
     for residue, tile, i, phase in itertools.product(*map(range, (axis.residues, axis.tiles, axis.m, axis.phases))):
         output = axis.output(axis.unit(residue, tile) + i * axis.step, phase)
@@ -115,7 +115,7 @@ def test_tiles_cover_every_output_once_with_its_inputs(m: int, text: str, apart:
 def test_tiles_of_fewer_inputs_than_taps_read_what_their_outputs_meet(text: str, m: int, products: int) -> None:
     """Each input by its tap, and no other ones inside; against what the variant says that an output reads."""
     spec = ConvSpec.parse(text)
-    *_, axis = axes_of(spec, (1, 1, m))
+    *_, axis = tiled_axes(spec, (1, 1, m))
     assert axis.exchanged and axis.tiles == 1 and axis.products == products and isinstance(axis.filter, Exchanged)
     for residue, i in itertools.product(range(axis.residues), range(m)):
         output = axis.unit(residue, 0) + i * axis.step
@@ -134,7 +134,7 @@ def test_tiles_of_fewer_inputs_than_taps_read_what_their_outputs_meet(text: str,
 
 def test_a_dimension_of_stride_3_is_direct_beside_a_filtered_one() -> None:
     spec = ConvSpec.parse("conv,ic=8,oc=16,in=9x9,k=3x3,s=3x1,p=1,layout=NHWC")
-    _, rows, columns = axes_of(spec, (1, 1, 4))
+    _, rows, columns = tiled_axes(spec, (1, 1, 4))
     assert (rows.parts, rows.tiles, rows.alpha) == (3, 3, 1)
     assert (columns.parts, columns.tiles, columns.alpha) == (1, 3, 6)
     plan = plan_of(spec, TARGET, FILTERING.default(spec, TARGET))
