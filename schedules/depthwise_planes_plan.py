@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from convtune.schedules.axes import Axis, View, view_of
-from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, SMALLEST_TILE, ceil_div
+from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, SMALLEST_TILE, ceil_div, power_of_two
 
 if TYPE_CHECKING:
     from convtune.space import Knobs
@@ -253,7 +253,7 @@ def lanes_of(view: View, target: CpuTarget, flat: bool) -> int:
     most = min(columns.size, columns.out)
     if flat:
         most = min(rows.size * columns.size, rows.out * columns.out)
-    return min(target.lanes, 1 << (most.bit_length() - 1))
+    return min(target.lanes, power_of_two(most))
 
 
 def shapes_of(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:

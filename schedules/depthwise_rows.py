@@ -23,7 +23,7 @@ from convtune.schedules.axes import view_of
 from convtune.schedules.depthwise_cost import cycles, suits
 from convtune.schedules.depthwise_loops import Tiles
 from convtune.schedules.depthwise_plan import has_one_filter_each, plan_of
-from convtune.schedules.tiling import ceil_div, even_blocks, spaced, task_parts
+from convtune.schedules.tiling import ceil_div, even_blocks, power_of_two, spaced, task_parts
 from convtune.schedules.written import Held, written
 
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
@@ -103,7 +103,7 @@ class DepthwiseRows(Estimating[CpuTarget]):
 
 def _widths(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:
     """Lanes of a vector: as many as there are channels at most, in powers of two."""
-    most = min(target.lanes, 1 << (spec.out_channels.bit_length() - 1))
+    most = min(target.lanes, power_of_two(spec.out_channels))
     half = most // 2
     return (most, half) if spec.out_channels % most and half and spec.out_channels % half == 0 else (most,)
 

@@ -27,7 +27,7 @@ from convtune.schedules.depthwise_planes_loops import plane_index
 from convtune.schedules.estimate import L2_BYTES_PER_CYCLE, moved_bytes, stays_cached
 from convtune.schedules.ranges import part, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence
-from convtune.schedules.tiling import FEWEST_LANES, ceil_div, even_blocks, spaced, task_parts
+from convtune.schedules.tiling import FEWEST_LANES, ceil_div, even_blocks, power_of_two, spaced, task_parts
 from convtune.schedules.transposing import transposed
 from convtune.schedules.written import Held, written
 
@@ -251,7 +251,7 @@ def _lanes(spec: ConvSpec, target: CpuTarget) -> int:
     """Of a vector: as many as there are channels and positions at most, in powers of two."""
     view = view_of(spec)
     most = min(spec.out_channels, prod(a.size for a in view.axes), prod(a.out for a in view.axes))
-    return min(target.lanes, 1 << (most.bit_length() - 1))
+    return min(target.lanes, power_of_two(most))
 
 
 def _moved_cycles(positions: int, lanes: int) -> float:

@@ -23,7 +23,7 @@ from convtune.schedules.depthwise_planes_loops import plane_index
 from convtune.schedules.estimate import fma_cycles, load_cycles
 from convtune.schedules.ranges import least, named, part, ranged, valid_taps
 from convtune.schedules.statements import Binder, Expr, Stmt, cleared, sequence, vector_sums, zeros
-from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div
+from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, ceil_div, power_of_two
 from convtune.schedules.written import Held
 
 from convtune.expression import epilogue_at
@@ -152,11 +152,6 @@ def group_cycles(plan: WovenPlan, target: CpuTarget) -> float:
     loads = depth * (2 * plan.planes * read * len(plan.held) + rows.taps * len(plan.taps))
     permutes = depth * read * shifts + stores
     return max(fma_cycles(target, fmas), load_cycles(target, loads)) + fma_cycles(target, 2 * permutes)
-
-
-def power_of_two(most: int) -> int:
-    """The largest one up to `most`."""
-    return 1 << (most.bit_length() - 1)
 
 
 def planes_of(view: View, channels: int, lanes: int) -> int:

@@ -12,6 +12,7 @@ from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.gpu_tiling import WIDE, Split, axis_split
+from convtune.schedules.one_row import reads_own_place
 from convtune.schedules.tiling import ceil_div
 
 from convtune import variants
@@ -104,10 +105,7 @@ class BlockTile:
         spec = self.spec
         if spec.channels_last:
             return gcd(WIDE, gcd(self.depth, self.run_in))
-        whole = (
-            all(k == 1 for k in spec.kernel) and all(s == 1 for s in spec.stride) and not any(map(any, spec.padding))
-        )
-        return self.position_split[2] if whole else 1
+        return self.position_split[2] if reads_own_place(spec) else 1
 
     @property
     def row(self) -> int:

@@ -12,8 +12,8 @@
 
 s is the ic-th input of the lane's group: a broadcast, or where a vector has channels of two groups or more a permute of
 their broadcasts. So a group that ends within a vector leaves no lane empty. A last vector that is at most half full is
-shared by two positions. A register tile is stored from the registers
-where its channels are not shuffled, or it has all of them.
+shared by two positions. A register tile is stored from the registers where its channels are not shuffled, or it has all
+of them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.grouped_pointwise_loops import BlockSums
 from convtune.schedules.grouped_pointwise_plan import Plan
+from convtune.schedules.one_row import reads_own_place
 from convtune.schedules.pointwise_gemm import positions_of
 from convtune.schedules.ranges import ranged
 from convtune.schedules.statements import (
@@ -46,12 +47,19 @@ from convtune.schedules.statements import (
     spread_over,
     vector_sums,
 )
-from convtune.schedules.tiling import FEWEST_LANES, LARGEST_CODE, LONG_ACTIVATIONS, ceil_div, spaced, task_parts
+from convtune.schedules.tiling import (
+    FEWEST_LANES,
+    LARGEST_CODE,
+    LONG_ACTIVATIONS,
+    ceil_div,
+    power_of_two,
+    spaced,
+    task_parts,
+)
 from convtune.schedules.written import Held, written
 
 from convtune.expression import epilogue_at
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
-from convtune.spec import count
 from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
@@ -232,9 +240,7 @@ class Tiles(BlockSums[Plan]):
 
 def multiplies_rows(spec: ConvSpec) -> bool:
     """Whether it is grouped and each output is of the channels of one position, channels last."""
-    grouped = spec.variant in ("grouped", "shuffled_grouped") and count(spec.kernel) == 1
-    alike = spec.out_size == spec.in_size and set(spec.stride) == {1} and not any(map(any, spec.padding))
-    return grouped and alike and spec.channels_last
+    return spec.variant in ("grouped", "shuffled_grouped") and spec.channels_last and reads_own_place(spec)
 
 
 def parts_of(positions: int, target: CpuTarget) -> tuple[int, ...]:
@@ -245,7 +251,7 @@ def parts_of(positions: int, target: CpuTarget) -> tuple[int, ...]:
 
 def _lanes(spec: ConvSpec, target: CpuTarget) -> int:
     """Of a vector: as many as there are output channels at most, in powers of two."""
-    return min(target.lanes, 1 << (spec.out_channels.bit_length() - 1))
+    return min(target.lanes, power_of_two(spec.out_channels))
 
 
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:

@@ -42,6 +42,11 @@ def round_up(size: int, multiple: int) -> int:
     return ceil_div(size, multiple) * multiple
 
 
+def power_of_two(most: int) -> int:
+    """The largest one up to `most`."""
+    return 1 << (most.bit_length() - 1)
+
+
 def spread(elements: int) -> int:
     """The distance of what a tile reads together: an odd number of lines, so that it does not share a cache's sets."""
     lines = ceil_div(elements, LINE)

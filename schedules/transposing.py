@@ -19,7 +19,7 @@ from typing import Any
 
 from convtune.schedules.ranges import least, named, part, ranged
 from convtune.schedules.statements import Binder, Expr, Stmt, sequence, vector_sums
-from convtune.schedules.tiling import FEWEST_LANES, FEWEST_TASKS, ceil_div
+from convtune.schedules.tiling import FEWEST_LANES, FEWEST_TASKS, ceil_div, power_of_two
 
 Move = Callable[[Expr, Expr, Expr, Expr], Stmt]  # of (n, channel, position, value): the statement that stores it
 
@@ -109,7 +109,7 @@ def transpose(shape: tuple[int, int, int], lanes: int, source: Any, by_channel: 
 
 def square_width(lanes: int, channels: int, positions: int) -> int:
     """Of the largest squares that fit."""
-    width = min(lanes, 1 << (min(channels, positions).bit_length() - 1))
+    width = min(lanes, power_of_two(min(channels, positions)))
     return width if width >= FEWEST_LANES else 1
 
 
