@@ -15,7 +15,7 @@ A step of the reduction reads oh_tile * ow_vectors vectors of inputs and broadca
 rows share what they read, and since kw is outside of kh no more of it is live than one column of the kernel needs.
 `pad` holds the columns of one residue modulo the stride side by side, so that strided convolutions read whole vectors
 too. Rows of whole vectors are stored straight from the registers. Others go through `tile`, from which one loop stores
-the row; LLVM makes vectors and a rest of it. Where the kernel is 1 and nothing moves, all positions are one row.
+the row; LLVM makes vectors and a rest of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import L3_BYTES_PER_CYCLE, Tasks, stream_cycles
-from convtune.schedules.one_row import in_one_row, position_in, restore_arguments
 from convtune.schedules.row_tiling import (
     LARGEST_BODY,
     ROW_CYCLES,
@@ -43,7 +42,7 @@ from convtune.schedules.row_tiling import (
     split_rows,
     tile_cycles,
 )
-from convtune.schedules.tile_loops import place_accumulators
+from convtune.schedules.tile_loops import merge_groups, place_accumulators
 from convtune.schedules.tiling import SMALLEST_TILE, ceil_div, even_blocks, planes_collide, round_up, spaced
 
 from convtune import variants
@@ -68,10 +67,9 @@ class RowLanes(Estimating[CpuTarget]):
             return False
         # a row is rounded up to vectors of at least 4 lanes
         plain = ("conv", "pointwise", "dilated", "grouped", "shuffled_grouped", "depthwise")
-        return spec.variant in plain and in_one_row(spec).out_size[-1] > 2
+        return spec.variant in plain and spec.out_size[-1] > 2
 
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
-        spec = in_one_row(spec)
         out, kernel, run = Geometry.of(spec).out, cube(spec.kernel), spec.out_channels // spec.groups
         vectors, most = ceil_div(out[2], lanes_along(spec, target)), target.vector_registers // 2
         return {
@@ -87,7 +85,6 @@ class RowLanes(Estimating[CpuTarget]):
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
-        spec = in_one_row(spec)
         tile, kernel, out = _tile(spec, target, knobs), cube(spec.kernel), Geometry.of(spec).out
         if tile.sums > most_sums(tile, target):
             return False
@@ -113,7 +110,6 @@ class RowLanes(Estimating[CpuTarget]):
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
-        spec = in_one_row(spec)
         tile, out, stride = _tile(spec, target, knobs), Geometry.of(spec).out, spec.stride[-1]
         high, wide = _task_tiles(tile, knobs)
         down, across = ceil_div(out[1], high * tile.rows), ceil_div(out[2], wide * tile.columns)
@@ -133,20 +129,18 @@ class RowLanes(Estimating[CpuTarget]):
         return Tasks(spec.batch * down * across * spec.groups // group_block * tile.blocks // shared, cycles).on(target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
-        spec = in_one_row(spec)
         return (pack_channels(spec, _tile(spec, target, knobs)),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         from tvm.s_tir import Schedule
 
-        row = in_one_row(spec)
-        tile = _tile(row, target, knobs)
-        sch = Schedule(_expression(row, tile, knobs["pad_at"]))
-        loops = split_rows(sch, row, tile, *_task_tiles(tile, knobs), int(knobs["group_block"]))
+        tile = _tile(spec, target, knobs)
+        sch = Schedule(_expression(spec, tile, knobs["pad_at"]))
+        loops = split_rows(sch, spec, tile, *_task_tiles(tile, knobs), int(knobs["group_block"]))
         task, at = loops.in_tasks(sch, knobs["oc_order"])
         place_accumulators(
             sch,
-            place_rows(sch, row, tile, at, loops.store),
+            place_rows(sch, spec, tile, at, loops.store),
             reductions=4,
             order=(3, 0, 2, 1),  # of kd, kh, kw, ic
             unrolled=UNROLLED[knobs["unroll"]],
@@ -154,8 +148,7 @@ class RowLanes(Estimating[CpuTarget]):
         )
         if knobs["pad_at"] == "task":
             place_padded_rows(sch, task)
-        restore_arguments(sch, spec, "pad" if knobs["pad_at"] == "task" else "acc_update")
-        _restore_output(sch, spec, tile)
+        merge_groups(sch, spec, tile)
         return sch.mod
 
 
@@ -232,15 +225,6 @@ def _padded_rows(arguments: Arguments, geometry: Geometry) -> Any:
         return read_padded(arguments, whole, n, g * depth + ic, (d, h, column * stride + residue))
 
     return te.compute((spec.batch, spec.groups, depth, *high, stride, whole.padded[2] // stride), read, name="pad")
-
-
-def _restore_output(sch: Any, spec: ConvSpec, tile: RowTile) -> None:
-    """Gives `y` the spec's shape, once nothing needs to see its groups and its positions as they were."""
-    run = tile.groups if variants.primitive(spec).interleaved else tile.run
-    if tile.groups > 1:
-        sch.transform_layout("y", ("write", 0), lambda n, i, j, *place: [n, i * run + j, *position_in(spec, place)])
-    elif in_one_row(spec) != spec:
-        sch.transform_layout("y", ("write", 0), lambda n, channel, *place: [n, channel, *position_in(spec, place)])
 
 
 row_lanes = RowLanes()

@@ -15,9 +15,12 @@ from convtune.schedules.tiling import (
     stores_vectors,
 )
 
+from convtune import variants
 from convtune.expression import output
 
 if TYPE_CHECKING:
+    from convtune.schedules.row_tiling import RowTile
+
     from convtune.space import KnobValue
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget
@@ -88,11 +91,11 @@ def split_channels(sch: Any, channels: Sequence[Any], tile: Tile) -> tuple[Any, 
     return (sch.fuse(*group, block) if group else block), vector, lane
 
 
-def merge_groups(sch: Any, spec: ConvSpec, tile: Tile) -> None:
+def merge_groups(sch: Any, spec: ConvSpec, tile: Tile | RowTile) -> None:
     """Gives `y` the spec's shape, with one dimension of channels, once nothing needs to see two of them any more."""
     if tile.groups == 1:
         return
-    inner = tile.groups if is_interleaved(spec, tile) else tile.run
+    inner = tile.groups if variants.primitive(spec.stages[-1]).interleaved else tile.run
     if spec.channels_last:
         sch.transform_layout("y", ("write", 0), lambda *i: [*i[:-2], i[-2] * inner + i[-1]])
     else:
