@@ -30,8 +30,8 @@ def limit(spec: ConvSpec, accuracy: str) -> float:
     """The largest error allowed for a kernel of this spec; raises UnknownNameError for another accuracy.
 
     `strict` is what direct summation in float32 gives: its error grows like the square root of the number of summands
-    (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019), times 4 for the spread between orders of summation. Summands are
-    those of the mean output, of all stages of a composite, or of the output that has the most where that is more.
+    (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019), times 4 for the spread between orders of summation. Counted are
+    the summands of the mean output, of all stages of a composite, or of the output with the most where that is more.
     """
     if accuracy == "strict":
         summands = max(1, spec.macs // count(spec.out_shape), *variants.get(spec.variant).fan_in(spec))

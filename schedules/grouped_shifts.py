@@ -17,7 +17,6 @@ two rows of outputs is computed and never read.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +26,12 @@ from convtune.schedules.estimate import (
     fma_cycles,
     load_cycles,
     overlapped,
+    rounding_error,
     step_cycles,
     store_cycles,
     stream_cycles,
     write_cycles,
 )
-from convtune.schedules.filtering_estimate import UNIT_ROUNDOFF
 from convtune.schedules.filtering_plan import TILES
 from convtune.schedules.grouped_shifts_loops import Kernel
 from convtune.schedules.grouped_shifts_plan import Plan, axis_of, plan_of
@@ -92,7 +91,7 @@ class GroupedShifts(Estimating[CpuTarget]):
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = plan_of(spec, target, knobs)
         terms = plan.depth * plan.rows.taps * plan.columns.taps
-        return UNIT_ROUNDOFF * plan.filter.amplification * (2.0 + 0.4 * math.sqrt(terms))
+        return rounding_error(plan.filter.amplification, terms)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

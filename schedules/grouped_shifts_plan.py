@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convtune.schedules import axes
-from convtune.schedules.filtering_axis import Axis, axes_of
+from convtune.schedules.filtering_axis import TiledAxis, tiled_axes
 from convtune.schedules.filtering_points import Filtering
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, round_up, spread
 
@@ -26,7 +26,7 @@ class Plan:
     `position` of a line reads its inputs `position + tap * dilation`. Between two tiles there are zeros for either.
     """
 
-    rows: Axis
+    rows: TiledAxis
     columns: axes.Axis
     batch: int
     groups: int
@@ -157,9 +157,9 @@ def row_vectors(columns: int, lanes: int) -> list[tuple[int, int]]:
     return found
 
 
-def axis_of(spec: ConvSpec, m: int) -> Axis:
+def axis_of(spec: ConvSpec, m: int) -> TiledAxis:
     """The rows, in tiles of m outputs."""
-    return axes_of(spec, (1, m, 1))[1]
+    return tiled_axes(spec, (1, m, 1))[1]
 
 
 @functools.lru_cache(maxsize=1 << 12)

@@ -35,6 +35,7 @@ from convtune.schedules.estimate import (
     Tasks,
     fma_cycles,
     overlapped,
+    rounding_error,
     store_cycles,
     stream_cycles,
     tile_step_cycles,
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
     from convtune.targets import Target
 
-UNIT_ROUNDOFF = 2.0**-24
 AMPLIFICATION = 3.0  # of the rounding errors of direct sums: 2 to 4 were measured
 LEVEL_AMPLIFICATION = 2.0  # of the errors of one level, by another: 1.4 to 2.3 were measured
 FEWEST_DEPTH = 64  # of the reduction: with less, the sums take longer than a product
@@ -176,7 +176,7 @@ class Strassen(Estimating[CpuTarget]):
 
 def rounding(terms: int) -> float:
     """The error to expect of sums of so many products, as `expected_error` has it."""
-    return UNIT_ROUNDOFF * AMPLIFICATION * (2.0 + 0.4 * math.sqrt(terms))
+    return rounding_error(AMPLIFICATION, terms)
 
 
 def half_columns(positions: int, target: CpuTarget, vectors: int, splits: Sequence[int] = (2,)) -> tuple[int, ...]:

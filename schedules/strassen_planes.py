@@ -36,7 +36,7 @@ from convtune.schedules.estimate import (
 )
 from convtune.schedules.one_row import reads_own_place
 from convtune.schedules.pointwise_planes import LINES_AT_ONCE, RUN_BYTES
-from convtune.schedules.pointwise_planes_plan import tile_heights
+from convtune.schedules.pointwise_planes_plan import fills_registers, tile_heights
 from convtune.schedules.strassen import ADDITIONS, FEWEST_DEPTH, TILE_BLOCKS, rounding
 from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS
 from convtune.schedules.strassen_planes_loops import Kernel
@@ -83,10 +83,7 @@ class StrassenPlanes(Estimating[CpuTarget]):
             return False
         if plan.tile_block > 1 and 4 * prod(plan.v_shape) > target.l2_bytes:
             return False
-        sums, most = plan.outputs * plan.vectors, target.tile_registers - plan.vectors - 1
-        domain = self.knobs(spec, target)
-        ends = plan.outputs == domain["channels"][-1] and plan.vectors == domain["vectors"][-1]
-        return sums <= most and (sums >= most // 2 or ends)
+        return fills_registers(target, knobs, self.knobs(spec, target))
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         return rounding(spec.in_channels)

@@ -101,7 +101,7 @@ class Transposed(Primitive):
         return tuple(((before - span + 1) // s, (o - 1 + before) // s) for o, s, span, (before, _) in sizes)
 
     def fan_in(self, spec: ConvSpec) -> tuple[int, ...]:
-        # as many as meet at one output: where stride and dilation have a common divisor, some outputs have no tap at all
+        # as many as meet at one output; where stride and dilation have a common divisor, others have no tap at all
         taps = (-(-k // (s // math.gcd(s, d))) for k, s, d in zip(spec.kernel, spec.stride, spec.dilation))
         return (spec.in_channels // spec.groups * math.prod(taps),)
 
