@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FMA_LATENCY = 4.0  # of Zen 3 to 5, of Skylake and later, of Neoverse N1: their optimization guides, uops.info
 LOADED_SHARE = 0.9  # of the loads that a core could do, less the conflicts of unaligned and broadcast ones
-# Of a core with two units. Estimates of depthwise tiles of rows take these for any core: they wait for their data
+# Of a core with two units. The estimate of planes (depthwise_planes) takes these for any core: rows wait for their data
 # first. On Zen 4 with 512 bits, of one unit, their defaults by what it has were 0.6 to 1.25 times as fast as by these.
 FMAS_PER_CYCLE = 2.0
 LOADS_PER_CYCLE = 1.8
