@@ -31,6 +31,7 @@ from convtune.schedules.estimate import (
 from convtune.schedules.tile_loops import place_accumulators, place_store, split_output, tiled_output, unroll
 from convtune.schedules.tiling import (
     LARGEST_BODY,
+    LINE_BYTES,
     SMALLEST_TILE,
     Tile,
     ceil_div,
@@ -116,7 +117,9 @@ class ChannelLanes(Estimating[CpuTarget]):
         )
         pad_bytes = positions * depth * tile.block * 4
         per_block = ceil_div(oh_block, tile.rows) * ow_block * per_tile
-        per_block += pad_bytes / L2_BYTES_PER_CYCLE * 1.5 + positions * tile.block * 4 / L3_BYTES_PER_CYCLE / 2
+        # channels last a position's channels are read by the line, of which a narrow block uses a part
+        read_bytes = round_up(tile.block * 4, LINE_BYTES) if spec.channels_last else tile.block * 4
+        per_block += pad_bytes / L2_BYTES_PER_CYCLE * 1.5 + positions * read_bytes / L3_BYTES_PER_CYCLE / 2
         per_block += 3 * stream_cycles(target, pad_bytes, pad_bytes)
         per_block += transpose_cycles(spec, pad_bytes // 4 + oh_block * ow_block * tile.columns * tile.block)
         tasks = spec.batch * out[0] * ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
