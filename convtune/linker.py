@@ -77,9 +77,7 @@ def find_compiler(machine: str | None = None) -> Compiler:
 def _find_compiler(machine: str, wanted: str) -> Compiler:
     native = machine == platform.machine()
     if native and wanted:
-        if compiler := running(machine, tuple(shlex.split(wanted))):
-            return compiler
-        raise TargetError(f"CONVTUNE_CC={wanted!r} is not a C compiler that runs")
+        return chosen(machine, "CONVTUNE_CC", wanted, "C")
     names = ("cc", "gcc", "clang") if native else (f"{machine}-linux-gnu-gcc",)
     if compiler := first_that_runs(machine, names, ("cc", "-target", f"{machine}-linux-gnu.2.28")):
         return compiler
@@ -87,6 +85,18 @@ def _find_compiler(machine: str, wanted: str) -> Compiler:
     # with the emulator that verifies what is built for ARM elsewhere
     package = "'convtune[arm]'" if machine == "aarch64" and not native else "ziglang"
     raise TargetError(f"no C compiler for {machine} found (tried {tried}); `pip install {package}` brings one")
+
+
+def chosen(machine: str, variable: str, command: str, language: str) -> Compiler:
+    """The compiler that the command of an environment variable starts. Raises TargetError where it starts none."""
+    problem = f"{variable}={command!r} is not a {language} compiler that runs"
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:  # an unbalanced quote
+        raise TargetError(f"{problem}: {error}") from error
+    if compiler := running(machine, words):
+        return compiler
+    raise TargetError(problem)
 
 
 def first_that_runs(machine: str, names: Iterable[str], zig: Sequence[str]) -> Compiler | None:

@@ -122,8 +122,11 @@ def test_a_tvm_that_hangs_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @on_x86
-def test_no_compiler_is_broken_and_the_rest_is_still_told(monkeypatch: pytest.MonkeyPatch, no_tvm_load: None) -> None:
-    monkeypatch.setenv("CONVTUNE_CC", "/nowhere/cc")
+@pytest.mark.parametrize("command", ["/nowhere/cc", "'/nowhere/cc"])
+def test_no_compiler_is_broken_and_the_rest_is_still_told(
+    command: str, monkeypatch: pytest.MonkeyPatch, no_tvm_load: None
+) -> None:
+    monkeypatch.setenv("CONVTUNE_CC", command)
     findings = doctor.examine()
     compiler = finding(findings, "C compiler")
     assert (compiler.state, compiler.remedy) == ("broken", "pip install ziglang")

@@ -166,6 +166,16 @@ def test_a_chosen_compiler_that_does_not_run_is_an_error(monkeypatch: pytest.Mon
         find_compiler()
 
 
+@pytest.mark.parametrize(("command", "why"), [('"', ": No closing quotation"), ("cc \\", ": No escaped character"), (" ", "")])
+def test_a_chosen_compiler_that_is_no_command_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, command: str, why: str
+) -> None:
+    monkeypatch.setenv("CONVTUNE_CC", command)
+    with pytest.raises(TargetError) as caught:
+        find_compiler()
+    assert str(caught.value) == f"CONVTUNE_CC={command!r} is not a C compiler that runs{why}"
+
+
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\necho first line >&2\necho second line >&2\nexit 3\n")

@@ -6,11 +6,10 @@ import functools
 import hashlib
 import os
 import platform
-import shlex
 from pathlib import Path
 
 from convtune.errors import TargetError
-from convtune.linker import Compiler, first_that_runs, make_once, running
+from convtune.linker import Compiler, chosen, first_that_runs, make_once
 from convtune.paths import cache_dir
 
 SOURCES = Path(__file__).parent
@@ -34,9 +33,7 @@ def find_compiler() -> Compiler:
 @functools.cache
 def _find_compiler(wanted: str) -> Compiler:
     if wanted:
-        if compiler := running(platform.machine(), tuple(shlex.split(wanted))):
-            return compiler
-        raise TargetError(f"CONVTUNE_CXX={wanted!r} is not a C++ compiler that runs")
+        return chosen(platform.machine(), "CONVTUNE_CXX", wanted, "C++")
     if compiler := first_that_runs(platform.machine(), ("c++", "g++", "clang++"), ("c++",)):
         return compiler
     raise TargetError(
