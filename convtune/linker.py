@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -39,7 +40,7 @@ class Compiler:
     version: str
 
     def run(self, arguments: list[str]) -> str:
-        """Runs it; returns an empty string, or in one line why it failed."""
+        """Runs it; returns an empty string, or in one line why it failed, or wrote no file where it has `-o`."""
         try:
             done = subprocess.run(
                 [*self.command, *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
@@ -49,7 +50,9 @@ class Compiler:
         except OSError as error:
             return f"{shlex.join(self.command)} did not start: {error}"
         if done.returncode == 0:
-            return ""
+            outputs = (Path(path) for option, path in itertools.pairwise(arguments) if option == "-o")
+            missing = next((path.name for path in outputs if not path.exists()), "")
+            return f"{shlex.join(self.command)} exited with 0 and did not write {missing}" if missing else ""
         said = " | ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
         return f"{shlex.join(self.command)} exited with {done.returncode}: {said[-2000:] or 'it said nothing'}"
 

@@ -215,6 +215,17 @@ def test_a_missing_linker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not (tmp_path / "out").exists()
 
 
+def test_a_linker_that_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVTUNE_CACHE", str(tmp_path / "cache"))
+    for arguments in (("tune", TINY, "--log", tmp_path / "log.jsonl"), ("compile", TINY, "-o", tmp_path / "out")):
+        done = run(*arguments, CONVTUNE_CC="/bin/true")
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert "/bin/true exited with 0 and did not write " in line
+    assert not (tmp_path / "log.jsonl").exists()
+    assert not (tmp_path / "out").exists()
+
+
 WITHOUT_ZIG = "import sys; sys.modules['ziglang'] = None; from convtune.cli import main; main()"
 
 

@@ -106,6 +106,11 @@ def test_a_wanted_compiler_must_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVTUNE_CXX", "/nowhere/c++ -x")
     with pytest.raises(TargetError, match=r"CONVTUNE_CXX='/nowhere/c\+\+ -x' is not a C\+\+ compiler that runs"):
         cxx.find_compiler()
+    monkeypatch.setenv("CONVTUNE_CXX", "'c++")
+    with pytest.raises(
+        TargetError, match=r'CONVTUNE_CXX="\'c\+\+" is not a C\+\+ compiler that runs: No closing quotation'
+    ):
+        cxx.find_compiler()
 
 
 def test_a_wanted_compiler_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,9 @@ def test_a_chosen_compiler_that_does_not_run_is_an_error(monkeypatch: pytest.Mon
         find_compiler()
 
 
-@pytest.mark.parametrize(("command", "why"), [('"', ": No closing quotation"), ("cc \\", ": No escaped character"), (" ", "")])
+@pytest.mark.parametrize(
+    ("command", "why"), [('"', ": No closing quotation"), ("cc \\", ": No escaped character"), (" ", "")]
+)
 def test_a_chosen_compiler_that_is_no_command_is_an_error(
     monkeypatch: pytest.MonkeyPatch, command: str, why: str
 ) -> None:
@@ -182,6 +184,14 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
     broken.chmod(0o755)
     compiler = linker.Compiler((str(broken),), platform.machine(), "broken")
     with pytest.raises(TargetError, match=r"exited with 3: first line \| second line$"):
+        build_runtime(compiler, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_compiler_that_writes_nothing_is_to_blame(tmp_path: Path) -> None:
+    compiler = linker.Compiler(("true",), platform.machine(), "idle")
+    said = rf"^cannot compile convtune's runtime: true exited with 0 and did not write {RUNTIME_NAME}$"
+    with pytest.raises(TargetError, match=said):
         build_runtime(compiler, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
