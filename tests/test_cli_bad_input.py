@@ -13,6 +13,7 @@ import record_samples
 from cli_process import MCPU, PROGRAM, SMALL, TINY, invoke, run
 
 from convtune.record import SCHEMA
+from convtune.targets.host import MAX_THREADS
 
 
 def complaint(*arguments: str | Path) -> str:
@@ -261,6 +262,17 @@ def test_an_output_directory_of_somebody_else(tmp_path: Path) -> None:
 
 def test_a_directory_that_holds_no_package(tmp_path: Path) -> None:
     assert f"{tmp_path} is not a convtune package" in complaint("verify", tmp_path)
+
+
+def test_threads_that_no_package_can_run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").touch()
+    allowed = f"allowed: 1 to {MAX_THREADS}"
+    assert complaint("verify", tmp_path, "--threads", "999999") == f"threads is 999999; {allowed}"
+    for value in ("abc", "0", "999999"):
+        monkeypatch.setenv("CONVTUNE_NUM_THREADS", value)
+        assert complaint("verify", tmp_path) == f"environment variable CONVTUNE_NUM_THREADS is {value!r}; {allowed}"
 
 
 def test_merging_into_a_log_that_exists(tmp_path: Path) -> None:

@@ -84,8 +84,10 @@ def command(
     is not here, is emulated on this one.
     """
     from convtune.compiler import Compiler, open_logs
+    from convtune.targets.host import choose_threads
     from convtune.workloads import parse
 
+    choose_threads(threads, default=1)  # for all packages at once: what no kernel can run on is refused here
     directories = [Path(text) for text in workloads if _is_directory(text)]
     texts = [text for text in workloads if not _is_directory(text)]
     packages = [package for directory in directories for package in packages_in(directory)]
