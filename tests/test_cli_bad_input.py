@@ -96,7 +96,9 @@ def test_tuning_for_another_machine(log: Path) -> None:
     [
         ("--trials", "0", "0 is not in the range"),
         ("--trials", "-3", "-3 is not in the range"),
-        ("--trials", "many", "'many' is not a valid integer"),
+        ("--trials", "many", "'--trials': 'many' is not an integer of at least 1."),
+        ("--trials", "1e3", "'1e3' is not an integer of at least 1."),
+        ("--seed", "x", "'x' is not an integer of at least 0."),
         ("--budget", "5", "'5' is not a duration above 0; write it as 90s, 5m or 1h30m"),
         ("--budget", "0s", "'0s' is not a duration above 0"),
         ("--budget", "-5m", "'-5m' is not a duration"),
@@ -116,6 +118,18 @@ def test_options_out_of_range(option: str, value: str, said: str, log: Path) -> 
     assert said in line
     assert "See `convtune tune --help`" in line
     assert not log.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("serve --tracker h:1 --key k --port http", "'http' is not an integer of at least 1 and at most 65535."),
+        ("bench x --turn fast", "'fast' is not a number above 0 and at most 10000."),
+        ("log export x --winners --max-error low", "'low' is not a number of at least 0."),
+    ],
+)
+def test_what_is_no_number_says_which_are_allowed(arguments: str, said: str) -> None:
+    assert said in complaint(*arguments.split())
 
 
 @pytest.mark.parametrize("given", [("targets", "x"), ("x", "targets"), ("targets", "targets"), ("targets", TINY)])

@@ -47,7 +47,7 @@ _LONGEST_TURN_MS = 10_000.0  # with its warm-up far below the least time that a 
 @click.option("--again", is_flag=True, help="Measure what FILE already has, too.")
 @click.option(
     "--rounds",
-    type=click.IntRange(min=_FEWEST_ROUNDS),
+    type=options.IntegerRange(min=_FEWEST_ROUNDS),
     default=_ROUNDS,
     show_default=True,
     metavar="N",

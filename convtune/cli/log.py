@@ -77,7 +77,9 @@ def merge(*, logs: tuple[Path, ...], output: Path, overwrite: bool, as_json: boo
 
 @command.command()
 @_own_log
-@click.option("--keep", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Of each spec.")
+@click.option(
+    "--keep", type=options.IntegerRange(min=1), default=8, show_default=True, metavar="N", help="Of each spec."
+)
 @click.option("--drop-failures", is_flag=True, help="Also drop candidates that failed; a search may try them again.")
 @options.as_json
 def prune(*, log: Path | None, keep: int, drop_failures: bool, as_json: bool) -> int:

@@ -30,10 +30,31 @@ def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return seconds
 
 
-class FiniteRange(click.FloatRange):
-    """A number in a range. No bound keeps NaN out: every comparison with it is false."""
+def _bounds(numbers: click.IntRange | click.FloatRange) -> str:
+    """What a range allows, as it follows "an integer" in a sentence."""
+    least = f"above {numbers.min:g}" if numbers.min_open else f"of at least {numbers.min:g}"
+    return least if numbers.max is None else f"{least} and at most {numbers.max:g}"
+
+
+class IntegerRange(click.IntRange):
+    """An integer in a range with a lower bound. Click would call what is none no "valid integer range"."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not an integer {_bounds(self)}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range with a lower bound. No bound keeps NaN out: every comparison with it is false."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number {_bounds(self)}.", param, ctx)
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{number} is not a finite number.", param, ctx)
@@ -66,7 +87,7 @@ target = click.option(
 )
 threads = click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=IntegerRange(min=1),
     metavar="N",
     help="Threads that kernels run on; otherwise $CONVTUNE_NUM_THREADS, or the physical cores.",
 )
@@ -110,5 +131,5 @@ log_of_schedules = log(
 
 
 def trials(meaning: str) -> Callable[[F], F]:
-    number = click.IntRange(min=1)
+    number = IntegerRange(min=1)
     return click.option("--trials", type=number, default=64, show_default=True, metavar="N", help=meaning)

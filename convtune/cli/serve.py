@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from convtune.cli import options
 from convtune.cli.application import DONE
 
 
@@ -15,7 +16,7 @@ from convtune.cli.application import DONE
 )
 @click.option(
     "--port",
-    type=click.IntRange(1, 65535),
+    type=options.IntegerRange(1, 65535),
     metavar="PORT",
     help="To listen at; otherwise the first free one of 9200 to 9299.",
 )

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 )
 @options.log("Log to go on with, or to make; otherwise $CONVTUNE_LOG, or one in your data directory.")
 @options.accuracy
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the search.")
+@click.option(
+    "--seed", type=options.IntegerRange(min=0), default=0, show_default=True, metavar="N", help="Of the search."
+)
 @click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True, help="What searches.")
 @options.stages
 @options.layout

@@ -59,7 +59,9 @@ class Verdict:
 @options.target
 @options.log_of_schedules
 @options.accuracy
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, metavar="N", help="Of the operands.")
+@click.option(
+    "--seed", type=options.IntegerRange(min=0), default=1, show_default=True, metavar="N", help="Of the operands."
+)
 @options.layout
 @options.threads
 @options.as_json
