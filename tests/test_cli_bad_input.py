@@ -139,6 +139,21 @@ def test_a_list_beside_something_else(given: tuple[str, ...]) -> None:
     assert "allowed: one of targets, variants, spaces, workloads alone, or any number of workloads" in line
 
 
+@pytest.mark.parametrize("typed", ["variant", "target", "space", "workload", "Variants"])
+def test_a_list_with_a_slip(typed: str) -> None:
+    meant = f"{typed.lower().removesuffix('s')}s"
+    line = complaint("show", typed)
+    assert line.startswith(f"unknown workload or list {typed!r}; near it: ")
+    assert meant in line.partition("near it: ")[2].split(", ")
+
+
+@pytest.mark.parametrize("typed", ["nosuchdir", "kernels/nosuchdir", "mobilenet_v9"])
+def test_verify_takes_directories_too(typed: str) -> None:
+    line = complaint("verify", typed)
+    assert line.startswith(f"unknown workload {typed!r}; ")
+    assert line.endswith("; nor is there a directory of that name")
+
+
 def test_no_workload() -> None:
     assert "Missing argument 'WORKLOAD...'" in complaint("tune")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 
 import click
@@ -11,6 +12,7 @@ from convtune.cli import options, show_layers, show_targets, tables
 from convtune.cli.notices import tell
 from convtune.cli.show_layers import Rows
 from convtune.cli.stages import with_stages
+from convtune.errors import UnknownNameError
 
 
 @click.command("show")
@@ -71,7 +73,12 @@ def _layers(
 
     machine = targets.resolve(target, threads)
     tell(machine)
-    workloads = parse(what, layout)
+    try:
+        workloads = parse(what, layout)
+    except UnknownNameError as problem:
+        if problem.kind != "workload" or not difflib.get_close_matches(str(problem.name), _LISTS):
+            raise
+        raise UnknownNameError("workload or list", problem.name, [*problem.known, *_LISTS]) from problem
     return show_layers.describe(with_stages(workloads) if stages else workloads, machine, chain)
 
 

@@ -87,7 +87,6 @@ def command(
     """
     from convtune.compiler import Compiler, open_logs
     from convtune.targets.host import choose_threads
-    from convtune.workloads import parse
 
     choose_threads(threads, default=1)  # for all packages at once: what no kernel can run on is refused here
     directories = [Path(text) for text in workloads if _is_directory(text)]
@@ -97,7 +96,7 @@ def command(
         verifier = Verifier(accuracy, seed, stack)
         verdicts = [verifier.package(str(package), package, threads) for package in packages]
         if texts:
-            layers, machine = parse(texts, layout), _runnable(target, threads)
+            layers, machine = _parsed(texts, layout), _runnable(target, threads)
             tell(machine)
             logs = open_logs(log)
             compiler = stack.enter_context(Compiler(machine, logs, accuracy))
@@ -195,6 +194,18 @@ class Verifier:
 def _is_directory(text: str) -> bool:
     # pathlib raises where a text is too long for a name; a spec may be
     return os.path.isdir(text)  # noqa: PTH112
+
+
+def _parsed(texts: Sequence[str], layout: str | None) -> list[Workload]:
+    """The workloads. Raises as `parse` does; a name that is unknown may have been meant as a directory's."""
+    from convtune.workloads import parse
+
+    try:
+        return parse(texts, layout)
+    except UnknownNameError as problem:
+        if problem.kind != "workload":
+            raise
+        raise SpecError(f"{problem}; nor is there a directory of that name") from problem
 
 
 def packages_in(directory: Path) -> list[Path]:
