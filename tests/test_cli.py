@@ -229,6 +229,15 @@ def test_a_layer_before_its_first_time(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == "[1/1] stem: 0/64 trials, best -, default -\n"
 
 
+def test_a_log_with_more_trials_than_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    lines = PlainLines(1, deadline=None, clock=lambda: now[0])
+    lines.begin(1, "stem")
+    now[0] = HEARTBEAT_S
+    lines.update(_progress(done=7, trials=2, tried=0, failures=Counter()))
+    assert capsys.readouterr().err == "[1/1] stem: 7 trials, 2 asked for, best 13.2 µs, default 15.1 ms\n"
+
+
 def test_what_takes_long_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     lines = PlainLines(1, deadline=None, clock=lambda: now[0])

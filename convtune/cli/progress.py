@@ -59,7 +59,10 @@ class _Layers:
 
     def _facts(self, progress: Progress) -> list[str]:
         best, default = (tables.rank(value, progress.origin) for value in (progress.best_rank, progress.default_rank))
-        told = [f"{progress.done}/{progress.trials} trials", f"best {best}", f"default {default}"]
+        done = f"{progress.done}/{progress.trials} trials"
+        if progress.done > progress.trials:  # of earlier runs, in the log
+            done = f"{tables.plural(progress.done, 'trial')}, {progress.trials} asked for"
+        told = [done, f"best {best}", f"default {default}"]
         if progress.tried and progress.done < progress.trials:
             told.append(_rate(progress.tried / progress.elapsed_s))
         if self._deadline is not None:
