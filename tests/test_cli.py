@@ -21,7 +21,7 @@ import convtune.doctor
 import convtune.workloads
 from convtune import __version__
 from convtune.cli import options, tables
-from convtune.cli.application import COMMANDS
+from convtune.cli.application import COMMANDS, TerminatedError
 from convtune.cli.notices import warn_of
 from convtune.cli.progress import HEARTBEAT_S, PlainLines
 from convtune.cli.tune import distinct
@@ -59,13 +59,14 @@ def test_light_commands_import_nothing_heavy(command: str) -> None:
     assert done.stdout.splitlines()[-1] == "|"
 
 
-def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (TerminatedError, 143)])
+def test_a_signal_is_one_line(stop: type[BaseException], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise stop
 
     monkeypatch.setattr(convtune.workloads, "parse", interrupted)
     result = invoke("show", TINY)
-    assert (result.exit_code, result.stdout) == (130, "")
+    assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.strip() == "convtune: interrupted"
 
 

@@ -14,6 +14,7 @@ from cli_process import MCPU, SMALL, TINY, invoke, run
 
 import convtune.peers
 from convtune import probe
+from convtune.cli.application import TerminatedError
 from convtune.comparison import Comparison
 from convtune.comparison.comparison import Entrants
 from convtune.comparison.kinds import KINDS, kind_of
@@ -184,18 +185,21 @@ def _failed_with(workload: Workload, kernel: str) -> dict[str, Any]:
     return {**failed(workload, "no kernel"), "identity": {"kernel": kernel}}
 
 
-def test_an_interrupt_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (TerminatedError, 143)])
+def test_an_interrupt_keeps_what_was_measured(
+    stop: type[BaseException], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measure = Comparison.measure
 
     def interrupted(self: Comparison, workload: Any, entrants: Any) -> dict[str, Any]:
         if str(workload.spec) == SMALL:
-            raise KeyboardInterrupt
+            raise stop
         return measure(self, workload, entrants)
 
     monkeypatch.setattr(Comparison, "measure", interrupted)
     path = tmp_path / "bench.json"
     result = invoke("bench", TINY, SMALL, *FAST, "-o", path)
-    assert result.exit_code == 130
+    assert result.exit_code == code
     command = shlex.join(["convtune", "bench", TINY, SMALL, *FAST, "-o", str(path)])
     assert f"interrupted; 1 of 2 layers is in {path}; to go on:\n{command}\n" in result.stderr
     assert [layer["spec"] for layer in json.loads(path.read_text())["layers"]] == [TINY]

@@ -231,7 +231,7 @@ class Running:
 
     arguments: list[str]
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, **environment: str) -> None:
         self.log = log
         self.arguments = ["tune", TINY, "--trials", "40", "--seed", "3", "--log", str(log)]
         self.process = subprocess.Popen(
@@ -240,6 +240,7 @@ class Running:
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            env={**os.environ, **environment},
             start_new_session=True,
         )
 
@@ -260,12 +261,17 @@ def candidates(log: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_everything_and_says_how_to_go_on(number: signal.Signals, code: int, tmp_path: Path) -> None:
     log = tmp_path / "my log.jsonl"  # the space must survive in the command
-    running = Running(log)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    running = Running(log, TMPDIR=str(scratch))
     running.wait_for(records=4)
-    stdout, stderr = running.stop(signal.SIGINT)
-    assert running.process.returncode == 130
+    assert list(scratch.iterdir())
+    stdout, stderr = running.stop(number)
+    assert running.process.returncode == code
+    assert list(scratch.iterdir()) == []
     assert stdout == ""
     assert "Traceback" not in stderr
     *_, said, command = stderr.splitlines()

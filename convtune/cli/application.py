@@ -6,11 +6,13 @@ import errno
 import importlib
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -22,7 +24,7 @@ COMMANDS = ("tune", "compile", "bench", "verify", "report", "compare", "show", "
 """Each is a module of this package with a click command named `command`, imported when it is called."""
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
-INTERRUPTED, READER_GONE = 130, 141  # as shells report SIGINT and SIGPIPE
+INTERRUPTED, READER_GONE, TERMINATED = 130, 141, 143  # as shells report SIGINT, SIGPIPE and SIGTERM
 _FAILURES = (BuildError, MeasureError, ScheduleError, VerifyError)
 """What the user's input is not to blame for."""
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -36,6 +38,15 @@ class Invocation:
 
     def __str__(self) -> str:
         return shlex.join(["convtune", *self.arguments])
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: with what was done kept, and no temporary files left."""
+
+
+def exit_code_of(stop: BaseException | None) -> int:
+    """Of a command that a KeyboardInterrupt stopped."""
+    return TERMINATED if isinstance(stop, TerminatedError) else INTERRUPTED
 
 
 class Application(click.Group):
@@ -87,9 +98,9 @@ class Application(click.Group):
         except click.ClickException as error:
             _complain(error.format_message())
             return BAD_INPUT
-        except click.Abort:
+        except click.Abort as stop:
             click.echo("convtune: interrupted", err=True)
-            return INTERRUPTED
+            return exit_code_of(stop.__cause__)
         except ConvtuneError as error:
             _complain(str(error))
             return FAILED if isinstance(error, _FAILURES) else BAD_INPUT
@@ -125,8 +136,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # where the locale has no µs, a question mark is better than none
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     import_tvm_alone()
     application()
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows must not be interrupted
+    raise TerminatedError
 
 
 @click.group(cls=Application)

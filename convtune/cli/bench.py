@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convtune.cli import options, tables
-from convtune.cli.application import DONE, FAILED, INTERRUPTED, Invocation, one_line
+from convtune.cli.application import DONE, FAILED, Invocation, exit_code_of, one_line
 from convtune.cli.bench_time import TimeLeft
 from convtune.cli.notices import tell, warn_of
 from convtune.cli.progress import display
@@ -115,11 +115,11 @@ def command(
         warn_of(logs.problems)
         _tell_absent(peers, named=bool(against))
         run = Run(comparison, results, peers, settings, invocation)
-        whole = run.compare(layers, again)
+        stop = run.compare(layers, again)
     _show(results, layers, as_json)
-    if not whole:
+    if stop is not None:
         click.echo(_interrupted(layers, results, output, invocation), err=True)
-        return INTERRUPTED
+        return exit_code_of(stop)
     return FAILED if any(_has_failed(results, workload) for workload in layers) else DONE
 
 
@@ -138,15 +138,15 @@ class Run:
         self._settings, self._invocation = settings, invocation
         self._facts: dict[str, Any] | None = None
 
-    def compare(self, layers: Sequence[Workload], again: bool) -> bool:
-        """Measures each layer that the file does not have as it would be now; False where it was interrupted."""
+    def compare(self, layers: Sequence[Workload], again: bool) -> KeyboardInterrupt | None:
+        """Measures each layer that the file does not have as it would be now. Returns what interrupted it, if so."""
         try:
             self._compare(layers, again)
-        except KeyboardInterrupt:
-            return False
+        except KeyboardInterrupt as stop:
+            return stop
         finally:
             self._finish()
-        return True
+        return None
 
     def _compare(self, layers: Sequence[Workload], again: bool) -> None:
         from convtune.comparison.layer import tried_again, waiting

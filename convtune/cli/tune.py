@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from convtune.cli import options, peaks, progress, tables
-from convtune.cli.application import DONE, FAILED, INTERRUPTED, Invocation, one_line
+from convtune.cli.application import DONE, FAILED, Invocation, exit_code_of, one_line
 from convtune.cli.notices import tell, warn_of
 from convtune.cli.stages import with_stages
 from convtune.engines import ENGINES
@@ -90,9 +90,9 @@ def command(
         _check_writable(tuner.log.path)
         try:
             tuned = _tune_all(tuner, layers, trials, None if budget is None else time.monotonic() + budget)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             click.echo(_interrupted(tuner, layers, invocation), err=True)
-            return INTERRUPTED
+            return exit_code_of(stop)
         summary = Summary(tuned, machine, peak.again(), tuner.origin, tuner.log.path, str(invocation))
     _print(summary, as_json)
     return FAILED if any(layer.failure for layer in tuned) else DONE
