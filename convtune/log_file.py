@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -33,6 +34,11 @@ class Line:
     record: Record | None
     reason: str
 
+    @property
+    def content(self) -> bytes:
+        """What may become a line of another file: without the newline, and without a byte order mark."""
+        return self.text.removeprefix(codecs.BOM_UTF8).strip()
+
 
 def read_lines(file: IO[bytes], end: int, number: int, source: str) -> Iterator[Line]:
     """The lines from where `file` stands, the first of them line `number`, up to byte `end`.
@@ -62,7 +68,7 @@ def read_lines(file: IO[bytes], end: int, number: int, source: str) -> Iterator[
 def _parse(text: bytes, length: int) -> tuple[Record | None, str]:
     if length > LONGEST_LINE_BYTES:
         return None, f"longer than {LONGEST_LINE_BYTES} bytes"
-    if not text.strip():
+    if not text.removeprefix(codecs.BOM_UTF8).strip():
         return None, ""
     try:
         return Record.parse(text), ""

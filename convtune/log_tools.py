@@ -106,7 +106,7 @@ def merge(paths: Sequence[str | Path], out: str | Path, *, overwrite: bool = Fal
         problems += _problems(path, lines)
         for line in lines:
             if line.record:
-                texts.setdefault(line.text.strip())
+                texts.setdefault(line.content)
                 count += 1
     with os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def export(
             f"max_error={max_error}, origin={origin!r}: max_error and origin choose winners; winners is False"
         )
     found = _lines(Path(path))
-    lines = [(line.record, line.text) for line in found if line.record]
+    lines = [(line.record, line.content) for line in found if line.record]
     if winners:
         chosen = _winners([record for record, _ in lines], max_error, origin)
         lines = [(record, text) for record, text in lines if id(record) in chosen]
@@ -171,7 +171,7 @@ def _text(lines: Sequence[tuple[Record, bytes]], form: str) -> str:
     if form == "csv":
         return _csv(record for record, _ in lines)
     if form == "jsonl":
-        return "".join(text.decode().strip() + "\n" for _, text in lines)
+        return "".join(text.decode() + "\n" for _, text in lines)
     return json.dumps([read_object(text) for _, text in lines], indent=2) + "\n"
 
 
@@ -210,12 +210,12 @@ def _dropped(lines: Iterable[Line], keep: int, drop_failures: bool) -> set[int]:
         record = line.record
         if record is None:
             continue
-        known = line.text.strip() in seen
+        known = line.content in seen
         if not known:
             groups.setdefault((record.spec, record.fingerprint, record.origin), []).append((line.number, record))
         if known or (drop_failures and record.status != "ok"):
             dropped.add(line.number)
-        seen.add(line.text.strip())
+        seen.add(line.content)
     for group in groups.values():
         stands = {id(record) for record in standing(record for _, record in group)}
         ok = [(number, record) for number, record in group if record.status == "ok"]

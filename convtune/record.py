@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import importlib.metadata
 import json
@@ -203,6 +204,8 @@ def read_object(line: bytes) -> dict[str, Any]:
     """The JSON object of one line, fields this version does not know included; raises as `Record.parse` does."""
     if len(line) > LONGEST_LINE_BYTES:
         raise LogError(f"longer than {LONGEST_LINE_BYTES} bytes")
+    # editors and other systems' tools put a byte order mark at a file's start, which joining files leaves within
+    line = line.removeprefix(codecs.BOM_UTF8)
     try:
         data = _DECODER.decode(line.decode())
     except UnicodeDecodeError as problem:

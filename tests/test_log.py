@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from record_samples import OTHER_SPEC, SPEC, failure, make, target
 
 import convtune.log_file
+from convtune import log_tools
 from convtune.errors import LogError
 from convtune.log import Log
 from convtune.record import LONGEST_LINE_BYTES, NewerSchemaError
@@ -125,6 +127,22 @@ def test_bad_lines_are_reported_with_their_numbers_and_the_rest_is_read(path: Pa
     before = path.read_bytes()
     log.append([make(seed=3)])
     assert path.read_bytes() == before + good[3] and len(log.records()) == 4 and len(log.problems) == 3
+
+
+def test_byte_order_marks_are_passed_over(path: Path, tmp_path: Path) -> None:
+    """At the start, and within where such files were joined; what the tools write has none."""
+    first, second = (codecs.BOM_UTF8 + make(seed=i).line() for i in range(2))
+    path.write_bytes(first + second + make(seed=0).line() + codecs.BOM_UTF8)
+    log = Log(path)
+    assert [record.seed for record in log.records()] == [0, 1, 0] and log.problems == []
+    log_tools.merge([path], tmp_path / "merged.jsonl")
+    assert (tmp_path / "merged.jsonl").read_bytes() == make(seed=0).line() + make(seed=1).line()
+    assert (
+        log_tools.export(path, "jsonl").text.encode() == make(seed=0).line() + make(seed=1).line() + make(seed=0).line()
+    )
+    path.write_bytes(first.removesuffix(b"\n"))
+    Log(path).append([make(seed=2)])
+    assert path.read_bytes() == first + make(seed=2).line()
 
 
 @pytest.mark.parametrize("garbage", [os.urandom(5000).replace(b"\n", b""), b"\0" * 4096, b"{" * 100])
