@@ -145,8 +145,10 @@ BAD_ARGUMENTS = {
     "weight has dtype int32; this kernel takes float32": {"weight": np.zeros((OUT, IN), "i4")},
     "bias is missing; this kernel takes one of shape (13,)": {"bias": None},
     "residual is missing; this kernel takes one of shape (11, 13)": {"residual": None},
-    "mask was given; this kernel takes none": {"mask": np.zeros((1,), "f")},
-    "offset was given; this kernel takes none": {"offset": np.zeros((1,), "f")},
+    "mask was given; this kernel takes none; its 4 arguments: x, weight, bias, residual": {"mask": np.zeros((1,), "f")},
+    "offset was given; this kernel takes none; its 4 arguments: x, weight, bias, residual": {
+        "offset": np.zeros((1,), "f")
+    },
 }
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from runtime_kernels import IN, PIXELS, pointwise_library, pointwise_manifest
+from runtime_kernels import IN, OUT, PIXELS, pointwise_library, pointwise_manifest
 
 from convtune.runtime import CompiledConv, load
 from convtune.runtime.errors import KernelError
@@ -52,3 +54,14 @@ def test_threads_are_placed_while_timing_only(conv: CompiledConv, monkeypatch: p
     with pytest.raises(KernelError, match="repeat is 0"):
         conv.time(repeat=0)
     assert (calls[0], calls[-1]) == (True, False)
+
+
+def test_arguments_beyond_the_last_are_counted(conv: CompiledConv, tmp_path: Path) -> None:
+    x, weight, bias, residual = (np.zeros(shape, "f") for shape in ((PIXELS, IN), (OUT, IN), (OUT,), (PIXELS, OUT)))
+    said = "offset was given; this kernel takes none; its 4 arguments: x, weight, bias, residual (spec: "
+    with pytest.raises(KernelError, match=re.escape(said)):
+        conv(x, weight, bias, residual)
+    fixed = load(conv.save(tmp_path / "pw"))
+    fixed.fix(weight, bias)
+    with pytest.raises(KernelError, match=r"takes none; its 2 arguments: x, residual \(spec: "):
+        fixed(x, mask=x, residual=residual)

@@ -359,7 +359,10 @@ class CompiledConv:
             shapes = " and ".join(str(self.manifest.arguments[index].user_shape) for index in indices)
             raise self._error(f"{name} is missing; this kernel takes one of shape {shapes}")
         if not indices and value is not None:
-            raise self._error(f"{name} was given; this kernel takes none")
+            # given by its place, it may have been meant as another one
+            takes = [each for each in self._indices if each != "y" and not (self._own and each in PARAMETERS)]
+            count = f"{len(takes)} argument{'s' if len(takes) > 1 else ''}"
+            raise self._error(f"{name} was given; this kernel takes none; its {count}: {', '.join(takes)}")
 
     def _checked(self, label: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | GpuArray:
         array: NDArray[Any] | GpuArray
