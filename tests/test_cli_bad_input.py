@@ -289,6 +289,15 @@ def test_an_output_directory_of_somebody_else(tmp_path: Path) -> None:
     assert [path.name for path in output.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("name", ["class", "out-1/a.b", "1st"])
+def test_an_output_that_python_cannot_import(name: str, tmp_path: Path) -> None:
+    last = name.rpartition("/")[2]
+    said = complaint("compile", TINY, "-o", tmp_path / name)
+    assert said.startswith(f"{tmp_path / name} cannot be a package: Python cannot import {last!r}, which is ")
+    assert said.endswith("; allowed: letters, digits and _, no digit first, and no keyword")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_directory_that_holds_no_package(tmp_path: Path) -> None:
     assert f"{tmp_path} is not a convtune package" in complaint("verify", tmp_path)
 

@@ -301,7 +301,8 @@ def test_other_directories_are_not_overwritten(conv: CompiledConv, package: Path
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("…")
-    with pytest.raises(KernelError, match=r"precious is not an earlier convtune package \(it holds thesis.tex\)"):
+    (precious / "thesis").write_text("…")
+    with pytest.raises(KernelError, match=r"precious is not an earlier convtune package \(it holds thesis\)"):
         conv.save(precious)
     (package / "notes.txt").write_text("mine")
     with pytest.raises(KernelError, match=r"not an earlier convtune package \(it holds notes.txt\)"):
@@ -313,7 +314,7 @@ def test_other_directories_are_not_overwritten(conv: CompiledConv, package: Path
     with pytest.raises(KernelError, match=r"\(it has no manifest.json\)"):
         conv.save(half)
     with pytest.raises(KernelError, match="is a file; a package is a directory"):
-        conv.save(precious / "thesis.tex")
+        conv.save(precious / "thesis")
     with pytest.raises(KernelError, match="directory is ''"):
         conv.save("")
     with pytest.raises(KernelError, match="/proc/dw cannot be written: No such file or directory"):

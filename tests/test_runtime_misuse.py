@@ -65,3 +65,24 @@ def test_arguments_beyond_the_last_are_counted(conv: CompiledConv, tmp_path: Pat
     fixed.fix(weight, bias)
     with pytest.raises(KernelError, match=r"takes none; its 2 arguments: x, residual \(spec: "):
         fixed(x, mask=x, residual=residual)
+
+
+@pytest.mark.parametrize("directory", [5, None, b"pw", "", "p\0w"])
+def test_what_names_no_directory(conv: CompiledConv, directory: Any) -> None:
+    said = re.escape(f"directory is {directory!r}; it must be a str or a pathlib.Path that names a directory")
+    for use in (conv.save, load, CompiledConv):
+        with pytest.raises(KernelError, match=f"^{said}$"):
+            use(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("for", "is a keyword"), ("out-1", "is no identifier"), ("a.b", "is no identifier"), ("1a", "")]
+)
+def test_a_package_must_have_a_name_that_can_be_imported(
+    conv: CompiledConv, name: str, why: str, tmp_path: Path
+) -> None:
+    said = f"Python cannot import {name!r}, which {why}"
+    with pytest.raises(KernelError, match=rf"{re.escape(said)}.*; allowed: letters, digits and _, no digit first"):
+        conv.save(tmp_path / "class2" / name)
+    assert list(tmp_path.iterdir()) == []
+    assert load(conv.save(tmp_path / "out-1" / "größe_2")).spec == conv.spec

@@ -122,8 +122,11 @@ def place(workloads: Sequence[Workload], directory: Path) -> list[Output]:
     """Where each workload's package goes: DIR itself for a lone one, otherwise DIR and a name that Python can import.
 
     Raises:
-        KernelError: something is there that is neither missing, an empty directory nor an earlier package.
+        KernelError: something is there that is neither missing, an empty directory nor an earlier package; or Python
+            cannot import a package of DIR's name.
     """
+    from convtune.runtime.package import check_importable
+
     distinct = {(workload.name, str(workload.spec)): workload for workload in workloads}
     found = list(distinct.values())
     names = [identifier(workload.layer) for workload in found]
@@ -138,6 +141,7 @@ def place(workloads: Sequence[Workload], directory: Path) -> list[Output]:
         outputs.append(Output(workload, directory if len(found) == 1 else directory / unique))
     for entry in outputs:
         _check_free(entry.directory)
+        check_importable(entry.directory)
     return outputs
 
 

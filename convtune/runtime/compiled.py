@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from .gpu_arrays import GpuArray
 from .kernel import AbsentKernel, Call, Kernel
 from .manifest import PARAMETERS, Resolution
 from .names import RUNTIME_NAME
-from .package import content, read_manifest, write_package
+from .package import as_directory, check_importable, content, read_manifest, write_package
 
 _INPUTS = ("x", "offset", "mask", "residual")  # in the order that `run` takes them
 _SECONDS_PER_TIMING = 0.01
@@ -53,7 +52,7 @@ class CompiledConv:
 
         Raises KernelError when it is not one, its files do not match its hashes, or this CPU cannot execute it.
         """
-        self._directory = Path(directory)
+        self._directory = as_directory(directory)
         self.manifest = manifest = read_manifest(self._directory)
         target = manifest.target
         library = self._directory / manifest.library_name
@@ -241,13 +240,13 @@ class CompiledConv:
     def save(self, directory: Path | str) -> Path:
         """Writes a Python package that needs NumPy only: `from kernels import g32; y = g32(x, weight)`.
 
-        An earlier convtune package there is replaced, all at once; raises KernelError where anything else is, or where
-        it cannot be written.
+        An earlier convtune package there is replaced, all at once; raises KernelError where anything else is, where
+        it cannot be written, or where Python cannot import a package of that name.
         """
-        if not os.fspath(directory):
-            raise KernelError("directory is ''; it must name the package's directory")
+        place = as_directory(directory)
+        check_importable(place)
         files = self._directory / self.manifest.library_name, self._directory / RUNTIME_NAME
-        return write_package(Path(directory), self.manifest, *files, constants.files(self.manifest, self._constants))
+        return write_package(place, self.manifest, *files, constants.files(self.manifest, self._constants))
 
     def _weights(self, packed: Packed | None) -> Packed:
         if self._own is not None:

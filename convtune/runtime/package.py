@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import keyword
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -26,6 +28,23 @@ from ._runtime.callable_module import publish
 
 publish(__name__, Path(__file__).parent)
 '''
+
+
+def as_directory(directory: object) -> Path:
+    """The path that a caller gave. Raises KernelError where it is none."""
+    text = os.fspath(directory) if isinstance(directory, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise KernelError(f"directory is {directory!r}; it must be a str or a pathlib.Path that names a directory")
+    return Path(text)
+
+
+def check_importable(directory: Path) -> None:
+    """Raises KernelError where no import statement can name a package here; directories above may have any names."""
+    name = directory.absolute().name
+    if not name.isidentifier() or keyword.iskeyword(name):
+        why = "is a keyword" if keyword.iskeyword(name) else "is no identifier"
+        allowed = "allowed: letters, digits and _, no digit first, and no keyword"
+        raise KernelError(f"{directory} cannot be a package: Python cannot import {name!r}, which {why}; {allowed}")
 
 
 def write_package(
