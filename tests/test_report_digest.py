@@ -15,8 +15,10 @@ from convtune.report import peers
 from convtune.report.content import candidates, content
 from convtune.report.digest import digest
 from convtune.report.roof import Roof, roof_of
+from convtune.report.versus import versus
 from convtune.space import Candidate
 from convtune.spec import ConvSpec
+from convtune.workloads import parse
 
 
 def test_targets_and_origins_are_apart() -> None:
@@ -35,6 +37,20 @@ def test_targets_and_origins_are_apart() -> None:
         ("g0", "measured", 1),
     ]
     assert [s.layers[0].best_rank for s in sections] == [5.0, 1.0, 0.5, 0.7]
+
+
+@pytest.mark.parametrize("network", ["mobilenet_v1", "mobilenet_v2"])
+def test_layers_are_called_as_in_the_network_that_was_tuned(network: str) -> None:
+    """dw32_112_k3s1 is in several; no record says for which of them it was tuned."""
+    shared = parse(["mobilenet_v2/dw32_112_k3s1"], "channels_first")
+    tuned = parse([network], "channels_first")
+    records = [make(5.0, spec=str(workload.spec)) for workload in [*shared, *tuned]]
+    (section,) = digest(records)
+    layer = section.layers[0]
+    assert layer.name == layer.names[0] == f"{network}/dw32_112_k3s1"
+    assert {"mobilenet_v1/dw32_112_k3s1", "mobilenet_v2/dw32_112_k3s1"} <= {*layer.names}
+    (group,) = versus("a", "b", records, records, "standard").groups
+    assert [pair.name for pair in group.pairs] == [layer.name for layer in section.layers]
 
 
 def test_default_and_winner_come_from_the_newest_finals() -> None:

@@ -10,7 +10,6 @@ from convtune.log import Problem
 from convtune.record import METASCHEDULE, STATUSES, Record, installed_versions
 from convtune.report.digest import LayerDigest, Section
 from convtune.report.kernels import MOST_SCRIPT_BYTES, Kernels, key, shown
-from convtune.report.names import names_of
 from convtune.report.roof import Roof
 from convtune.space import KnobValue
 
@@ -66,7 +65,7 @@ def layer_data(layer: LayerDigest) -> dict[str, Any]:
     spec, best = layer.spec, layer.best
     return {
         "name": layer.name,
-        "names": list(names_of(spec)),
+        "names": list(layer.names),
         "spec": str(spec),
         "variant": spec.variant,
         "dtype": spec.dtype,

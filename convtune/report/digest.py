@@ -14,7 +14,7 @@ from typing import Any
 from convtune import accuracy as accuracies
 from convtune.ranks import MEASURED, as_cost, as_time, has_times
 from convtune.record import Record, standing, winner
-from convtune.report.names import name_of
+from convtune.report.names import names_among
 from convtune.report.peers import Bench, Peers
 from convtune.report.roof import Roof
 from convtune.spec import ConvSpec
@@ -28,10 +28,12 @@ _LONGEST_MESSAGE = 300
 class LayerDigest:
     """One spec on one target, with records of one origin.
 
-    records: all of them, in the order of the log. limit: the largest error allowed of the winner.
+    names: in the zoo, the likeliest first. records: all of them, in the order of the log. limit: the largest error
+    allowed of the winner.
     """
 
     spec: ConvSpec
+    names: Sequence[str]
     records: Sequence[Record]
     limit: float
     roof: Roof | None = None
@@ -39,7 +41,7 @@ class LayerDigest:
 
     @property
     def name(self) -> str:
-        return name_of(self.spec)
+        return self.names[0]
 
     @cached_property
     def trials(self) -> Sequence[Record]:
@@ -244,16 +246,18 @@ def digest(
     for record in records:
         grouped.setdefault((record.fingerprint, record.origin), {}).setdefault(record.spec, []).append(record)
     benched = {(bench.fingerprint, spec): peers for bench in benches for spec, peers in bench.layers.items()}
+    specs = {spec: ConvSpec.parse(spec) for by_spec in grouped.values() for spec in by_spec}
+    names = names_among(specs.values())
     sections = []
     for (fingerprint, origin), by_spec in grouped.items():
         roof = (roofs or {}).get(fingerprint) if has_times(origin) else None
         known = {spec: benched.get((fingerprint, spec)) if origin == MEASURED else None for spec in by_spec}
-        layers = [_layer(spec, found, accuracy, roof, known[spec]) for spec, found in by_spec.items()]
+        layers = [
+            LayerDigest(
+                specs[spec], names[str(specs[spec])], found, accuracies.limit(specs[spec], accuracy), roof, known[spec]
+            )
+            for spec, found in by_spec.items()
+        ]
         every = [record for found in by_spec.values() for record in found]
         sections.append(Section(every[-1].target, origin, layers, every, roof))
     return sections
-
-
-def _layer(text: str, records: Sequence[Record], accuracy: str, roof: Roof | None, peers: Peers | None) -> LayerDigest:
-    spec = ConvSpec.parse(text)
-    return LayerDigest(spec, records, accuracies.limit(spec, accuracy), roof, peers)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from convtune.spec import ConvSpec
 from convtune.workloads.zoo import zoo
@@ -11,15 +12,19 @@ from convtune.workloads.zoo import zoo
 _CHANNELS_FIRST = {"NHWC": "NCHW", "NWC": "NCW", "NDHWC": "NCDHW"}
 
 
-def name_of(spec: ConvSpec) -> str:
-    """Its first name in the zoo, in either layout; its canonical string where it is not there."""
-    return names_of(spec)[0]
+def names_among(specs: Iterable[ConvSpec]) -> Mapping[str, tuple[str, ...]]:
+    """By canonical string, each spec's names in the zoo, in either layout; where it has none, that string.
+
+    Networks share layers, and no record says for which one it was tuned. So the name in the network that has the most
+    of these specs comes first, of equal ones that in the zoo's first network.
+    """
+    found = {text: _zoo().get(text, (text,)) for text in map(str, specs)}
+    sizes = Counter(_network(name) for names in found.values() for name in names)
+    return {text: tuple(sorted(names, key=lambda name: -sizes[_network(name)])) for text, names in found.items()}
 
 
-def names_of(spec: ConvSpec) -> tuple[str, ...]:
-    """All its names in the zoo, whose networks share layers; its canonical string where it has none."""
-    text = str(spec)
-    return _zoo().get(text, (text,))
+def _network(name: str) -> str:
+    return name.partition("/")[0]
 
 
 @functools.cache

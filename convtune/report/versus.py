@@ -21,7 +21,7 @@ from convtune.comparison.verdict import (
 )
 from convtune.ranks import MEASURED
 from convtune.record import METASCHEDULE, Record, winner
-from convtune.report.names import name_of
+from convtune.report.names import names_among
 from convtune.space import KnobValue
 from convtune.spec import ConvSpec
 
@@ -82,17 +82,14 @@ def interval(times_us: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer on both sides. a, b: each side's winner, or why it has none."""
+    """A layer on both sides. name: the likeliest in the zoo. a, b: each side's winner, or why it has none."""
 
     spec: ConvSpec
+    name: str
     target: Mapping[str, Any]
     origin: str
     a: Record | str
     b: Record | str
-
-    @property
-    def name(self) -> str:
-        return name_of(self.spec)
 
     @cached_property
     def bounds(self) -> Bounds | None:
@@ -172,12 +169,15 @@ def versus(a: str, b: str, records_a: Iterable[Record], records_b: Iterable[Reco
     """Pairs what two sides have of each target, origin and spec. a, b: their names, for people."""
     found_a, found_b = _grouped(records_a), _grouped(records_b)
     groups: dict[tuple[str, str], list[Pair]] = {}
+    specs = {text: ConvSpec.parse(text) for _, _, text in [*found_a, *found_b]}
+    names = names_among(specs.values())
     for key in dict.fromkeys([*found_a, *found_b]):
         fingerprint, origin, text = key
         mine, others = found_a.get(key, []), found_b.get(key, [])
-        spec = ConvSpec.parse(text)
+        spec = specs[text]
         limit = accuracies.limit(spec, accuracy)
-        pair = Pair(spec, (mine or others)[-1].target, origin, *(_side(side, limit) for side in (mine, others)))
+        sides = (_side(side, limit) for side in (mine, others))
+        pair = Pair(spec, names[str(spec)][0], (mine or others)[-1].target, origin, *sides)
         groups.setdefault((fingerprint, origin), []).append(pair)
     return Versus(a, b, [Group(pairs[0].target, origin, pairs) for (_, origin), pairs in groups.items()])
 
