@@ -88,7 +88,11 @@ class TwiceKernel(Kernel):
         return tirx.any(*(self.step == number for number in numbers))
 
     def _stored(self, tile: Tile, y: str, at: tuple[Expr, Expr], with_kept: str = "") -> Stmt:
-        """The outer step, from its sums of a quarter on."""
+        """The outer step, from its sums of a quarter on.
+
+        The code of the first step is its own: with a kept value that is cleared for it, it was that of two others, and
+        builds took 1.8 s for 2.2, but kernels 1.01 to 1.05 times as long.
+        """
         kinds = sorted({step.kind for step in OUTER_STEPS})
         cases = []
         for kind in kinds:
