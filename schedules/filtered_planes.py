@@ -34,9 +34,8 @@ from convtune.schedules.estimate import (
     write_cycles,
 )
 from convtune.schedules.filtered_planes_loops import Kernel
-from convtune.schedules.filtered_planes_plan import axis_of, filtered_dimension, plan_of
+from convtune.schedules.filtered_planes_plan import axis_of, filtered_dimension, plan_of, worthwhile_tiles
 from convtune.schedules.filtering_parts import READ_RUN_CYCLES, STORED_RUN_CYCLES
-from convtune.schedules.filtering_plan import TILES
 from convtune.schedules.pointwise_planes_plan import fills_registers, tile_heights
 from convtune.schedules.tiling import even_blocks, spaced
 from convtune.schedules.written import written
@@ -132,14 +131,7 @@ class FilteredPlanes(Estimating[CpuTarget]):
 
 @functools.lru_cache(maxsize=1 << 10)
 def _tiles(spec: ConvSpec) -> tuple[int, ...]:
-    """Sizes of tiles: each needs fewer products than smaller ones and direct sums do, in one part."""
-    found, least = list[int](), axis_of(spec, 1).products
-    for m in TILES:
-        axis = axis_of(spec, m)
-        usable = axis.parts == 1 and axis.alpha <= axis.most_alpha and not axis.exchanged and axis.unmet == (0, 0)
-        if usable and axis.products < least:
-            found, least = [*found, m], axis.products
-    return tuple(found)
+    return worthwhile_tiles(lambda m: axis_of(spec, m))
 
 
 def _blocks(vectors: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from convtune.schedules.filtered_planes_plan import Plan
 from convtune.schedules.ranges import least, named, pieces, ranged
@@ -27,7 +27,22 @@ from convtune.expression import epilogue
 if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
+Read = Callable[[Expr, int, int], Expr]
+Keep = Callable[[int, int, Expr], Stmt]
 At = tuple[Expr, Expr, Expr, Expr]  # image, place in front, tile of the filtered dimension, first position behind it
+
+
+class Tile(Protocol):
+    """Sizes of a register tile: outputs x vectors of lanes, summed over depth."""
+
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def vectors(self) -> int: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
 
 
 class Kernel:
@@ -67,16 +82,6 @@ class Kernel:
 
         return named(tile, "tile", lambda tile: named(start, "first", lambda first: placed(tile, first)))
 
-    def _kinds(self, tile: Expr, body: Callable[[Expr, bool], Stmt]) -> Stmt:
-        """body(tile, whether all it reads and writes exists): of the tiles at the edges with their numbers."""
-        edges = self.plan.edges
-        if isinstance(tile, int):
-            return body(tile, tile not in edges)
-        code = body(tile, True) if len(edges) < self.plan.axis.tiles else body(edges[-1], False)
-        for edge in edges if len(edges) < self.plan.axis.tiles else edges[:-1]:
-            code = when([tile == edge], body(edge, False), code)
-        return code
-
     def _made(self, at: At, v: Any) -> Stmt:
         """V of all input channels."""
         plan, (n, front, tile, first) = self.plan, at
@@ -100,7 +105,7 @@ class Kernel:
             of_ic = lambda ic: ranged(0, plan.block, lambda i: vector(tile, whole, ic, i), name="vector")  # noqa: E731
             return ranged(0, plan.depth, of_ic, name="ic")
 
-        return self._kinds(tile, kind)
+        return by_kind(tile, plan.edges, plan.axis.tiles, kind)
 
     def _products(self, held: Any) -> Stmt:
         """M of all points, channels and positions."""
@@ -119,31 +124,18 @@ class Kernel:
         """A register tile of a point: channels x vectors of positions, from `start` on."""
         from tvm import tirx
 
-        plan, whole = self.plan, [tirx.Ramp(0, 1, self.plan.lanes)]
-        places = [(i, j) for i in range(plan.outputs) for j in range(plan.vectors)]
+        plan, weights = self.plan, self.arguments.weight
 
         def along(base: Expr, j: int) -> Expr:
             return tirx.Ramp(base * plan.width + start + j * plan.lanes, 1, plan.lanes)
 
-        def body(acc: list[Any]) -> Stmt:
-
-            def step(ic: Expr) -> Stmt:
-                bind = Binder(f"float32x{plan.lanes}")
-                inputs = [bind(tirx.BufferLoad(held, [point + 1, along(ic, j)])) for j in range(plan.vectors)]
-                for i in range(plan.outputs):
-                    load = tirx.BufferLoad(self.arguments.weight, [point, block, ic, i])
-                    weight = bind(tirx.Broadcast(load, plan.lanes))
-                    for each, value in zip(acc[i * plan.vectors :], inputs):
-                        bind.add(each, whole, value * weight)
-                return sequence(bind.statements)
-
-            kept = [
-                tirx.BufferStore(held, tirx.BufferLoad(each, whole), [point, along(block * plan.outputs + i, j)])
-                for (i, j), each in zip(places, acc)
-            ]
-            return sequence([*cleared(acc, plan.lanes), ranged(0, plan.depth, step, name="ic"), *kept])
-
-        return vector_sums(len(places), plan.lanes, body)
+        return register_tile(
+            plan,
+            1,
+            lambda ic, _, j: tirx.BufferLoad(held, [point + 1, along(ic, j)]),
+            lambda ic, _, i: tirx.BufferLoad(weights, [point, block, ic, i]),
+            lambda i, j, total: tirx.BufferStore(held, total, [point, along(block * plan.outputs + i, j)]),
+        )
 
     def _stored(self, at: At, m: Any) -> Stmt:
         """The outputs of a tile."""
@@ -157,7 +149,7 @@ class Kernel:
 
             return ranged(0, plan.run, of_channel, name="oc")
 
-        return self._kinds(at[2], kind)
+        return by_kind(at[2], plan.edges, plan.axis.tiles, kind)
 
     def _outputs(self, at: At, m: Any, place: tuple[Expr, Expr], tile: Expr, count: int) -> Stmt:
         """The first outputs of a tile, of a channel and a vector of positions."""
@@ -203,3 +195,41 @@ def unrolled(bind: Binder, sums: list[Any], made: Sequence[Expr], output: Callab
         read = lambda lane, each=each, i=i: output(tirx.BufferLoad(each, [lane]), i, lane)  # noqa: E731
         stored.append(ranged(0, lanes, read, "VECTORIZED", "lane"))
     return sequence([*bind.statements, *stored])
+
+
+def by_kind(tile: Expr, edges: Sequence[int], tiles: int, body: Callable[[Expr, bool], Stmt]) -> Stmt:
+    """body(tile, whether all it reads and writes exists), of so many tiles: at the edges with their numbers."""
+    if isinstance(tile, int):
+        return body(tile, tile not in edges)
+    code = body(tile, True) if len(edges) < tiles else body(edges[-1], False)
+    for edge in edges if len(edges) < tiles else edges[:-1]:
+        code = when([tile == edge], body(edge, False), code)
+    return code
+
+
+def register_tile(plan: Tile, taps: int, source: Read, weight: Read, keep: Keep) -> Stmt:
+    """Sums of channels x vectors of positions, over input channels and taps.
+
+    source(input channel, tap, vector) is a vector, weight(input channel, tap, channel) a number of the weights, and
+    keep(channel, vector, sum) stores a sum.
+    """
+    from tvm import tirx
+
+    whole = [tirx.Ramp(0, 1, plan.lanes)]
+    places = [(i, j) for i in range(plan.outputs) for j in range(plan.vectors)]
+
+    def body(acc: list[Any]) -> Stmt:
+        def step(ic: Expr) -> Stmt:
+            bind = Binder(f"float32x{plan.lanes}")
+            for tap in range(taps):
+                inputs = [bind(source(ic, tap, j)) for j in range(plan.vectors)]
+                for i in range(plan.outputs):
+                    factor = bind(tirx.Broadcast(weight(ic, tap, i), plan.lanes))
+                    for each, value in zip(acc[i * plan.vectors :], inputs):
+                        bind.add(each, whole, value * factor)
+            return sequence(bind.statements)
+
+        kept = [keep(i, j, tirx.BufferLoad(each, whole)) for (i, j), each in zip(places, acc)]
+        return sequence([*cleared(acc, plan.lanes), ranged(0, plan.depth, step, name="ic"), *kept])
+
+    return vector_sums(len(places), plan.lanes, body)

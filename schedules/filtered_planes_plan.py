@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
 from convtune.schedules.filtering_axis import TiledAxis, tiled_axes
+from convtune.schedules.filtering_plan import TILES
 from convtune.schedules.filtering_points import Filtering
 from convtune.schedules.tiling import ceil_div, spread
 
@@ -69,14 +71,7 @@ class Plan:
 
     @property
     def edges(self) -> tuple[int, ...]:
-        """Tiles that read padding or have outputs that do not exist."""
-        axis = self.axis
-
-        def inside(tile: int) -> bool:
-            first = int(axis.input(0, tile, 0))
-            return first >= 0 and first + axis.alpha <= axis.size and (tile + 1) * axis.m <= axis.out
-
-        return tuple(tile for tile in range(axis.tiles) if not inside(tile))
+        return edges_of(self.axis)
 
     @property
     def held_shape(self) -> tuple[int, int]:
@@ -95,6 +90,30 @@ class Plan:
     def task_bytes(self) -> int:
         """Of V and M."""
         return 4 * prod(self.held_shape)
+
+
+def edges_of(axis: TiledAxis) -> tuple[int, ...]:
+    """Tiles that read padding or have outputs that do not exist."""
+
+    def inside(tile: int) -> bool:
+        first = int(axis.input(0, tile, 0))
+        return first >= 0 and first + axis.alpha <= axis.size and (tile + 1) * axis.m <= axis.out
+
+    return tuple(tile for tile in range(axis.tiles) if not inside(tile))
+
+
+def worthwhile_tiles(axis_of: Callable[[int], TiledAxis]) -> tuple[int, ...]:
+    """Sizes of tiles: each needs fewer products than smaller ones and direct sums do, in one part.
+
+    axis_of: the dimension in tiles of so many outputs.
+    """
+    found, least = list[int](), axis_of(1).products
+    for m in TILES:
+        axis = axis_of(m)
+        usable = axis.parts == 1 and axis.alpha <= axis.most_alpha and not axis.exchanged and axis.unmet == (0, 0)
+        if usable and axis.products < least:
+            found, least = [*found, m], axis.products
+    return tuple(found)
 
 
 def filtered_dimension(spec: ConvSpec) -> int | None:

@@ -25,6 +25,7 @@ from convtune.schedules.estimate import (
     Tasks,
     fma_cycles,
     load_cycles,
+    moved_bytes,
     overlapped,
     rounding_error,
     step_cycles,
@@ -32,7 +33,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     write_cycles,
 )
-from convtune.schedules.filtering_plan import TILES
+from convtune.schedules.filtered_planes_plan import worthwhile_tiles
 from convtune.schedules.grouped_shifts_loops import Kernel
 from convtune.schedules.grouped_shifts_plan import Plan, axis_of, plan_of
 from convtune.schedules.tiling import FEWEST_LANES, LARGEST_BODY, ceil_div, even_blocks, spaced
@@ -96,7 +97,7 @@ class GroupedShifts(Estimating[CpuTarget]):
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         plan = plan_of(spec, target, knobs)
-        moved = 4 * (count(spec.in_shape) + count(spec.out_shape)) / target.threads
+        moved = moved_bytes(spec) / target.threads
         into, outof = _transform_cycles(plan, target)
         taken = 4 * plan.block * plan.rows.alpha * plan.columns.size * plan.depth
         cycles = overlapped(into, stream_cycles(target, taken, moved) / 2)
@@ -132,14 +133,7 @@ class GroupedShifts(Estimating[CpuTarget]):
 
 @functools.lru_cache(maxsize=1 << 10)
 def _tiles(spec: ConvSpec) -> tuple[int, ...]:
-    """Sizes of tiles: each needs fewer products than smaller ones and direct sums do, in one part."""
-    found, least = list[int](), axis_of(spec, 1).products
-    for m in TILES:
-        axis = axis_of(spec, m)
-        usable = axis.parts == 1 and axis.alpha <= axis.most_alpha and not axis.exchanged and axis.unmet == (0, 0)
-        if usable and axis.products < least:
-            found, least = [*found, m], axis.products
-    return tuple(found)
+    return worthwhile_tiles(lambda m: axis_of(spec, m))
 
 
 def _transform_cycles(plan: Plan, target: CpuTarget) -> tuple[float, float]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.filtered_planes_loops import rolled, unrolled
+from convtune.schedules.filtered_planes_loops import by_kind, register_tile, rolled, unrolled
 from convtune.schedules.grouped_shifts_plan import Plan
 from convtune.schedules.ranges import least, named, pieces, ranged
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, unflat, vector_sums, when
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, unflat, vector_sums, zeros
 from convtune.schedules.tiling import LONG_ACTIVATIONS
 from convtune.schedules.written import Held
 
@@ -72,16 +72,6 @@ class Kernel:
         of_channel = lambda ic: ranged(0, plan.alpha, lambda point: of_point(ic, point), name="point")  # noqa: E731
         return [ranged(0, plan.depth, of_channel, name="ic")]
 
-    def _kinds(self, tile: Expr, body: Callable[[Expr, bool], Stmt]) -> Stmt:
-        """body(tile, whether all it reads and writes exists): of the tiles at the edges with their numbers."""
-        edges, tiles = self.plan.edges, self.plan.rows.tiles
-        if isinstance(tile, int):
-            return body(tile, tile not in edges)
-        code = body(tile, True) if len(edges) < tiles else body(edges[-1], False)
-        for edge in edges if len(edges) < tiles else edges[:-1]:
-            code = when([tile == edge], body(edge, False), code)
-        return code
-
     def _made(self, at: At, v: Any) -> Stmt:
         """V of all input channels of the group."""
         plan, (n, group, first) = self.plan, at
@@ -97,7 +87,7 @@ class Kernel:
                     place = [n, group * plan.depth + ic, start + j, along]
                     values.append(bind(tirx.BufferLoad(self.arguments.source, place)))
                 else:
-                    values.append(tirx.Broadcast(tirx.const(0.0, "float32"), width))
+                    values.append(zeros(width))
             base = ic * plan.line + plan.lead + t * plan.pitch + column
             for point, value in enumerate(plan.filter.transform_input(values, bind)):
                 bind.store(v, [point, tirx.Ramp(base, 1, width)], value)
@@ -109,7 +99,7 @@ class Kernel:
                     plan.vectors_of(plan.columns.size), lambda columns: vector(tile, whole, ic, t, columns)
                 )
 
-            return named(first + t, "tile", lambda tile: self._kinds(tile, kind))
+            return named(first + t, "tile", lambda tile: by_kind(tile, plan.edges, plan.rows.tiles, kind))
 
         of_channel = lambda ic: ranged(0, plan.block, lambda t: of_tile(ic, t), name="t")  # noqa: E731
         return ranged(0, plan.depth, of_channel, name="ic")
@@ -132,33 +122,18 @@ class Kernel:
         from tvm import tirx
 
         plan, (v, m), (point, number) = self.plan, buffers, index
-        whole, apart = [tirx.Ramp(0, 1, plan.lanes)], plan.columns.dilation
-        places = [(i, j) for i in range(plan.outputs) for j in range(plan.vectors)]
+        weights, apart = self.arguments.weight, plan.columns.dilation
 
-        def body(acc: list[Any]) -> Stmt:
-            zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
-            clear = [tirx.BufferStore(each, zero, whole) for each in acc]
+        def source(ic: Expr, kw: int, j: int) -> Expr:
+            base = ic * plan.line + plan.lead - plan.before + start + kw * apart
+            return tirx.BufferLoad(v, [point, tirx.Ramp(base + j * plan.lanes, 1, plan.lanes)])
 
-            def step(ic: Expr) -> Stmt:
-                bind = Binder(f"float32x{plan.lanes}")
-                for kw in range(plan.columns.taps):
-                    base = ic * plan.line + plan.lead - plan.before + start + kw * apart
-                    along = [tirx.Ramp(base + j * plan.lanes, 1, plan.lanes) for j in range(plan.vectors)]
-                    inputs = [bind(tirx.BufferLoad(v, [point, each])) for each in along]
-                    for i in range(plan.outputs):
-                        load = tirx.BufferLoad(self.arguments.weight, [group, point, number, ic, kw, i])
-                        weight = bind(tirx.Broadcast(load, plan.lanes))
-                        for each, value in zip(acc[i * plan.vectors :], inputs):
-                            bind.store(each, whole, tirx.BufferLoad(each, whole) + value * weight)
-                return sequence(bind.statements)
+        def keep(i: int, j: int, total: Expr) -> Stmt:
+            base = (number * plan.outputs + i) * plan.out_line + start + j * plan.lanes
+            return tirx.BufferStore(m, total, [point, tirx.Ramp(base, 1, plan.lanes)])
 
-            kept = []
-            for (i, j), each in zip(places, acc):
-                base = (number * plan.outputs + i) * plan.out_line + start + j * plan.lanes
-                kept.append(tirx.BufferStore(m, tirx.BufferLoad(each, whole), [point, tirx.Ramp(base, 1, plan.lanes)]))
-            return sequence([*clear, ranged(0, plan.depth, step, name="ic"), *kept])
-
-        return vector_sums(len(places), plan.lanes, body)
+        weight = lambda ic, kw, i: tirx.BufferLoad(weights, [group, point, number, ic, kw, i])  # noqa: E731
+        return register_tile(plan, plan.columns.taps, source, weight, keep)
 
     def _stored(self, at: At, m: Any) -> Stmt:
         """The outputs of all tiles."""
@@ -170,7 +145,7 @@ class Kernel:
                 made = lambda columns: self._outputs(at, m, (oc, t), columns, tile, count)  # noqa: E731
                 return along_row(plan.vectors_of(plan.columns.out), made)
 
-            return named(at[2] + t, "tile", lambda tile: self._kinds(tile, kind))
+            return named(at[2] + t, "tile", lambda tile: by_kind(tile, plan.edges, plan.rows.tiles, kind))
 
         of_channel = lambda oc: ranged(0, plan.block, lambda t: of_tile(oc, t), name="t")  # noqa: E731
         return ranged(0, plan.run, of_channel, name="oc")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convtune.schedules import axes
+from convtune.schedules.filtered_planes_plan import edges_of
 from convtune.schedules.filtering_axis import TiledAxis, tiled_axes
 from convtune.schedules.filtering_points import Filtering
 from convtune.schedules.tiling import FEWEST_LANES, ceil_div, round_up, spread
@@ -116,14 +117,7 @@ class Plan:
 
     @property
     def edges(self) -> tuple[int, ...]:
-        """Tiles that read padding or have outputs that do not exist."""
-        rows = self.rows
-
-        def inside(tile: int) -> bool:
-            first = int(rows.input(0, tile, 0))
-            return first >= 0 and first + rows.alpha <= rows.size and (tile + 1) * rows.m <= rows.out
-
-        return tuple(tile for tile in range(rows.tiles) if not inside(tile))
+        return edges_of(self.rows)
 
     @property
     def v_shape(self) -> tuple[int, int]:
@@ -164,12 +158,10 @@ def axis_of(spec: ConvSpec, m: int) -> TiledAxis:
 
 @functools.lru_cache(maxsize=1 << 12)
 def _plan(spec: ConvSpec, lanes: int, m: int, outputs: int, vectors: int, blocks: int, span: int) -> Plan:
-    sizes, steps = (spec.in_size[-1], spec.out_size[-1], spec.kernel[-1]), (spec.stride[-1], spec.dilation[-1])
-    columns = axes.Axis(*sizes, *steps, spec.padding[-1][0])
     channels = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     rows = axis_of(spec, m)
     block = ceil_div(rows.tiles, blocks)
-    return Plan(rows, columns, spec.batch, spec.groups, *channels, lanes, outputs, vectors, block, span)
+    return Plan(rows, axes.axes_of(spec)[2], spec.batch, spec.groups, *channels, lanes, outputs, vectors, block, span)
 
 
 def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:

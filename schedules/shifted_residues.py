@@ -25,6 +25,7 @@ from convtune.schedules.estimate import (
     Tasks,
     fma_cycles,
     load_cycles,
+    moved_bytes,
     overlapped,
     step_cycles,
     store_cycles,
@@ -85,7 +86,7 @@ class ShiftedResidues(Estimating[CpuTarget]):
         """Cycles of one call, coarsely."""
         plan = plan_of(spec, target, knobs)
         vectors = plan.depth * len(plan.residues) * plan.reached * plan.pitch / plan.lanes
-        moved = 4 * (count(spec.in_shape) + count(spec.out_shape)) / target.threads
+        moved = moved_bytes(spec) / target.threads
         made = vectors * (load_cycles(target, 2 * CROSSING) + fma_cycles(target, 1) + store_cycles(target, CROSSING))
         taken = 4 * plan.depth * plan.reached * plan.rows.stride * plan.columns.size
         cycles = overlapped(made, stream_cycles(target, taken, moved) / 2)

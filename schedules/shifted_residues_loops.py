@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.filtered_planes_loops import register_tile
 from convtune.schedules.grouped_shifts_loops import Columns, along_row
 from convtune.schedules.grouped_shifts_plan import row_vectors
 from convtune.schedules.ranges import least, named, pieces, ranged
 from convtune.schedules.shifted_residues_plan import Plan
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, unflat, vector_sums, when
+from convtune.schedules.statements import Expr, Stmt, allocated, sequence, unflat, when
 from convtune.schedules.written import Held
 
 from convtune.expression import epilogue
@@ -109,32 +110,18 @@ class Kernel:
         """A register tile: channels x vectors of positions, from `start` on."""
         from tvm import tirx
 
-        plan, (lines, sums) = self.plan, buffers
-        whole = [tirx.Ramp(0, 1, plan.lanes)]
-        places = [(i, j) for i in range(plan.outputs) for j in range(plan.vectors)]
+        plan, (lines, sums), weights = self.plan, buffers, self.arguments.weight
+        taps = plan.taps
 
-        def step(acc: list[Any], ic: Expr) -> Stmt:
-            bind = Binder(f"float32x{plan.lanes}")
-            for tap, (line, shift) in enumerate(plan.taps):
-                along = [tirx.Ramp(start + shift + j * plan.lanes, 1, plan.lanes) for j in range(plan.vectors)]
-                inputs = [bind(tirx.BufferLoad(lines, [ic, line, each])) for each in along]
-                for i in range(plan.outputs):
-                    load = tirx.BufferLoad(self.arguments.weight, [group, number, ic, tap, i])
-                    weight = bind(tirx.Broadcast(load, plan.lanes))
-                    for each, value in zip(acc[i * plan.vectors :], inputs):
-                        bind.store(each, whole, tirx.BufferLoad(each, whole) + value * weight)
-            return sequence(bind.statements)
+        def source(ic: Expr, tap: int, j: int) -> Expr:
+            line, shift = taps[tap]
+            return tirx.BufferLoad(lines, [ic, line, tirx.Ramp(start + shift + j * plan.lanes, 1, plan.lanes)])
 
-        def body(acc: list[Any]) -> Stmt:
-            zero = tirx.Broadcast(tirx.const(0.0, "float32"), plan.lanes)
-            clear = [tirx.BufferStore(each, zero, whole) for each in acc]
-            kept = []
-            for (i, j), each in zip(places, acc):
-                along = tirx.Ramp(start + j * plan.lanes, 1, plan.lanes)
-                kept.append(tirx.BufferStore(sums, tirx.BufferLoad(each, whole), [i, along]))
-            return sequence([*clear, ranged(0, plan.depth, lambda ic: step(acc, ic), name="ic"), *kept])
+        def keep(i: int, j: int, total: Expr) -> Stmt:
+            return tirx.BufferStore(sums, total, [i, tirx.Ramp(start + j * plan.lanes, 1, plan.lanes)])
 
-        return vector_sums(len(places), plan.lanes, body)
+        weight = lambda ic, tap, i: tirx.BufferLoad(weights, [group, number, ic, tap, i])  # noqa: E731
+        return register_tile(plan, len(taps), source, weight, keep)
 
     def _stored(self, at: At, sums: Any, number: Expr) -> Stmt:
         """The outputs of a block of channels."""

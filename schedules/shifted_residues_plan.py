@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from convtune.schedules.axes import Axis
+from convtune.schedules.axes import Axis, axes_of
 from convtune.schedules.tiling import ceil_div, round_up
 
 if TYPE_CHECKING:
@@ -118,15 +118,9 @@ def _residues(axis: Axis) -> list[int]:
     return sorted({_met(axis, tap)[1] for tap in range(axis.taps)})
 
 
-def _axis(spec: ConvSpec, dimension: int) -> Axis:
-    fields = spec.in_size, spec.out_size, spec.kernel, spec.stride, spec.dilation
-    size, out, taps, stride, dilation = (field[dimension] for field in fields)
-    return Axis(size, out, taps, stride, dilation, spec.padding[dimension][0])
-
-
 @functools.lru_cache(maxsize=1 << 12)
 def _plan(spec: ConvSpec, lanes: int, outputs: int, vectors: int, blocks: int) -> Plan:
-    rows, columns = (_axis(spec, dimension) for dimension in range(2))
+    _, rows, columns = axes_of(spec)
     channels = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     block = ceil_div(rows.out, blocks)
     return Plan(rows, columns, spec.batch, spec.groups, *channels, lanes, outputs, vectors, block)
