@@ -15,17 +15,27 @@
         y = activation(total + bias + residual)
 
 Samples are never in memory but as V's. Tables and gather are those of `deformable_sampling`, products of `strassen`.
+With `taps` twice each product is itself one by seven, as in `strassen`, of tiles of 4 x columns outputs:
+
+        for part of the taps:
+            samples[tile, chunk, column, block of blocks, lane]                             in the second cache
+            for outer step of 7:
+                V[factor, tile, tap and chunk, column, lane] = sums of sums of samples
+                for block of a quarter of the output channels: as above, kept in the second cache, or total
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from convtune.schedules.deformable_gather import STEP_CYCLES, gather_cycles
 from convtune.schedules.deformable_strassen_loops import Sampled
 from convtune.schedules.deformable_strassen_plan import Plan
+from convtune.schedules.deformable_strassen_twice_loops import SampledTwice
 from convtune.schedules.estimate import (
     HELD_SHARE,
     TILE_CYCLES,
@@ -36,7 +46,7 @@ from convtune.schedules.estimate import (
     stream_cycles,
     tile_step_cycles,
 )
-from convtune.schedules.strassen import ADDITIONS, FEWEST_DEPTH, half_columns, rounding
+from convtune.schedules.strassen import ADDITIONS, FEWEST_DEPTH, LEVEL_AMPLIFICATION, half_columns, rounding
 from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS
 from convtune.schedules.tiling import (
     LONG_ACTIVATIONS,
@@ -73,39 +83,44 @@ class DeformableStrassen(Estimating[CpuTarget]):
     def knobs(self, spec: ConvSpec, target: CpuTarget) -> Mapping[str, tuple[KnobValue, ...]]:
         positions = spec.batch * count(spec.out_size)
         most = range(1, min(MOST_VECTORS, ceil_div(ceil_div(spec.out_channels, 2), target.lanes)) + 1)
-        columns = {c for v in most for c in half_columns(positions, target, v)}
+        splits = (2, 4) if _halve_twice(spec, target) else (2,)
+        columns = {c for v in most for c in half_columns(positions, target, v, splits)}
         tiles = range(1, min(MOST_TILES, ceil_div(positions, 2 * min(columns))) + 1)
         # of all taps at once LLVM 22 kept sums in memory for some tiles: 46 ms for 22, and rows were as fast elsewhere
         cuts: dict[int, KnobValue] = {count(spec.kernel): "one", spec.kernel[0]: "row"}
+        taps = list(cuts.values())
+        if _halve_twice(spec, target):
+            taps += [f"{each}_twice" for each in taps]
         return {
             "columns": tuple(sorted(columns)),
             "oc_vectors": tuple(most),
             "tile_block": tuple(tiles),
-            "taps": tuple(cuts.values()),
+            "taps": tuple(taps),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan = _plan(spec, target, knobs)
-        if plan.columns not in half_columns(plan.positions, target, plan.vectors):
+        if plan.columns not in half_columns(plan.positions, target, plan.vectors, [plan.split]):
             return False
         if plan.cuts == plan.tile_block == 1:
             return False  # as LLVM does there
-        held = 4 * prod(plan.v_shape) <= HELD_SHARE * target.l2_bytes
+        if plan.levels > 1 and not plan.even:
+            return False
+        held = _held_bytes(plan) <= HELD_SHARE * target.l2_bytes
         return (held or plan.taps == plan.tile_block == 1) and plan.tile_block <= plan.tiles
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
-        depth = spec.in_channels * count(spec.kernel)
-        return rounding(depth)
+        plan = _plan(spec, target, knobs)
+        return rounding(spec.in_channels * count(spec.kernel)) * LEVEL_AMPLIFICATION ** (plan.levels - 1)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
         plan = _plan(spec, target, knobs)
-        v_bytes, whole = 4 * prod(plan.v_shape), 4 * prod(plan.u_shape)
-        vectors = plan.columns * plan.cuts * plan.steps / plan.wide
-        stored = store_cycles(target, len(plan.stored)) + fma_cycles(target, ADDITIONS)
-        made = plan.tile * gather_cycles(spec, target, False) + vectors * stored
+        held_bytes, whole, outer_steps = _held_bytes(plan), 4 * prod(plan.u_shape), plan.products // PRODUCTS
         panel = 4 * PRODUCTS * plan.steps * plan.block
-        tiles, cycles = plan.tiles / plan.tasks, 0.0
+        # of a task of the thread that has the most
+        tiles = ceil_div(plan.tiles, target.threads) / ceil_div(plan.tasks, target.threads)
+        cycles = 0.0  # of an outer step
         for block in range(plan.blocks):
             of_block = plan.last_vectors if block == plan.blocks - 1 else plan.vectors
             sums = plan.columns * of_block
@@ -114,39 +129,75 @@ class DeformableStrassen(Estimating[CpuTarget]):
             compute += sums * store_cycles(target, len(KEPT) + 4 * (1 + spec.residual))
             if plan.cuts > 1:
                 compute += sums * 4 * 2
-            first = stream_cycles(target, panel, whole + v_bytes)
-            again = stream_cycles(target, panel, panel + v_bytes)
+            first = _arriving_cycles(target, panel, whole + held_bytes)
+            again = stream_cycles(target, panel, panel + held_bytes)
             cycles += overlapped(compute, first) + (tiles - 1) * overlapped(compute, again)
-        return Tasks(plan.tasks, tiles * made + plan.cuts * cycles).on(target)
+        made = plan.tile * gather_cycles(spec, target, False) + plan.cuts * _sums_cycles(target, plan)
+        return Tasks(plan.tasks, tiles * made + plan.cuts * outer_steps * cycles).on(target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         """PyTorch's (oc, ic, taps) to (part of the taps and block, product, tap and ic of a half, channel of the
         block)."""
         plan = _plan(spec, target, knobs)
-        padded = plan.blocks * plan.block - plan.channels
+        padded, levels = plan.blocks * plan.block - plan.channels, plan.levels
+        halves = [2 for _ in range(levels)]
+        # of each level the half of the input channels, and that of the output channels
+        blocks = [axis for level in range(levels) for axis in (levels + 2 + level, level)]
         steps: tuple[PackStep, ...] = (
             {"op": "reshape", "shape": [spec.out_channels, plan.depth, plan.cuts, plan.taps]},
             {"op": "pad", "widths": [[0, plan.missing], [0, 0], [0, 0], [0, 0]]},
-            {"op": "reshape", "shape": [2, plan.channels, 2, plan.half, plan.cuts, plan.taps]},
+            {"op": "reshape", "shape": [plan.split, plan.channels, plan.split, plan.half, plan.cuts, plan.taps]},
             {"op": "pad", "widths": [[0, 0], [0, padded], *([0, 0] for _ in range(4))]},
-            {"op": "reshape", "shape": [2, plan.blocks, plan.block, 2, plan.half, plan.cuts, plan.taps]},
-            {"op": "transpose", "axes": [5, 1, 3, 0, 6, 4, 2]},
-            {"op": "reshape", "shape": [plan.cuts * plan.blocks, 4, plan.steps, plan.block]},
-            {"op": "matmul", "axis": 1, "matrix": [list(map(float, row)) for row in W_SUMS]},
+            {"op": "reshape", "shape": [*halves, plan.blocks, plan.block, *halves, plan.half, plan.cuts, plan.taps]},
+            {"op": "transpose", "axes": [2 * levels + 3, levels, *blocks, 2 * levels + 4, 2 * levels + 2, levels + 1]},
+            {"op": "reshape", "shape": [plan.cuts * plan.blocks, 4**levels, plan.steps, plan.block]},
+            {"op": "matmul", "axis": 1, "matrix": reduce(np.kron, [np.array(W_SUMS, float)] * levels).tolist()},
         )
         return (steps,)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = _plan(spec, target, knobs)
-        return written(spec, plan.u_shape, lambda b, y: Sampled(spec, plan, Held(spec, b), y).statement())
+        kernel = SampledTwice if plan.levels > 1 else Sampled
+        return written(spec, plan.u_shape, lambda b, y: kernel(spec, plan, Held(spec, b), y).statement())
+
+
+def _halve_twice(spec: ConvSpec, target: CpuTarget) -> bool:
+    """Whether halves have halves that are worth it: whole vectors of channels on both sides, and deep ones."""
+    plan = _plan(spec, target, {"columns": 1, "oc_vectors": 1, "tile_block": 1, "taps": "row_twice"})
+    whole = plan.missing == 0 and spec.in_channels % plan.split == 0 and 2 * plan.wide > target.lanes
+    return whole and plan.positions >= plan.split and plan.half * plan.taps >= FEWEST_DEPTH
+
+
+def _held_bytes(plan: Plan) -> int:
+    """Of V, and of the samples and what the outer of two levels keeps."""
+    return 4 * (prod(plan.v_shape) + (prod(plan.samples_shape) + prod(plan.outer_shape) if plan.levels > 1 else 0))
+
+
+def _arriving_cycles(target: CpuTarget, panel_bytes: float, resident_bytes: float) -> float:
+    """Of weights that all tasks read, side by side: memory gives each line to one, the third cache to the others."""
+    shared = stream_cycles(target, panel_bytes, resident_bytes) / target.threads
+    return max(shared, stream_cycles(target, panel_bytes, min(resident_bytes, target.l3_bytes / 2)))
+
+
+def _sums_cycles(target: CpuTarget, plan: Plan) -> float:
+    """To make V of a tile and a part of the taps, and with two levels to keep samples and to read them again."""
+    vectors = plan.columns * plan.steps / plan.wide
+    stored = store_cycles(target, len(plan.stored)) + fma_cycles(target, ADDITIONS * plan.levels)
+    if plan.levels == 1:
+        return vectors * stored
+    # 34 cycles on a Zen 4, of 256 channels at 50x84: 14 to store the seven
+    stored += stream_cycles(target, len(plan.stored) * target.vector_bytes, _held_bytes(plan))
+    return vectors * (plan.products // PRODUCTS * stored + store_cycles(target, 4**plan.levels))
 
 
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     columns, vectors, block = (int(knobs[name]) for name in ("columns", "oc_vectors", "tile_block"))
     positions, taps = spec.batch * count(spec.out_size), count(spec.kernel)
-    cuts = {"row": spec.kernel[0], "one": taps}[str(knobs["taps"])]
-    tiles = ceil_div(positions, 2 * columns)
-    weights = 4 * PRODUCTS * spec.in_channels // 2 * spec.out_channels // 2 * taps
+    together, _, twice = str(knobs["taps"]).partition("_")
+    cuts, levels = {"row": spec.kernel[0], "one": taps}[together], 2 if twice else 1
+    split = 2**levels
+    tiles = ceil_div(positions, split * columns)
+    weights = 4 * PRODUCTS**levels * spec.in_channels // split * spec.out_channels // split * taps
     assert spec.offset_groups is not None
     return Plan(
         positions=positions,
@@ -162,9 +213,10 @@ def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         staged=spec.activation in LONG_ACTIVATIONS,
         tasks=min(tiles, round_up(ceil_div(tiles, block), target.threads)),
         cuts=cuts,
-        piece=gcd(spec.in_channels // spec.offset_groups, ceil_div(spec.in_channels, 2)),
+        piece=gcd(spec.in_channels // spec.offset_groups, ceil_div(spec.in_channels, split)),
         all_taps=spec.offset_groups * taps,
         weights_ahead=weights > target.l3_bytes // 4,
+        levels=levels,
     )
 
 

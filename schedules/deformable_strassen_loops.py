@@ -31,7 +31,6 @@ from convtune.schedules.statements import (
     when,
 )
 from convtune.schedules.strassen_loops import Kernel, Tile, factors
-from convtune.schedules.strassen_plan import X_BLOCKS
 from convtune.schedules.written import Held, viewed
 
 from convtune.expression import epilogue, widened
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
     from convtune.spec import ConvSpec
 
 MASK = WORDS  # one more word of a table's entry
+Stored = Callable[[Binder, Any, Any, list[Any]], None]
+"""Stores vectors of samples, with their chunk's number and a lane."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ class Sampled(Kernel):
         def tabled(offsets: Any, table: Any) -> Stmt:
             self.offsets, self.table = offsets, table
             if plan.cuts == 1:
-                return super(Sampled, self)._task(task, v, m)
-            shape = (plan.tile_block * plan.tile, 2 * plan.channels)
+                return self._part(task, v, m)
+            shape = (plan.tile_block * plan.tile, plan.split * plan.channels)
             return allocated(shape, "total", "global", lambda total: self._summed(total, task, v, m))
 
         return allocated((2, plan.entries), "offsets", "global", staged)
@@ -118,11 +119,15 @@ class Sampled(Kernel):
 
         def taps(number: Expr) -> Stmt:
             self.number = number
-            return super(Sampled, self)._task(task, v, m)
+            return self._part(task, v, m)
 
         parts = loop(plan.cuts, taps, name="taps")
         tables, outputs = self._tiles(task, self._tables), self._tiles(task, self._outputs)
         return sequence([tables, self._zeros(total), parts, outputs])
+
+    def _part(self, task: Expr, v: Any, m: Any) -> Stmt:
+        """The task's products of a part of the taps."""
+        return super()._task(task, v, m)
 
     def _tiles(self, task: Expr, body: Callable[[Expr, Expr], Stmt]) -> Stmt:
         """body(number in the task, first position) for the tiles of a task, which may be one less than of another."""
@@ -180,15 +185,27 @@ class Sampled(Kernel):
 
     def _piece(self, v: Any, at: tuple[Expr, Expr], c: Expr, piece: Expr, tap: Expr) -> Stmt:
         """Of a position of each half, at a tap, some channels of each half."""
-        bind, blocks = Binder(), X_BLOCKS
+        bind, columns = Binder(), self.plan.columns
+        samples = [each for rows in (0, 1) for each in self._samples(bind, at, c + rows * columns, piece, tap)]
+
+        def vector(bind: Binder, chunk: Expr, lane: Expr, values: list[Expr]) -> None:
+            for number, total in enumerate(factors(self.plan, values)):
+                bind.store(v, [number, at[0], chunk, c, lane], total)
+
+        return sequence([*bind.statements, self._chunks(samples, piece, tap, vector)])
+
+    def _samples(self, bind: Binder, at: tuple[Expr, Expr], column: Expr, piece: Expr, tap: Expr) -> list[Sample]:
+        """Of a position, at a tap: a piece of each half of the channels, or half of a half."""
         samples: list[Sample] = []
-        for block in range(len(blocks)):
-            half_of_rows, half = divmod(block, 2)
-            column = c + half_of_rows * self.plan.columns
+        for half in range(self.plan.split):
             if self.spec.offset_groups == 1 and half:
                 samples.append(self._beside(samples[-1]))
             else:
                 samples.append(self._sample(bind, at, column, half * self.plan.half + piece * self.plan.piece, tap))
+        return samples
+
+    def _chunks(self, samples: Sequence[Sample], piece: Expr, tap: Expr, vector: Stored) -> Stmt:
+        """vector(bind, number of the chunk, lane, values) of the chunks of a piece."""
         at_border = samples[0].at_border
         for sample in samples[1:]:
             at_border = at_border | sample.at_border
@@ -196,9 +213,9 @@ class Sampled(Kernel):
         def chunks(inside: bool) -> Stmt:
             each = self.plan.piece // self.plan.wide
             first = (tap * self.plan.pieces + piece) * each
-            return loop(each, lambda k: self._vector(v, (at[0], first + k, c), samples, k, inside), name="chunk")
+            return loop(each, lambda k: self._vector(samples, first + k, k, inside, vector), name="chunk")
 
-        return sequence([*bind.statements, when([at_border == 0], chunks(True), chunks(False))])
+        return when([at_border == 0], chunks(True), chunks(False))
 
     def _sample(self, bind: Binder, at: tuple[Expr, Expr], column: Expr, channel: Expr, tap: Expr) -> Sample:
         """What channels from that one on sample at a tap of the part, in a column of the tile."""
@@ -225,21 +242,19 @@ class Sampled(Kernel):
         )
 
     def _beside(self, sample: Sample) -> Sample:
-        """Of the second half of the channels, where both have the same offsets."""
+        """Of the next half of the channels, where both have the same offsets."""
         return Sample(sample.place + self.plan.half, sample.at_border, sample.weights, sample.mask)
 
-    def _vector(self, v: Any, at: Sequence[Expr], samples: Sequence[Sample], k: Expr, inside: bool) -> Stmt:
-        """A vector of all factors of V. at: tile, chunk and column. k: the number of the chunk in its piece."""
-        spec, plan, (i, chunk, column) = self.spec, self.plan, at
+    def _vector(self, samples: Sequence[Sample], chunk: Expr, k: Expr, inside: bool, vector: Stored) -> Stmt:
+        """A vector of each sample. k: the number of the chunk in its piece."""
+        spec, plan = self.spec, self.plan
 
         def body(bind: Binder, lane: Expr) -> None:
             def x(element: Expr) -> Expr:
                 return self._given("x", element + k * plan.wide + lane)
 
             row = spec.in_size[1] * spec.in_channels
-            blocks = [bind(sample.value(x, row, spec.in_channels, inside)) for sample in samples]
-            for number, total in enumerate(factors(plan, blocks)):
-                bind.store(v, [number, i, chunk, column, lane], total)
+            vector(bind, chunk, lane, [bind(each.value(x, row, spec.in_channels, inside)) for each in samples])
 
         return vectorized(plan.wide, body)
 
@@ -249,11 +264,8 @@ class Sampled(Kernel):
         plan = self.plan
         return tirx.BufferLoad(v, [plan.stored.index(left), at[0], k // plan.wide, column, k % plan.wide])
 
-    def _filter(self, tile: Tile, number: int, k: Expr, channel: Expr) -> Expr:
-        from tvm import tirx
-
-        panel = self.number * self.plan.blocks + tile.block
-        return tirx.BufferLoad(self.arguments.weight, [panel, number, k, channel])
+    def _panel(self, block: Expr) -> Expr:
+        return self.number * self.plan.blocks + block
 
     def _fetches(self, block: Expr, number: int, k: Expr, first: Expr) -> list[Stmt]:
         return []  # what is sampled next, only the tables say
@@ -261,22 +273,22 @@ class Sampled(Kernel):
     def _outputs_ahead(self, tile: Tile, number: int, first: Expr) -> list[Stmt]:
         return super()._outputs_ahead(tile, number, first) if self.plan.cuts == 1 else []
 
-    def _stored(self, tile: Tile, y: str, at: tuple[Expr, Expr], with_kept: str = "") -> Stmt:
+    def _written(self, tile: Tile, y: str, at: tuple[Expr, Expr], value: Callable[[int, Expr], Expr]) -> Stmt:
         from tvm import tirx
 
         plan = self.plan
         if plan.cuts == 1:
-            return super()._stored(tile, y, at, with_kept)
-        rows, channels = (half == "2" for half in y)
+            return super()._written(tile, y, at, value)
+        rows, channels = self._place(y)
 
         def added(number: int, place: tuple[int, int]) -> Stmt:
             column, cv = place
-            row = at[0] * plan.tile + rows * plan.columns + column
-            channel = tile.block * plan.block + channels * plan.channels + cv * plan.lanes
+            row = at[0] * plan.tile + rows + column
+            channel = tile.block * plan.block + channels + cv * plan.lanes
 
             def body(bind: Binder, lane: Expr) -> None:
                 index = [row, channel + lane]
-                bind.store(self.total, index, tirx.BufferLoad(self.total, index) + tile.sum(number, with_kept, lane))
+                bind.store(self.total, index, tirx.BufferLoad(self.total, index) + value(number, lane))
 
             return vectorized(plan.lanes, body)
 

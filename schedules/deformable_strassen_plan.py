@@ -13,7 +13,7 @@ class Plan(strassen_plan.Plan):
     """taps: of a part, of which there are `cuts`. all_taps: of an output, of all offset groups.
 
     tasks: have `tile_block` tiles, or some of them less. piece: channels side by side that are of one offset group, in
-    each half.
+    each half, or half of a half.
     """
 
     tasks: int
@@ -38,6 +38,11 @@ class Plan(strassen_plan.Plan):
     def v_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """(factor, tile, chunk, column, channel), the order in which a product reads them."""
         return len(self.stored), self.tile_block, self.steps // self.wide, self.columns, self.wide
+
+    @property
+    def samples_shape(self) -> tuple[int, ...]:
+        """Of two levels: (tile, chunk, column, block of the outer and the inner level, channel)."""
+        return self.tile_block, self.steps // self.wide, self.columns, 4**self.levels, self.wide
 
     @property
     def u_shape(self) -> tuple[int, int, int, int]:

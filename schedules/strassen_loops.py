@@ -185,7 +185,11 @@ class Kernel:
         """An element of the right factor of a step."""
         from tvm import tirx
 
-        return tirx.BufferLoad(self.arguments.weight, [tile.block, number, k, channel])
+        return tirx.BufferLoad(self.arguments.weight, [self._panel(tile.block), number, k, channel])
+
+    def _panel(self, block: Expr) -> Expr:
+        """The number in U of a block of channels."""
+        return block
 
     def _factor(self, v: Any, left: str, column: int, k: Expr, at: tuple[Expr, Expr]) -> Expr:
         """An element of the left factor: of V, or of x where V has no copy."""
@@ -233,11 +237,11 @@ class Kernel:
 
     def _stored(self, tile: Tile, y: str, at: tuple[Expr, Expr], with_kept: str = "") -> Stmt:
         """The sums, with a kept value, as that block of the output."""
-        return self._written(tile, y, at[1], lambda i, lane: tile.sum(i, with_kept, lane))
+        return self._written(tile, y, at, lambda i, lane: tile.sum(i, with_kept, lane))
 
-    def _written(self, tile: Tile, y: str, first: Expr, value: Callable[[int, Expr], Expr]) -> Stmt:
-        """value(number of a vector, lane) as a block of the output of the tile that begins at `first`."""
-        plan = self.plan
+    def _written(self, tile: Tile, y: str, at: tuple[Expr, Expr], value: Callable[[int, Expr], Expr]) -> Stmt:
+        """value(number of a vector, lane) as a block of the output of a tile: its number, its first position."""
+        plan, (_, first) = self.plan, at
         rows, channels = self._place(y)
 
         def stored(place: tuple[Expr, int], value: Callable[[Expr], Expr]) -> Stmt:

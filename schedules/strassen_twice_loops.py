@@ -53,9 +53,13 @@ class TwiceKernel(Kernel):
     def _sums(self, v: Any, i: Expr, first: Expr) -> Stmt:
         def of_step(number: int) -> Stmt:
             self.outer_left = OUTER_STEPS[number].left
-            return super(TwiceKernel, self)._sums(v, i, first)
+            return self._step_sums(v, i, first)
 
         return _switch([([self.step == number], of_step(number)) for number in range(PRODUCTS)])
+
+    def _step_sums(self, v: Any, i: Expr, first: Expr) -> Stmt:
+        """V of a tile, of the outer step whose left factor is `outer_left`."""
+        return super()._sums(v, i, first)
 
     def _block(self, block: tuple[int, int], at: tuple[Expr, Expr, Expr], complete: bool) -> Expr | None:
         """An element of the outer step's left factor, which has blocks as X has in one level."""
@@ -104,7 +108,7 @@ class TwiceKernel(Kernel):
         """Of outer steps of that kind, whose kept values are as `found` says."""
         from tvm import tirx
 
-        plan, (i, first) = self.plan, at
+        plan, (i, _) = self.plan, at
         begins, keeps, adds, writes, has_extra = kind
         quarter = sum(weight * (half == "2") for weight, half in zip((2, 1), y))
 
@@ -127,7 +131,7 @@ class TwiceKernel(Kernel):
                 value = with_outer(total(number, lane), adds, "keep", number, lane)
                 bind.store(self.kept, index("keep", number, lane), value)
 
-        statements = [self._written(tile, y, first, output)] if writes else []
+        statements = [self._written(tile, y, at, output)] if writes else []
         return sequence([*statements, *([vectorized(plan.lanes, keep)] if keeps else [])])
 
 
