@@ -27,11 +27,9 @@ With `taps` twice each product is itself one by seven, as in `strassen`, of tile
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from convtune.schedules.deformable_gather import STEP_CYCLES, gather_cycles
 from convtune.schedules.deformable_strassen_loops import Sampled
 from convtune.schedules.deformable_strassen_plan import Plan
@@ -47,7 +45,8 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
 )
 from convtune.schedules.strassen import ADDITIONS, FEWEST_DEPTH, LEVEL_AMPLIFICATION, half_columns, rounding
-from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS
+from convtune.schedules.strassen_packing import packed_sums
+from convtune.schedules.strassen_plan import KEPT, PRODUCTS
 from convtune.schedules.tiling import (
     LONG_ACTIVATIONS,
     MOST_VECTORS,
@@ -139,21 +138,7 @@ class DeformableStrassen(Estimating[CpuTarget]):
         """PyTorch's (oc, ic, taps) to (part of the taps and block, product, tap and ic of a half, channel of the
         block)."""
         plan = _plan(spec, target, knobs)
-        padded, levels = plan.blocks * plan.block - plan.channels, plan.levels
-        halves = [2 for _ in range(levels)]
-        # of each level the half of the input channels, and that of the output channels
-        blocks = [axis for level in range(levels) for axis in (levels + 2 + level, level)]
-        steps: tuple[PackStep, ...] = (
-            {"op": "reshape", "shape": [spec.out_channels, plan.depth, plan.cuts, plan.taps]},
-            {"op": "pad", "widths": [[0, plan.missing], [0, 0], [0, 0], [0, 0]]},
-            {"op": "reshape", "shape": [plan.split, plan.channels, plan.split, plan.half, plan.cuts, plan.taps]},
-            {"op": "pad", "widths": [[0, 0], [0, padded], *([0, 0] for _ in range(4))]},
-            {"op": "reshape", "shape": [*halves, plan.blocks, plan.block, *halves, plan.half, plan.cuts, plan.taps]},
-            {"op": "transpose", "axes": [2 * levels + 3, levels, *blocks, 2 * levels + 4, 2 * levels + 2, levels + 1]},
-            {"op": "reshape", "shape": [plan.cuts * plan.blocks, 4**levels, plan.steps, plan.block]},
-            {"op": "matmul", "axis": 1, "matrix": reduce(np.kron, [np.array(W_SUMS, float)] * levels).tolist()},
-        )
-        return (steps,)
+        return (tuple(packed_sums(plan, plan.cuts)),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = _plan(spec, target, knobs)

@@ -25,10 +25,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from convtune.schedules.estimate import (
     EXPOSED_SHARE,
     TILE_CYCLES,
@@ -42,7 +40,8 @@ from convtune.schedules.estimate import (
     write_cycles,
 )
 from convtune.schedules.strassen_loops import Kernel
-from convtune.schedules.strassen_plan import KEPT, PRODUCTS, W_SUMS, Plan, as_it_lies, of_patches
+from convtune.schedules.strassen_packing import packed_sums
+from convtune.schedules.strassen_plan import KEPT, PRODUCTS, Plan, as_it_lies, of_patches
 from convtune.schedules.strassen_twice_loops import TwiceKernel
 from convtune.schedules.tiling import (
     LONG_ACTIVATIONS,
@@ -146,27 +145,13 @@ class Strassen(Estimating[CpuTarget]):
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         """PyTorch's (oc, ic, taps) or (ic, oc, taps) to (block, step, tap and ic of a half, channel of the block)."""
         plan = _plan(spec, target, knobs)
-        padded, levels = plan.blocks * plan.block - plan.channels, plan.levels
-        halves = [2 for _ in range(levels)]
-        # of each level the half of the input channels, and that of the output channels
-        blocks = [axis for level in range(levels) for axis in (levels + 2 + level, level)]
         steps: list[PackStep] = []
         if spec.variant == "transposed":
             steps += [
                 {"op": "reshape", "shape": [spec.in_channels, spec.out_channels, count(spec.kernel)]},
                 {"op": "transpose", "axes": [2, 1, 0]},
             ]
-        steps += [
-            {"op": "reshape", "shape": [plan.out_channels, plan.depth, plan.taps]},
-            {"op": "pad", "widths": [[0, plan.missing], [0, plan.split * plan.half - plan.depth], [0, 0]]},
-            {"op": "reshape", "shape": [plan.split, plan.channels, plan.split, plan.half, plan.taps]},
-            {"op": "pad", "widths": [[0, 0], [0, padded], [0, 0], [0, 0], [0, 0]]},
-            {"op": "reshape", "shape": [*halves, plan.blocks, plan.block, *halves, plan.half, plan.taps]},
-            {"op": "transpose", "axes": [levels, *blocks, 2 * levels + 3, 2 * levels + 2, levels + 1]},
-            {"op": "reshape", "shape": [plan.blocks, 4**levels, plan.steps, plan.block]},
-            {"op": "matmul", "axis": 1, "matrix": reduce(np.kron, [np.array(W_SUMS, float)] * levels).tolist()},
-        ]
-        return (tuple(steps),)
+        return ((*steps, *packed_sums(plan)),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = _plan(spec, target, knobs)
