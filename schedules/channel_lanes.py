@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.estimate import (
     L2_BYTES_PER_CYCLE,
     L3_BYTES_PER_CYCLE,
+    MEMORY_BYTES_PER_CYCLE,
     TILE_CYCLES,
     Tasks,
     step_cycles,
     stream_cycles,
     transpose_cycles,
 )
+from convtune.schedules.past_caches import exceeds_caches
 from convtune.schedules.tile_loops import place_accumulators, place_store, split_output, tiled_output, unroll
 from convtune.schedules.tiling import (
     LARGEST_BODY,
@@ -44,6 +46,7 @@ from convtune.schedules.tiling import (
 from convtune import variants
 from convtune.expression import Arguments, Geometry, cube, operands, read_padded
 from convtune.space import Estimating, Knobs, KnobValue, PackStep
+from convtune.spec import count
 from convtune.targets import CpuTarget
 
 if TYPE_CHECKING:
@@ -121,7 +124,10 @@ class ChannelLanes(Estimating[CpuTarget]):
         read_bytes = round_up(tile.block * 4, LINE_BYTES) if spec.channels_last else tile.block * 4
         per_block += pad_bytes / L2_BYTES_PER_CYCLE * 1.5 + positions * read_bytes / L3_BYTES_PER_CYCLE / 2
         per_block += 3 * stream_cycles(target, pad_bytes, pad_bytes)
-        per_block += transpose_cycles(spec, pad_bytes // 4 + oh_block * ow_block * tile.columns * tile.block)
+        outputs = oh_block * ow_block * tile.columns * tile.block
+        if exceeds_caches(target, 4 * count(spec.out_shape)):  # and a line is read before it is stored
+            per_block += (positions * read_bytes + 2 * 4 * outputs) / MEMORY_BYTES_PER_CYCLE
+        per_block += transpose_cycles(spec, pad_bytes // 4 + outputs)
         tasks = spec.batch * out[0] * ceil_div(out[1], oh_block) * ceil_div(tiles_wide, ow_block)
         if knobs["oc_order"] == "parallel":
             return Tasks(tasks * tile.blocks, per_block).on(target)

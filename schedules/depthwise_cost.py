@@ -20,6 +20,7 @@ from convtune.schedules.estimate import (
     store_cycles,
     waiting_factor,
 )
+from convtune.schedules.past_caches import exceeds_caches
 from convtune.schedules.tiling import LARGEST_CODE, LINE_BYTES, SMALLEST_TILE, WAY_BYTES, ceil_div
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 # Of none a measurement of its own is recorded. Defaults by them and those of channel_lanes were measured in turn on two
 # cores of a Zen 5: 128 channels 3x3 at 56x56 34 us for 59, 1152 at 7x7 4.8 for 17.7, 1024 13x13 at 7x7 26 for 57.
 STREAM_BYTES_PER_CYCLE = 14.0  # from the third cache, and to it, by a core while all cores do
-SHORT_RUN_BYTES = 64.0  # that are read on end: shorter runs are read ahead badly
+# That are read, or stored to memory, on end: shorter runs are read ahead badly. On two cores of a Zen 4 128 channels of
+# 0.6 GB took 13.4 ms a position at a time, 13.8 in tiles of two positions x 256 bytes, 16.3 and 18.0 in ones of two and
+# four x 128, stored past the caches; 27.3, 29.7 and 32.4 in ones of two x 256, four x 128 and eight x 64 that were not.
+SHORT_RUN_BYTES = 64.0
 TILE_CYCLES = 10.0  # loop and address arithmetic, of which some is done beside the tile before
 MISPREDICTED = 15.0  # cycles: a loop over rows that ends earlier or later than that of the tile before
 ROW_CYCLES = 3.0  # the loop over rows of the kernel, or the condition of an input row
@@ -36,6 +40,8 @@ ROW_CYCLES = 3.0  # the loop over rows of the kernel, or the condition of an inp
 # a Zen 4 96 channels at 112x112 with stride 2 took 36 to 39 us in tiles that read 25 to 45 lines, 45 to 54 with more;
 # what stays in the second caches shows nothing of it.
 LINES_AT_ONCE = 24
+PAGE_BYTES = 4096  # in which lines that follow each other are fetched ahead
+FEWEST_PAST = 4  # sums of a tile that is stored past the caches, and waits for memory longer than for them
 
 
 def suits(plan: Plan, registers: int, most_sums: int) -> bool:
@@ -44,11 +50,13 @@ def suits(plan: Plan, registers: int, most_sums: int) -> bool:
     most_sums: where the sums and the weights do not fit in the registers together.
     """
     view, sums = plan.view, plan.rows * plan.columns * plan.vectors
-    if sums < min(SMALLEST_TILE, view.columns.out * view.rows.out) or (plan.rows > 1 and not plan.whole):
+    fewest = FEWEST_PAST if plan.past else SMALLEST_TILE
+    if sums < min(fewest, view.columns.out * view.rows.out) or (plan.rows > 1 and not plan.whole):
         return False
     held = view.columns.taps * plan.vectors * (view.rows.taps if plan.whole else 1)
     fits = sums + held + 2 * view.columns.taps <= registers
-    if not fits and (sums > most_sums or (plan.whole and plan.vectors > 1)):
+    once = plan.past and plan.rows * plan.columns == 1  # multiply-adds take their weights from memory
+    if not fits and (sums > most_sums or (plan.whole and plan.vectors > 1 and not once)):
         return False
     rows = plan.rows * view.rows.taps if plan.whole else 1
     return rows * plan.vectors * code_of(view.columns, plan.columns) <= LARGEST_CODE
@@ -203,13 +211,30 @@ def _streamed(plan: Plan, target: CpuTarget, rows_most: int, depth_most: int, sh
     window = min(view.depth.taps, view.depth.size)
     x_bytes = resident / window * planes
     y_bytes = depth_most * rows_most * view.columns.out * share * plan.channels * 4
-    cycles = (x_bytes + y_bytes) / STREAM_BYTES_PER_CYCLE
+    run = plan.chunk * plan.width * 4
+    if exceeds_caches(target, 4 * plan.channels * view.batch * prod(_sizes(plan)[1])):
+        # a line that is stored through the caches is read first
+        cycles = (x_bytes + y_bytes * (1 if plan.past else 2)) / MEMORY_BYTES_PER_CYCLE
+        cycles += _read_beside(plan, target) * y_bytes / STREAM_BYTES_PER_CYCLE
+        run = run if plan.rows * plan.columns == 1 or run >= PAGE_BYTES else plan.width * 4
+    else:
+        cycles = (x_bytes + y_bytes) / STREAM_BYTES_PER_CYCLE
     if resident > target.l2_bytes * 0.6:
         again = x_bytes * (depth_most * window / planes - 1)
         held = resident * target.threads <= target.l3_bytes / 2
         cycles += again / (STREAM_BYTES_PER_CYCLE if held else MEMORY_BYTES_PER_CYCLE)
-    run = plan.chunk * plan.width * 4
     return cycles * (1 + SHORT_RUN_BYTES / run)
+
+
+def _read_beside(plan: Plan, target: CpuTarget) -> float:
+    """Lines that tiles of a row read more than once, for each that they store, where the first cache has lost them.
+
+    On two cores of a Zen 4 12288 channels took 55 ms a position at a time, 41 in tiles of two and 35 in ones of eight.
+    """
+    columns = plan.view.columns
+    if columns.span * plan.chunk * plan.width * 4 <= target.l1d_bytes / 2:
+        return 0.0
+    return columns_of(columns, plan.columns)[2] / columns.out - min(1.0, columns.read / columns.out)
 
 
 def _sizes(plan: Plan) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.axes import place
 from convtune.schedules.depthwise_plan import Plan
+from convtune.schedules.past_caches import fenced, stored, with_stores
 from convtune.schedules.ranges import Range, least, most, named, part, pieces, ranged, valid_taps
 from convtune.schedules.statements import Expr, Stmt, allocated, sequence, vector_sums
 from convtune.schedules.tiling import LONG_ACTIVATIONS
@@ -44,9 +45,11 @@ class Tiles:
             tiles = part(plan.tiles, plan.column_blocks, column_block)
             if plan.split:
                 return self._chunk(n, planes, rows, tiles, chunk)
-            return ranged(0, plan.chunks, lambda c: self._chunk(n, planes, rows, tiles, c), name="chunk")
+            chunks = ranged(0, plan.chunks, lambda c: self._chunk(n, planes, rows, tiles, c), name="chunk")
+            return sequence([chunks, fenced()]) if plan.past else chunks
 
-        return ranged(0, prod(extents), task, "PARALLEL", "task")
+        tasks = ranged(0, prod(extents), task, "PARALLEL", "task")
+        return with_stores(plan.lanes, tasks) if plan.past else tasks
 
     def _chunk(self, n: Expr, planes: Range, rows: Range, tiles: Range, chunk: Expr) -> Stmt:
         plan = self.plan
@@ -202,9 +205,7 @@ class Tiles:
 
         plan = self.plan
         if self.spec.activation not in LONG_ACTIVATIONS:
-            return self._lanes(
-                lambda lane: [self._output(tirx.BufferLoad(acc[i], [lane]), i, n, at, oc, lane) for i in acc]
-            )
+            return self._outputs({i: (acc[i], ()) for i in acc}, n, at, oc)
 
         def through(copy: Any) -> Stmt:
             keep = self._lanes(
@@ -213,9 +214,7 @@ class Tiles:
 
             def store(row: Expr, column: Expr, vector: Expr) -> Stmt:
                 index = (row, column, vector)
-                return self._lanes(
-                    lambda lane: [self._output(tirx.BufferLoad(copy, [*index, lane]), index, n, at, oc, lane)]
-                )
+                return self._outputs({index: (copy, index)}, n, at, oc)
 
             def column(row: Expr) -> Stmt:
                 each = lambda c: ranged(0, plan.vectors, lambda v: store(row, c, v), name="vector")  # noqa: E731
@@ -225,14 +224,30 @@ class Tiles:
 
         return allocated((plan.rows, plan.columns, plan.vectors, plan.lanes), "tile", "local", through)
 
-    def _output(self, value: Expr, index: Sequence[Expr], n: Expr, at: tuple[Expr, ...], oc: Expr, lane: Expr) -> Stmt:
+    def _outputs(self, sums: dict[Any, tuple[Any, Sequence[Expr]]], n: Expr, at: tuple[Expr, ...], oc: Expr) -> Stmt:
+        """y of vectors of a tile: row, column and vector of each, and in which buffer its sums are, at what index."""
         from tvm import tirx
 
-        row, column, vector = index
-        d, h, w = at
-        channel = oc + vector * self.plan.lanes + lane
-        where = place(self.spec, n, (d, h + row, w + column), channel, self.spec.out_size)
-        return tirx.BufferStore(self.y, epilogue_at(self.arguments, value, where), where)
+        def where(index: Sequence[Expr], lane: Expr) -> list[Expr]:
+            (d, h, w), (row, column, vector) = at, index
+            channel = oc + vector * self.plan.lanes + lane
+            return place(self.spec, n, (d, h + row, w + column), channel, self.spec.out_size)
+
+        def finish(lane: Expr) -> list[Stmt]:
+            found = []
+            for index, (buffer, first) in sums.items():
+                to = where(index, lane)
+                value = epilogue_at(self.arguments, tirx.BufferLoad(buffer, [*first, lane]), to)
+                past = self.plan.past
+                found.append(tirx.BufferStore(buffer if past else self.y, value, [*first, lane] if past else to))
+            return found
+
+        if not self.plan.past:
+            return self._lanes(finish)
+        vectors = [
+            (where(i, 0), tirx.BufferLoad(b, [*f, tirx.Ramp(0, 1, self.plan.lanes)])) for i, (b, f) in sums.items()
+        ]
+        return sequence([self._lanes(finish), *(stored(self.y, to, value, self.plan.lanes) for to, value in vectors)])
 
     def _places(self) -> list[tuple[int, int, int]]:
         plan = self.plan

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 MOST_HELD = 5 / 8  # of the registers, for weights: with all rows of a larger kernel unrolled LLVM spills sums
+PAST = "outer_past"  # of oc_order: chunks are part of a task, which stores past the caches
 NUMBERS = ("lanes", "rows", "columns", "vectors", "depth_blocks", "row_blocks", "column_blocks")
 
 
@@ -26,7 +27,7 @@ class Plan:
     rows x columns x vectors: outputs of a register tile, a vector being `lanes` channels. whole: whether the rows of
     the kernel are unrolled. depth_blocks, row_blocks, column_blocks: parts that tasks make of the depth, of the rows,
     and of the tiles of a row. chunk: blocks of channels that are computed before the next tile. split: whether chunks
-    are tasks.
+    are tasks. past: whether outputs are stored past the caches.
     """
 
     view: View
@@ -41,6 +42,7 @@ class Plan:
     column_blocks: int
     chunk: int
     split: bool
+    past: bool = False
 
     @property
     def width(self) -> int:
@@ -121,4 +123,5 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         whole=view.rows.taps * view.columns.taps <= target.vector_registers * MOST_HELD,
         chunk=min(blocks, int(knobs["chunk"])),
         split=knobs["oc_order"] == "parallel",
+        past=knobs["oc_order"] == PAST,
     )

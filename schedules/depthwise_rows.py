@@ -8,6 +8,8 @@
                     acc[every column that it serves] += x * weight[kd, kh, kw]
             y[...] = activation(acc + bias + residual)
 
+An output that no cache can hold is stored past them (oc_order: outer_past), without reading its lines first.
+
 Where the weights of all rows fit in registers, kh is unrolled too: each input row of the tile, if it exists, serves all
 rows of outputs. Tiles at the left and right border have code of their own, without the taps that would read zeros. What
 does not divide is covered by a last tile, or a last vector of channels, that begins earlier and computes some outputs
@@ -22,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.axes import view_of
 from convtune.schedules.depthwise_cost import cycles, suits
 from convtune.schedules.depthwise_loops import Tiles
-from convtune.schedules.depthwise_plan import has_one_filter_each, plan_of
+from convtune.schedules.depthwise_plan import PAST, Plan, has_one_filter_each, plan_of
+from convtune.schedules.past_caches import can_pass
 from convtune.schedules.tiling import ceil_div, even_blocks, power_of_two, spaced, task_parts
 from convtune.schedules.written import Held, written
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 
 WHOLE = 1 << 20  # all blocks of channels
+MOST_VECTORS = 4  # of a tile, but of what is stored past the caches: more of them go by as one run
+MOST_RUNS = 8  # that a tile stores past the caches
 
 
 class DepthwiseRows(Estimating[CpuTarget]):
@@ -48,6 +53,7 @@ class DepthwiseRows(Estimating[CpuTarget]):
         view = view_of(spec)
         lanes = _widths(spec, target)
         blocks = ceil_div(spec.out_channels, lanes[0])
+        past = can_pass(spec, target)
         rows = view.rows.out
         wide = view.columns.out * spec.out_channels * 4 > target.l1d_bytes
         tiles = ceil_div(view.columns.out, 4)
@@ -55,12 +61,12 @@ class DepthwiseRows(Estimating[CpuTarget]):
             "lanes": lanes,
             "rows": tuple(count for count in (1, 2, 3, 4, 8) if count <= rows),
             "columns": spaced(even_blocks(view.columns.out, target.vector_registers * 3 // 4), 10),
-            "vectors": tuple(count for count in (1, 2, 4) if count <= blocks),
+            "vectors": tuple(count for count in (1, 2, 4, *([2 * MOST_VECTORS] if past else [])) if count <= blocks),
             "depth_blocks": spaced(even_blocks(view.depth.out, 2 * target.threads), 2),
             "row_blocks": spaced(task_parts(target, rows), 6),
             "column_blocks": spaced(task_parts(target, tiles if wide else 1), 4),
             "chunk": (*(count for count in (1, 2, 4) if count < blocks), WHOLE),
-            "oc_order": ("outer", "parallel") if blocks > 1 else ("outer",),
+            "oc_order": ("outer", *(["parallel"] if blocks > 1 else []), *([PAST] if past else [])),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
@@ -70,6 +76,8 @@ class DepthwiseRows(Estimating[CpuTarget]):
             or plan.rows > plan.view.rows.out // plan.row_blocks
             or plan.column_blocks > plan.tiles
         ):
+            return False
+        if not _suits_order(plan, int(knobs["chunk"])):
             return False
         if plan.split and (plan.chunks == 1 or plan.channels % plan.width):  # tasks would store some channels twice
             return False
@@ -99,6 +107,13 @@ class DepthwiseRows(Estimating[CpuTarget]):
             plan.weight_shape,
             lambda buffers, y: Tiles(spec, plan, Held(spec, buffers), y).kernel(),
         )
+
+
+def _suits_order(plan: Plan, chunk: int) -> bool:
+    """Whether a tile is of the size that the order of the channels asks for."""
+    if plan.past:
+        return chunk == WHOLE and plan.rows * plan.columns <= MOST_RUNS
+    return plan.vectors <= MOST_VECTORS
 
 
 def _widths(spec: ConvSpec, target: CpuTarget) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ class For:
 
 Statement = For | If | Store | Define | Evaluate
 
+STORE = "convtune_store"  # how functions of LLVM's begin that store a vector: of an address and a value
 _PARALLEL = 1  # tirx.ForKind.PARALLEL
 
 
@@ -91,4 +92,13 @@ class Reader(StatementReader):
         value = node.value
         if type(value).__name__ == "IntImm" or call_name(value) in ("tvm_access_ptr", "prefetch"):
             return []  # an address that nobody uses, or what is read soon after, and is counted there
+        if call_name(value).startswith(STORE):
+            return [self._stored(*value.args[1:])]
         return [Evaluate(self.expression(node.value))]
+
+    def _stored(self, address: Any, value: Any) -> Store:
+        """A vector that goes to the address of its first element by a function of LLVM's."""
+        place = address.args[0]
+        buffer, stored = self.buffer(place.source), self.expression(value)
+        ramp = (self.index(buffer, place.indices), Expr("const", (1,), "int", 1))
+        return Store(buffer, Expr("ramp", ramp, "int", stored.lanes), stored)

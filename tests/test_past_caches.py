@@ -1,0 +1,91 @@
+"""Stores past the caches: which outputs have them, and that they are right wherever an output lies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from conformance_cases import corner, runnable
+from convtune.schedules.depthwise_plan import PAST
+from convtune.schedules.depthwise_rows import depthwise_rows
+from convtune.schedules.past_caches import can_pass
+from synthetic_spaces import machine
+from test_conformance import check
+
+from convtune.codegen import any_alignment
+from convtune.space import KnobValue, all_knobs
+from convtune.spec import ConvSpec
+from convtune.targets import CpuTarget, resolve
+
+LARGE = "depthwise,n=2048,ic=64,oc=64,in=201,k=3,layout=NWC"
+
+
+def small_caches(target: CpuTarget) -> CpuTarget:
+    """The target as if its caches could hold nothing."""
+    return replace(target, l2_bytes=64, l3_bytes=64)
+
+
+@pytest.mark.parametrize(
+    ("text", "large"),
+    [
+        (LARGE, True),
+        (LARGE.replace("64,oc=64", "72,oc=72"), False),  # positions of 4.5 lines
+        (LARGE.replace("n=2048", "n=512"), False),
+        (LARGE.replace("NWC", "NCW"), False),
+    ],
+)
+def test_only_outputs_that_no_cache_holds_pass_them(text: str, large: bool) -> None:
+    spec = ConvSpec.parse(text)
+    assert can_pass(spec, machine()) == large
+    if depthwise_rows.takes(spec, machine()):
+        orders = {knobs["oc_order"] for knobs in all_knobs(depthwise_rows, spec, machine())}
+        assert (PAST in orders) == large
+
+
+def test_they_pass_caches_by_default() -> None:
+    knobs = depthwise_rows.default(ConvSpec.parse(LARGE), machine())
+    assert (knobs["oc_order"], knobs["columns"]) == (PAST, 1)
+
+
+def test_positions_that_the_first_cache_loses_are_read_by_several_outputs_at_once() -> None:
+    wide = ConvSpec.parse("depthwise,ic=12288,oc=12288,in=1023,k=4,p=3:0,layout=NWC")
+    for target in (machine(), resolve("x86-64-v4", threads=2)):
+        knobs = depthwise_rows.default(wide, target)
+        assert knobs["oc_order"] == PAST and int(knobs["columns"]) >= 4
+
+
+def assembly(spec: ConvSpec, target: CpuTarget, knobs: Mapping[str, KnobValue]) -> str:
+    import tvm
+
+    module = any_alignment(depthwise_rows.schedule(spec, target, knobs))
+    return str(tvm.compile(module, target=target.to_tvm()).mod.inspect_source("asm"))
+
+
+@pytest.mark.parametrize(("name", "register"), [("x86-64-v4", "zmm"), ("x86-64-v3", "ymm"), ("x86-64-v2", "xmm")])
+def test_whole_vectors_go_past_caches_before_a_task_ends(name: str, register: str) -> None:
+    spec, target = ConvSpec.parse(LARGE), resolve(name, threads=2)
+    assert isinstance(target, CpuTarget)
+    text = assembly(spec, target, corner(depthwise_rows, spec, target, {"oc_order": PAST}))
+    assert re.search(rf"movntps\s+%{register}", text)
+    assert "sfence" in text and "convtune_store" not in text
+    text = assembly(spec, target, corner(depthwise_rows, spec, target, {"oc_order": "outer"}))
+    assert "movnt" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("depthwise,n=3,ic=64,oc=64,in=23,k=3,layout=NWC", {"columns": 1}),
+        ("depthwise,ic=112,oc=112,in=37,k=4,p=3:0,d=2,bias,act=relu,residual,layout=NWC", {"columns": 2}),
+        ("depthwise,n=2,ic=16,oc=16,in=7x11,k=3x3,p=1,act=gelu,layout=NHWC", {}),
+        ("depthwise,ic=32,oc=32,in=3x5x7,k=3x3x3,s=1x2x1,p=1,act=silu,layout=NDHWC", {"columns": 2}),
+    ],
+)
+def test_they_are_right_wherever_the_output_lies(name: str, text: str, wanted: Mapping[str, KnobValue]) -> None:
+    """The check has y begin 4 bytes after a fence, and then end at one, where whole lines are aligned."""
+    spec, target = ConvSpec.parse(text), small_caches(runnable(name))
+    check(depthwise_rows, spec, target, corner(depthwise_rows, spec, target, {"oc_order": PAST, **wanted}))
