@@ -80,7 +80,7 @@ def test_whole_vectors_go_past_caches_before_a_task_ends(name: str, register: st
     ("text", "wanted"),
     [
         ("depthwise,n=3,ic=64,oc=64,in=23,k=3,layout=NWC", {"columns": 1}),
-        ("depthwise,ic=112,oc=112,in=37,k=4,p=3:0,d=2,bias,act=relu,residual,layout=NWC", {"columns": 2}),
+        ("depthwise,ic=112,oc=112,in=37,k=4,p=3:0,d=2,bias,act=relu,residual,layout=NWC", {"columns": 1}),
         ("depthwise,n=2,ic=16,oc=16,in=7x11,k=3x3,p=1,act=gelu,layout=NHWC", {}),
         ("depthwise,ic=32,oc=32,in=3x5x7,k=3x3x3,s=1x2x1,p=1,act=silu,layout=NDHWC", {"columns": 2}),
     ],
