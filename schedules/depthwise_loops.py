@@ -205,7 +205,7 @@ class Tiles:
 
         plan = self.plan
         if self.spec.activation not in LONG_ACTIVATIONS:
-            return self._outputs({i: (acc[i], ()) for i in acc}, n, at, oc)
+            return self._finished({i: (acc[i], ()) for i in acc}, n, at, oc)
 
         def through(copy: Any) -> Stmt:
             keep = self._lanes(
@@ -214,7 +214,7 @@ class Tiles:
 
             def store(row: Expr, column: Expr, vector: Expr) -> Stmt:
                 index = (row, column, vector)
-                return self._outputs({index: (copy, index)}, n, at, oc)
+                return self._finished({index: (copy, index)}, n, at, oc)
 
             def column(row: Expr) -> Stmt:
                 each = lambda c: ranged(0, plan.vectors, lambda v: store(row, c, v), name="vector")  # noqa: E731
@@ -224,7 +224,7 @@ class Tiles:
 
         return allocated((plan.rows, plan.columns, plan.vectors, plan.lanes), "tile", "local", through)
 
-    def _outputs(self, sums: dict[Any, tuple[Any, Sequence[Expr]]], n: Expr, at: tuple[Expr, ...], oc: Expr) -> Stmt:
+    def _finished(self, sums: dict[Any, tuple[Any, Sequence[Expr]]], n: Expr, at: tuple[Expr, ...], oc: Expr) -> Stmt:
         """y of vectors of a tile: row, column and vector of each, and in which buffer its sums are, at what index."""
         from tvm import tirx
 
