@@ -128,6 +128,63 @@ def test_a_placed_thread_makes_room_for_the_caller(library: Any) -> None:
         library.convtune_set_num_threads(before)
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_a_thread_leaves_the_callers_cpu_and_stays_free_to_go_anywhere(library: Any) -> None:
+    usable, before = os.sched_getaffinity(0), library.convtune_num_threads()
+    library.convtune_set_num_threads(2)
+    here, caller = min(usable), threading.get_native_id()
+    getcpu = ctypes.CDLL(None).sched_getcpu
+    left = 0
+
+    def join_the_caller() -> None:
+        os.sched_setaffinity(0, {here})
+        os.sched_setaffinity(0, usable)
+
+    def in_worker(look: Callable[[], Any]) -> Any:
+        found: list[Any] = []
+        meeting = threading.Barrier(2, timeout=60)
+
+        def task(index: int, count: int) -> int:
+            meeting.wait()
+            if threading.get_native_id() != caller:
+                found.append(look())
+            return 0
+
+        assert launch(library, task) == 0
+        return found[0]
+
+    try:
+        os.sched_setaffinity(0, {here})
+        in_worker(lambda: os.sched_setaffinity(0, usable))
+        for _ in range(20):
+            in_worker(join_the_caller)
+            time.sleep(0.003)  # it moves at most every 2 ms
+            cpu, cpus = in_worker(lambda: (getcpu(), os.sched_getaffinity(0)))
+            assert cpus == usable
+            left += cpu != here
+            time.sleep(0.003)  # it moves at most every 2 ms
+    finally:
+        os.sched_setaffinity(0, usable)
+        library.convtune_set_num_threads(before)
+    assert left > 10, left
+
+
+@pytest.mark.parametrize("on", [0, 1])
+def test_one_cpu_is_enough(library: Any, on: int) -> None:
+    """There is nowhere to go to, and no mask is changed."""
+    usable, before = os.sched_getaffinity(0), library.convtune_num_threads()
+    try:
+        os.sched_setaffinity(0, {min(usable)})
+        library.convtune_set_num_threads(2)
+        library.convtune_place_threads(on)
+        for _ in range(3):
+            assert affinities_of_workers(library) == [{min(usable)}]
+    finally:
+        os.sched_setaffinity(0, usable)
+        library.convtune_place_threads(0)
+        library.convtune_set_num_threads(before)
+
+
 def test_a_region_in_a_region_runs_on_its_own_thread(library: Any, threads: int) -> None:
     seen: list[tuple[int, int]] = []
 

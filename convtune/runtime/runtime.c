@@ -23,6 +23,7 @@ enum {
     TASKS_PER_THREAD = 1,   /* above 1, a thread that ends early takes work from the slower ones */
     SPINS = 4000,           /* pauses before a thread sleeps: long enough to bridge the gap between two layers */
     PATIENCE = 16,          /* pauses before the caller takes what another thread has not begun */
+    BETWEEN_MOVES = 2000000, /* ns: where the system brings a thread back to the caller's CPU, it may have its reasons */
     ALIGNMENT = 64,         /* what TVM assumes of every buffer */
     APART = 128,            /* bytes between what different threads write: CPUs fetch lines in pairs */
 };
@@ -55,6 +56,7 @@ EXPORT void convtune_set_error(const char *kind, const char **parts, int num_par
 
 static struct {
     _Alignas(APART) _Atomic uint64_t claimed;
+    _Atomic int cpu;        /* where its thread began its last part */
 } shares[MAX_THREADS];
 
 static struct {
@@ -65,6 +67,7 @@ static struct {
     Lambda lambda;          /* the region, beside `job`: one line tells a thread all */
     void *closure;
     ParallelEnv env;
+    _Atomic int leading;    /* the CPU of the caller at the launch */
     _Atomic int stopping;
     _Alignas(APART) _Atomic uint32_t done; /* tasks, of all launches */
     _Atomic int failed;
@@ -72,10 +75,12 @@ static struct {
     char message[sizeof message];
     int requested;          /* threads wanted, the caller's included; 0: not known yet */
     int workers;            /* threads running, the caller's not included */
+    pthread_mutex_t moving; /* held while a worker's CPUs are chosen: by itself or by `place_workers` */
     int placing;            /* whether each of them is kept on a CPU of its own, and not on the caller's */
     int caller_cpu;         /* where the caller was when they were placed; -1: they have to be placed */
     pthread_t threads[MAX_THREADS];
-} pool = {.launch = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+} pool = {.launch = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER,
+          .moving = PTHREAD_MUTEX_INITIALIZER};
 
 static _Thread_local int inside_region;
 
@@ -120,10 +125,47 @@ static void run_other_shares(int first, uint64_t job) {
     for (int i = 1; i < threads_of(job); ++i) run_share((first + i) % threads_of(job), job);
 }
 
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Leaves the calling worker's CPU, for one that no other thread of the pool was seen on if there is one. All that it
+ * may use may it use again once it has moved, so that the system can still take it away from a busy CPU. */
+static void leave_cpu(int thread, int threads, int here) {
+    cpu_set_t usable, free_cpus, others, found;
+    if (sched_getaffinity(0, sizeof usable, &usable) != 0) return;
+    others = usable;
+    CPU_CLR(here, &others);
+    free_cpus = others;
+    for (int w = 1; w < threads; ++w)
+        if (w != thread) CPU_CLR(atomic_load(&shares[w].cpu), &free_cpus);
+    if (CPU_COUNT(&free_cpus) == 0) free_cpus = others;
+    if (CPU_COUNT(&free_cpus) == 0 || sched_setaffinity(0, sizeof free_cpus, &free_cpus) != 0) return;
+    /* somebody else may have given it other CPUs meanwhile: then they stay */
+    if (sched_getaffinity(0, sizeof found, &found) == 0 && CPU_EQUAL(&found, &free_cpus))
+        sched_setaffinity(0, sizeof usable, &usable);
+}
+
+/* Linux may keep a worker on the caller's CPU for seconds while another is idle: they have it in turn, and a call takes
+ * 1.6 to 2.5 times as long. Only the worker can tell, when it gets that CPU. */
+static void make_way(int thread, int threads) {
+    static _Thread_local int64_t next_move;
+    int here = sched_getcpu();
+    atomic_store_explicit(&shares[thread].cpu, here, memory_order_relaxed);
+    if (here < 0 || here != atomic_load_explicit(&pool.leading, memory_order_relaxed) || now_ns() < next_move) return;
+    if (pthread_mutex_trylock(&pool.moving) != 0) return;
+    if (!pool.placing) leave_cpu(thread, threads, here);
+    pthread_mutex_unlock(&pool.moving);
+    next_move = now_ns() + BETWEEN_MOVES;
+}
+
 /* A worker's part of the launch it finds; returns its epoch. */
 static uint32_t take_part(int thread) {
     uint64_t job = atomic_load(&pool.job);
     if (thread < threads_of(job)) {
+        make_way(thread, threads_of(job));
         run_share(thread, job);
         /* to look at the others' shares costs them a cache miss each: only where they may be unequal */
         if (tasks_of(job) > threads_of(job)) run_other_shares(thread, job);
@@ -204,6 +246,7 @@ static void place_workers(void) {
     int here = sched_getcpu(), cpu = 0;
     if (here == pool.caller_cpu || sched_getaffinity(0, sizeof usable, &usable) != 0) return;
     pool.caller_cpu = here;
+    pthread_mutex_lock(&pool.moving);
     int apart = pool.placing && CPU_COUNT(&usable) > pool.workers;
     for (int w = 0; w < pool.workers; ++w, ++cpu) {
         cpu_set_t own = usable;
@@ -214,6 +257,7 @@ static void place_workers(void) {
         }
         pthread_setaffinity_np(pool.threads[w], sizeof own, &own);
     }
+    pthread_mutex_unlock(&pool.moving);
 }
 
 static void stop_workers(void) {
@@ -246,6 +290,7 @@ EXPORT int convtune_parallel_launch(Lambda lambda, void *closure, int num_task) 
     uint64_t epoch = epoch_of(atomic_load(&pool.job)) + 1u;
     uint64_t job = epoch << 32 | (uint64_t)threads << 16 | (uint64_t)tasks;
     uint32_t done = atomic_load(&pool.done) + (uint32_t)tasks;
+    atomic_store_explicit(&pool.leading, sched_getcpu(), memory_order_relaxed); /* the job's store publishes it */
     atomic_store(&pool.job, job);
     wake_sleepers();
     inside_region = 1;
@@ -271,7 +316,9 @@ EXPORT void convtune_set_num_threads(int count) {
 /* For measuring: keeps each thread of the pool on a CPU of its own, other than the caller's. Not from in a kernel. */
 EXPORT void convtune_place_threads(int on) {
     pthread_mutex_lock(&pool.launch);
+    pthread_mutex_lock(&pool.moving);
     pool.placing = on;
+    pthread_mutex_unlock(&pool.moving);
     pool.caller_cpu = -1;
     place_workers();
     pthread_mutex_unlock(&pool.launch);
@@ -385,7 +432,7 @@ EXPORT int convtune_time(Kernel kernel, const Any *args, int num_args, int numbe
 
 /* Only the forking thread lives on in the child: forget the others, and start new ones at the next launch. */
 static void forget_workers(void) {
-    pool.launch = pool.sleep = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    pool.launch = pool.sleep = pool.moving = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     pool.wake = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
     pool.workers = 0;
     atomic_store(&pool.failed, 0);
