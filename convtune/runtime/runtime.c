@@ -148,7 +148,7 @@ static void leave_cpu(int thread, int threads, int here) {
         sched_setaffinity(0, sizeof usable, &usable);
 }
 
-/* Linux may keep a worker on the caller's CPU for seconds while another is idle: they have it in turn, and a call takes
+/* Linux may keep a worker on the caller's CPU for tenths of a second while another is idle: a call then takes
  * 1.6 to 2.5 times as long. Only the worker can tell, when it gets that CPU. */
 static void make_way(int thread, int threads) {
     static _Thread_local int64_t next_move;
