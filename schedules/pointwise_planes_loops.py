@@ -24,7 +24,7 @@ CHANNELS_AHEAD = 8  # as many lines as surely share a set of the first cache
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a tile is: image, group, block of channels, tile of its block of positions, first position, vectors."""
 
     n: Expr
@@ -73,7 +73,7 @@ class Kernel:
         plan = self.plan
 
         def tile(start: Expr, vectors: int) -> Stmt:
-            place = _Place(n, group, block, i, start, vectors)
+            place = Place(n, group, block, i, start, vectors)
             sums = plan.outputs * vectors
             return vector_sums(sums, plan.lanes, lambda acc: self._sums(acc, place, panel, fills))
 
@@ -86,7 +86,7 @@ class Kernel:
             return whole
         return when([number < plan.whole_tiles], whole, tile(plan.positions - last * plan.lanes, last))
 
-    def _sums(self, acc: Sequence[Any], place: _Place, panel: Any, fills: bool) -> Stmt:
+    def _sums(self, acc: Sequence[Any], place: Place, panel: Any, fills: bool) -> Stmt:
         from tvm import tirx
 
         plan = self.plan
@@ -120,13 +120,13 @@ class Kernel:
             [*self._following(place), cleared, ranged(0, plan.depth, step, name="ic"), *self._stores(acc, place)]
         )
 
-    def _input(self, place: _Place, ic: Expr, vector: int, lane: Expr) -> Expr:
+    def _input(self, place: Place, ic: Expr, vector: int, lane: Expr) -> Expr:
         channel = place.group * self.plan.depth + ic
         return widened(
             self.arguments.x(place.n, channel, *self._position(place.start + vector * self.plan.lanes + lane))
         )
 
-    def _following(self, place: _Place) -> list[Stmt]:
+    def _following(self, place: Place) -> list[Stmt]:
         """Fetches of the next block of positions: each block of channels has its share of the input channels."""
         plan = self.plan
         if not self.ahead or planes_collide(self.spec):
@@ -136,17 +136,17 @@ class Kernel:
         start = place.start + plan.block_positions
         return [ranged(*channels, lambda ic: sequence(self._fetches(place, ic, start)), name="ic_ahead")]
 
-    def _fetches(self, place: _Place, ic: Expr, start: Expr) -> list[Stmt]:
+    def _fetches(self, place: Place, ic: Expr, start: Expr) -> list[Stmt]:
         """Of a tile's lines; beyond x they do no harm."""
         line = max(1, LINE_BYTES // 4 // self.plan.lanes)
-        at = _Place(place.n, place.group, place.block, place.tile, start, place.vectors)
+        at = Place(place.n, place.group, place.block, place.tile, start, place.vectors)
         return [fetched(self._line(at, ic, v)) for v in range(0, place.vectors, line)]
 
-    def _line(self, place: _Place, ic: Expr, vector: int) -> Expr:
+    def _line(self, place: Place, ic: Expr, vector: int) -> Expr:
         channel = place.group * self.plan.depth + ic
         return self.arguments.x(place.n, channel, *self._position(place.start + vector * self.plan.lanes))
 
-    def _stores(self, acc: Sequence[Any], place: _Place) -> list[Stmt]:
+    def _stores(self, acc: Sequence[Any], place: Place) -> list[Stmt]:
         from tvm import tirx
 
         plan = self.plan
