@@ -326,7 +326,10 @@ def _pads(spec: ConvSpec) -> Pads:
         )
     entries = tuple(value) if _is_sequence("padding", value) else (value,) * spec.rank
     if len(entries) != spec.rank:
-        raise SpecError(f"padding={value!r} has {len(entries)} entries; in_size has {spec.rank} dimensions")
+        raise SpecError(
+            f"padding={value!r} has {len(entries)} entries; in_size has {spec.rank} dimensions: "
+            f"give {spec.rank}, or one int"
+        )
     return tuple(_pad(entry) for entry in entries)
 
 

@@ -175,7 +175,7 @@ def test_however_written_equal_specs_are_equal() -> None:
         ({"dilation": (1, -1)}, "dilation=-1 is out of range"),
         ({"padding": -1}, "padding=-1 is out of range; it must be between 0"),
         ({"padding": ((-1, 0), 0)}, "padding=-1 is out of range; it must be between 0"),
-        ({"padding": (1, 1, 1)}, r"padding=\(1, 1, 1\) has 3 entries; in_size has 2 dimensions"),
+        ({"padding": (1, 1, 1)}, r"padding=\(1, 1, 1\) has 3 entries; in_size has 2 dimensions: give 2, or one int"),
         (
             {"padding": ((1, 2, 3), 0)},
             r"padding entry \(1, 2, 3\) is not a pair; it must be an int or \(before, after\)",
