@@ -194,5 +194,5 @@ def test_bad_json_names_line_and_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["latin.csv", "latin.json"])
 def test_text_that_is_not_utf8(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"variant,\xe9\n")
-    with pytest.raises(SpecError, match=f"{name}: is not UTF-8 text: byte 8 is 0xe9"):
+    with pytest.raises(SpecError, match=f"^[^:]*{name}: is not UTF-8 text: byte 8 is 0xe9$"):
         workloads.parse([str(tmp_path / name)])

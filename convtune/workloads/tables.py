@@ -109,8 +109,9 @@ def parse_json(path: Path) -> list[Workload]:
     Raises:
         SpecError: names the file and the entry, counted from 1, or the line and column of bad JSON.
     """
+    text = read_text(path)
     try:
-        entries = json.loads(read_text(path), object_pairs_hook=_each_once)
+        entries = json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         raise SpecError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}") from error
     except RecursionError:
