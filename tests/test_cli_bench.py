@@ -337,3 +337,14 @@ def test_help_tells_the_peers() -> None:
     done = run("bench", "--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("torch", "onnxruntime", "openvino", "metaschedule"))
+
+
+def test_an_option_of_metaschedule_without_it(tmp_path: Path) -> None:
+    result = invoke("bench", TINY, *FAST, "--against", "slow", "--metaschedule-log", tmp_path / "log.jsonl")
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line == (
+        "convtune: error: --metaschedule-log is of the peer metaschedule, which takes no part; name it in --against. "
+        "See `convtune bench --help`."
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -100,15 +100,14 @@ def command(
     from convtune.comparison import Comparison, ResultFile, Settings
     from convtune.comparison.comparison import chosen
     from convtune.compiler import open_logs
-    from convtune.paths import log_path
     from convtune.workloads import parse
 
     peers = chosen([name.strip() for text in against for name in text.split(",")])
+    engine_log = _engine_log(metaschedule_log, peers)
     layers = distinct(parse(workloads, layout))
     machine = _measurable(target, threads)
     tell(machine)
     results = ResultFile(output, machine, accuracy)
-    engine_log = metaschedule_log or log_path().with_name("metaschedule.jsonl")
     settings = Settings(rounds, turn_ms / 1e3, trials, engine_log)
     logs = open_logs(log)
     with Comparison(machine, logs, peers, settings, accuracy) as comparison:
@@ -121,6 +120,17 @@ def command(
         click.echo(_interrupted(layers, results, output, invocation), err=True)
         return exit_code_of(stop)
     return FAILED if any(_has_failed(results, workload) for workload in layers) else DONE
+
+
+def _engine_log(named: Path | None, peers: Sequence[Peer]) -> Path:
+    """The log of MetaSchedule's search; raises UsageError where one is named for nothing."""
+    from convtune.paths import log_path
+
+    if named and not any(peer.engine for peer in peers):
+        raise click.UsageError(
+            "--metaschedule-log is of the peer metaschedule, which takes no part; name it in --against."
+        )
+    return named or log_path().with_name("metaschedule.jsonl")
 
 
 class Run:
