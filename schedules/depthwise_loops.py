@@ -130,7 +130,7 @@ class Tiles:
 
                 return ranged(*taps, row, name="kh")
 
-            statements.append(ranged(*valid_taps(depth, first[0]), plane, name="kd") if depth.taps > 1 else plane(0))
+            statements.append(ranged(*valid_taps(depth, first[0]), plane, name="kd"))
         return sequence([*statements, self._store(acc, n, (d, h, w), oc)])
 
     def _rows(

@@ -116,3 +116,9 @@ def test_blocks_of_the_depth_begin_where_the_last_ended() -> None:
     blocks = depthwise_rows.knobs(spec, target)["depth_blocks"][-1]
     assert blocks != 1
     check(depthwise_rows, spec, target, corner(depthwise_rows, spec, target, {"depth_blocks": blocks}))
+
+
+@pytest.mark.slow
+def test_planes_of_padding_are_not_read_with_one_tap_in_depth() -> None:
+    spec, target = ConvSpec.parse("depthwise,ic=16,oc=16,in=5x5x5,k=1x3x3,p=1,layout=NDHWC"), runnable_targets()[0]
+    check(depthwise_rows, spec, target, depthwise_rows.default(spec, target))
