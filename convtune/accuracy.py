@@ -9,10 +9,13 @@ rounds to float16 on its way because Tensor Cores take nothing wider, such as th
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
-from convtune import variants
+import numpy as np
+
+from convtune import activations, variants
 from convtune.errors import UnknownNameError
 from convtune.spec import count
 
@@ -40,3 +43,24 @@ def limit(spec: ConvSpec, accuracy: str) -> float:
     if accuracy not in NAMES:
         raise UnknownNameError("accuracy", accuracy, NAMES)
     return (STANDARD if accuracy == "standard" else LOOSE)[spec.dtype]
+
+
+def magnification(spec: ConvSpec) -> float:
+    """How many times as large an error of sums is of the largest output as it is of the largest sum, to expect.
+
+    A bounded activation, such as tanh, leaves errors as they are where its slope is 1, but makes large outputs small.
+    Sums are normally distributed, with the variances that `reference.random_operands` gives; the largest of n of them
+    is about sqrt(2 ln 2n) standard deviations.
+    """
+    if spec.activation is None:
+        return 1.0
+    variance = 1 + bool(spec.bias) + bool(spec.residual)
+    return _magnified(spec.activation, math.sqrt(2 * variance * math.log(2 * count(spec.out_shape))))
+
+
+@functools.cache
+def _magnified(activation: str, largest: float) -> float:
+    sums = np.linspace(-largest, largest, 257)
+    outputs = activations.get(activation).numpy(sums)
+    slope = np.abs(np.diff(outputs) / np.diff(sums)).max()
+    return float(slope * largest / np.abs(outputs).max())

@@ -110,7 +110,7 @@ class DeformableStrassen(Estimating[CpuTarget]):
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = _plan(spec, target, knobs)
-        return rounding(spec.in_channels * count(spec.kernel)) * LEVEL_AMPLIFICATION ** (plan.levels - 1)
+        return rounding(spec, spec.in_channels * count(spec.kernel)) * LEVEL_AMPLIFICATION ** (plan.levels - 1)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

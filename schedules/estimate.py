@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from convtune.schedules.tiling import LINE_BYTES, ceil_div
 
+from convtune import accuracy
 from convtune.spec import count
 
 if TYPE_CHECKING:
@@ -107,10 +108,10 @@ def moved_bytes(spec: ConvSpec) -> int:
     return 4 * (count(spec.in_shape) + count(spec.out_shape))
 
 
-def rounding_error(amplification: float, terms: int) -> float:
+def rounding_error(spec: ConvSpec, amplification: float, terms: int) -> float:
     """max |y - reference| / max |reference| to expect of sums of so many products, of independent operands of equal
     variance: that of direct sums, which grows with the square root of their length, amplified."""
-    return UNIT_ROUNDOFF * amplification * (2.0 + 0.4 * math.sqrt(terms))
+    return UNIT_ROUNDOFF * amplification * (2.0 + 0.4 * math.sqrt(terms)) * accuracy.magnification(spec)
 
 
 def second_caches_hold(target: CpuTarget, size_bytes: float) -> bool:

@@ -84,7 +84,7 @@ class FilteredPlanes(Estimating[CpuTarget]):
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = plan_of(spec, target, knobs)
-        return rounding_error(plan.filter.amplification, plan.depth * plan.axis.taps)
+        return rounding_error(spec, plan.filter.amplification, plan.depth * plan.axis.taps)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

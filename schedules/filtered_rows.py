@@ -104,10 +104,10 @@ class FilteredRows(Estimating[CpuTarget]):
         plan = _plan(spec, target, knobs)
         if plan.points > MOST_POINTS or amplification(plan) > MOST_AMPLIFICATION:
             return False
-        return expected_error(plan) <= LOOSE[spec.dtype]
+        return expected_error(spec, plan) <= LOOSE[spec.dtype]
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
-        return expected_error(_plan(spec, target, knobs))
+        return expected_error(spec, _plan(spec, target, knobs))
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

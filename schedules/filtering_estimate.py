@@ -24,6 +24,7 @@ from convtune.schedules.filtering_plan import Plan
 from convtune.schedules.tiling import LINE, LINE_BYTES, ceil_div
 
 if TYPE_CHECKING:
+    from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget
 
 MEMORY_BYTES_PER_CYCLE = 6.0  # of a core, where all read at once
@@ -38,9 +39,9 @@ HANDED_CYCLES = (
 MOST_AMPLIFICATION = 50.0  # about that of F(6x6, 3x3): with twice as much hardly a layer passes `standard`
 
 
-def expected_error(plan: Plan) -> float:
+def expected_error(spec: ConvSpec, plan: Plan) -> float:
     """max |y - reference| / max |reference| to expect: what was measured is a half to all of this."""
-    return rounding_error(amplification(plan), plan.depth * plan.taps)
+    return rounding_error(spec, amplification(plan), plan.depth * plan.taps)
 
 
 def amplification(plan: Plan) -> float:

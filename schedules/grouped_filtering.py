@@ -121,7 +121,7 @@ class GroupedFiltering(Estimating[CpuTarget]):
         if plan.columns.filter is None:
             return 0.0
         terms = plan.depth * plan.rows.taps * plan.columns.parts
-        return rounding_error(plan.columns.filter.amplification, terms)
+        return rounding_error(spec, plan.columns.filter.amplification, terms)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

@@ -92,7 +92,7 @@ class GroupedShifts(Estimating[CpuTarget]):
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = plan_of(spec, target, knobs)
         terms = plan.depth * plan.rows.taps * plan.columns.taps
-        return rounding_error(plan.filter.amplification, terms)
+        return rounding_error(spec, plan.filter.amplification, terms)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

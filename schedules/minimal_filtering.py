@@ -145,7 +145,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
             return False
         if max(tiles) > LARGEST_TILE and amplification(plan) > MOST_AMPLIFICATION:
             return False
-        if expected_error(plan) > LOOSE[spec.dtype]:
+        if expected_error(spec, plan) > LOOSE[spec.dtype]:
             return False
         task_bytes = 4 * (prod(plan.m_shape) + (0 if plan.shared else prod(plan.v_shape)))
         if block > MOST_TILES and block > rows and task_bytes > target.l2_bytes / 2:
@@ -161,7 +161,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
         return None if found is None else dict(found)
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
-        return expected_error(plan_of(spec, target, knobs))
+        return expected_error(spec, plan_of(spec, target, knobs))
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = plan_of(spec, target, knobs)

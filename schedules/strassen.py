@@ -115,7 +115,7 @@ class Strassen(Estimating[CpuTarget]):
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = _plan(spec, target, knobs)
-        return rounding(plan.depth * plan.taps) * LEVEL_AMPLIFICATION ** (plan.levels - 1)
+        return rounding(spec, plan.depth * plan.taps) * LEVEL_AMPLIFICATION ** (plan.levels - 1)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
@@ -159,9 +159,9 @@ class Strassen(Estimating[CpuTarget]):
         return written(spec, plan.u_shape, lambda b, y: kernel(spec, plan, Held(spec, b), y).statement())
 
 
-def rounding(terms: int) -> float:
+def rounding(spec: ConvSpec, terms: int) -> float:
     """The error to expect of sums of so many products, as `expected_error` has it."""
-    return rounding_error(AMPLIFICATION, terms)
+    return rounding_error(spec, AMPLIFICATION, terms)
 
 
 def half_columns(positions: int, target: CpuTarget, vectors: int, splits: Sequence[int] = (2,)) -> tuple[int, ...]:

@@ -86,7 +86,7 @@ class StrassenPlanes(Estimating[CpuTarget]):
         return fills_registers(target, knobs, self.knobs(spec, target))
 
     def expected_error(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
-        return rounding(spec.in_channels)
+        return rounding(spec, spec.in_channels)
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conformance_cases import runnable_targets
+from filtering_kernels import error_of
 
 from convtune import accuracy, resolution, space, targets
 from convtune.log import Log, LogStack
@@ -88,3 +91,25 @@ def test_strict_allows_what_the_longest_sum_gives(text: str, summands: int) -> N
                     at = q * spec.stride[axis] + k * spec.dilation[axis] - spec.padding[axis][0]
                     out[at] += 1
         assert summands == spec.in_channels * math.prod(map(max, hits))
+
+
+def test_bounded_outputs_magnify_errors_of_sums() -> None:
+    found = {name: accuracy.magnification(dataclasses.replace(SPEC, activation=name)) for name in ("relu", "tanh")}
+    assert accuracy.magnification(SPEC) == found["relu"] == 1.0
+    assert found["tanh"] == pytest.approx(math.sqrt(2 * math.log(2 * 64 * 56 * 56)), rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("standard", "conv,ic=65,oc=40,in=41x41,k=5x3,p=1:0x4:3,layout=NHWC,act=tanh,bias"),
+        ("strict", "conv,ic=40,oc=20,in=33x33,k=3x3,p=1,act=tanh"),
+        ("strict", "grouped,ic=4,oc=38,in=28x1,k=3x3,s=2,p=1:4x3:1,g=2,layout=NHWC,act=tanh"),
+        ("strict", "conv,ic=40,oc=20,in=33x33,k=3x3,p=1,act=relu6,bias,residual"),
+    ],
+)
+def test_the_default_of_bounded_outputs_passes(name: str, text: str, tmp_path: Path) -> None:
+    spec, target = ConvSpec.parse(text), runnable_targets()[0]
+    limit = accuracy.limit(spec, name)
+    assert error_of(spec, target, space.default_candidate(spec, target, limit), tmp_path, limit) > 0
