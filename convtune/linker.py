@@ -128,7 +128,7 @@ def build_runtime(compiler: Compiler, cache_dir: Path) -> Runtime:
     """
     sources = [_SOURCES / name for name in ("runtime.c", "glue.c")]
     key = hashlib.sha256(repr((compiler, FLAGS)).encode())
-    for source in sources:
+    for source in (*sources, _SOURCES / "scratch.h"):
         key.update(source.read_bytes())
     home = cache_dir / f"runtime-{compiler.machine}-{key.hexdigest()[:16]}"
 

@@ -123,15 +123,17 @@ def test_an_entry_without_sums_is_compiled_again(object_path: Path, tmp_path: Pa
     assert build_runtime(find_compiler(), tmp_path).glue.stat().st_size > 0
 
 
-def test_another_source_is_another_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changed", ["runtime.c", "scratch.h", "glue.c"])
+def test_another_source_is_another_runtime(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build_runtime(find_compiler(), tmp_path)
     sources = tmp_path / "sources"
     sources.mkdir()
-    for name in ("runtime.c", "glue.c"):
+    for name in ("runtime.c", "scratch.h", "glue.c"):
         shutil.copy(linker._SOURCES / name, sources)
-    with (sources / "runtime.c").open("a") as file:
-        file.write("/* changed */\n")
     monkeypatch.setattr(linker, "_SOURCES", sources)
+    assert build_runtime(find_compiler(), tmp_path) == first
+    with (sources / changed).open("a") as file:
+        file.write("/* changed */\n")
     assert build_runtime(find_compiler(), tmp_path) != first
 
 
