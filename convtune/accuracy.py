@@ -13,8 +13,6 @@ import functools
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from convtune import activations, variants
 from convtune.errors import UnknownNameError
 from convtune.spec import count
@@ -60,6 +58,8 @@ def magnification(spec: ConvSpec) -> float:
 
 @functools.cache
 def _magnified(activation: str, largest: float) -> float:
+    import numpy as np
+
     sums = np.linspace(-largest, largest, 257)
     outputs = activations.get(activation).numpy(sums)
     slope = np.abs(np.diff(outputs) / np.diff(sums)).max()

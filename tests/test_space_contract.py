@@ -80,6 +80,7 @@ LAYERS_AND_MORE = (
     ConvSpec.parse("deformable,ic=16,oc=16,in=9x9,k=3x3,p=1"),
     ConvSpec.parse("deformable,ic=64,oc=64,in=5x7,k=3x3,p=1,layout=NHWC"),
     ConvSpec.parse("conv,ic=16,oc=16,in=9x5x9,k=3x1x1,layout=NCDHW"),
+    ConvSpec.parse("conv,ic=3,oc=16,in=75x75,k=3x3,s=2"),
 )
 
 
