@@ -132,15 +132,7 @@ class PointwisePlanes(Estimating[CpuTarget]):
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         """PyTorch's (oc, ic, taps) to (group, block, ic, channel in block), zeros where a group ends."""
-        plan = plan_of(spec, target, knobs)
-        full = plan.blocks * plan.outputs
-        steps: tuple[PackStep, ...] = (
-            {"op": "reshape", "shape": [spec.groups, plan.run, plan.depth]},
-            {"op": "pad", "widths": [[0, 0], [0, full - plan.run], [0, 0]]},
-            {"op": "reshape", "shape": [spec.groups, plan.blocks, plan.outputs, plan.depth]},
-            {"op": "transpose", "axes": [0, 1, 3, 2]},
-        )
-        return (steps,)
+        return (plan_of(spec, target, knobs).packed(spec.groups),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = plan_of(spec, target, knobs)

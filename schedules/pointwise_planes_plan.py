@@ -11,7 +11,7 @@ from convtune.schedules.tiling import ceil_div, even_blocks, round_up
 from convtune.spec import count
 
 if TYPE_CHECKING:
-    from convtune.space import Knobs, KnobValue
+    from convtune.space import Knobs, KnobValue, PackStep
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget
 
@@ -38,6 +38,15 @@ class Plan:
     def blocks(self) -> int:
         """Of output channels."""
         return ceil_div(self.run, self.outputs)
+
+    def packed(self, groups: int) -> tuple[PackStep, ...]:
+        """A weight (oc, depth) to (group, block, depth, channel in block), zeros where a group ends."""
+        return (
+            {"op": "reshape", "shape": [groups, self.run, self.depth]},
+            {"op": "pad", "widths": [[0, 0], [0, self.blocks * self.outputs - self.run], [0, 0]]},
+            {"op": "reshape", "shape": [groups, self.blocks, self.outputs, self.depth]},
+            {"op": "transpose", "axes": [0, 1, 3, 2]},
+        )
 
     @property
     def width(self) -> int:

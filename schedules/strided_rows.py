@@ -115,14 +115,7 @@ class StridedRows(Estimating[CpuTarget]):
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         """PyTorch's (oc, ic, taps) to (1, block, ic and taps, channel in block), zeros after the last."""
-        products = plan_of(spec, target, knobs).products
-        steps: tuple[PackStep, ...] = (
-            {"op": "reshape", "shape": [products.run, products.depth]},
-            {"op": "pad", "widths": [[0, products.blocks * products.outputs - products.run], [0, 0]]},
-            {"op": "reshape", "shape": [1, products.blocks, products.outputs, products.depth]},
-            {"op": "transpose", "axes": [0, 1, 3, 2]},
-        )
-        return (steps,)
+        return (plan_of(spec, target, knobs).products.packed(groups=1),)
 
     def schedule(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Any:
         plan = plan_of(spec, target, knobs)

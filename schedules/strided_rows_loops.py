@@ -22,7 +22,6 @@ from convtune.schedules.statements import (
     when,
     zeros,
 )
-from convtune.schedules.tiling import ceil_div
 
 from convtune.expression import widened
 from convtune.spec import count
@@ -123,12 +122,12 @@ class Kernel(Products):
             rows = nest(plan.pad_shape[:3], lambda index: self._row(n, d, high, index, line))
             return sequence([*self._around(line), rows])
 
-        return allocated((plan.pitch * plan.axes[2].stride,), "line", "global", through)
+        return allocated((plan.line,), "line", "global", through)
 
     @property
     def _columns(self) -> tuple[int, int]:
         """Of a line, those that are inputs."""
-        column, size = self.rows_plan.axes[2], self.rows_plan.pitch * self.rows_plan.axes[2].stride
+        column, size = self.rows_plan.axes[2], self.rows_plan.line
         begin = min(column.before, size)
         return begin, max(begin, min(size, column.before + column.size))
 
@@ -137,12 +136,12 @@ class Kernel(Products):
         from tvm import tirx
 
         begin, end = self._columns
-        size = self.rows_plan.pitch * self.rows_plan.axes[2].stride
 
         def zero(i: Expr) -> Stmt:
             return tirx.BufferStore(line, tirx.const(0.0, "float32"), [i])
 
-        return [ranged(*ends, zero, name="column") for ends in ((0, begin), (end, size)) if ends[0] < ends[1]]
+        sides = (0, begin), (end, self.rows_plan.line)
+        return [ranged(*side, zero, name="column") for side in sides if side[0] < side[1]]
 
     def _row(self, n: Expr, d: Expr, high: Expr, index: tuple[Expr, ...], line: Any) -> Stmt:
         """A row of inputs, through a line where columns read zeros. index: ic, kd, row of inputs."""
@@ -173,11 +172,10 @@ class Kernel(Products):
         from tvm import tirx
 
         plan, lanes = self.rows_plan, self.plan.lanes
-        columns = ceil_div(plan.axes[2].reach, plan.axes[2].stride)
         read = lambda ramp: tirx.BufferLoad(self.image, [*at, ramp])  # noqa: E731
-        whole = (columns - 1) // lanes
+        whole = (plan.columns - 1) // lanes
         pieces = [self._residues(index, whole, read)] if whole else []
-        return sequence([*pieces, self._piece(index, columns - lanes, read, plan.beyond)])
+        return sequence([*pieces, self._piece(index, plan.columns - lanes, read, plan.beyond)])
 
     def _residues(self, index: tuple[Expr, ...], pieces: int, read: Callable[[Expr], Expr]) -> Stmt:
         """So many vectors of each residue of a row. read(ramp): elements of it side by side."""

@@ -40,16 +40,25 @@ class Plan:
         return (self.rows - 1) * rows.stride + rows.span
 
     @property
+    def columns(self) -> int:
+        """Of a residue, that are read."""
+        return ceil_div(self.axes[2].reach, self.axes[2].stride)
+
+    @property
     def pitch(self) -> int:
         """Columns of a residue, in whole vectors."""
-        columns = self.axes[2]
-        return round_up(ceil_div(columns.reach, columns.stride), self.products.lanes)
+        return round_up(self.columns, self.products.lanes)
+
+    @property
+    def line(self) -> int:
+        """Columns of a row of inputs, of all residues."""
+        return self.pitch * self.axes[2].stride
 
     @property
     def beyond(self) -> int:
         """Inputs after a row that its last vectors would read, where rows are read from x."""
         columns = self.axes[2]
-        return max(0, ceil_div(columns.reach, columns.stride) * columns.stride - columns.size)
+        return max(0, self.columns * columns.stride - columns.size)
 
     @property
     def inside(self) -> bool:
