@@ -9,15 +9,17 @@ TVM 0.27 has no such store, but links LLVM's IR that a statement names. These fu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convtune.schedules.statements import Expr, Stmt
+from convtune.schedules.estimate import MEMORY_BYTES_PER_CYCLE
+from convtune.schedules.statements import Expr, Stmt, allocated, loop, sequence
 from convtune.schedules.tiling import LINE_BYTES
 
 from convtune.spec import count
 
 if TYPE_CHECKING:
+    from convtune.space import KnobValue
     from convtune.spec import ConvSpec
     from convtune.targets import CpuTarget
 
@@ -37,6 +39,29 @@ through:
 }}
 !0 = !{{i32 1}}
 """
+
+
+PAST = "_past"  # ends the values of a knob whose kernels store past the caches
+
+
+def is_past(value: KnobValue) -> bool:
+    """Whether it is the value of a knob whose kernels store past the caches."""
+    return str(value).endswith(PAST)
+
+
+def with_past(spec: ConvSpec, target: CpuTarget, values: Sequence[str]) -> tuple[str, ...]:
+    """The values of a knob, and of each the one that stores past the caches, where `can_pass`."""
+    return (*values, *(f"{value}{PAST}" for value in values)) if can_pass(spec, target) else tuple(values)
+
+
+def read_first_cycles(spec: ConvSpec, target: CpuTarget, past: bool) -> float:
+    """Of a core that reads the lines of its share of the output before it stores them, though it need not.
+
+    Nothing past the caches, nor where no kernel is: then it is the same for all, and no estimate of a space has it.
+    """
+    if past or not can_pass(spec, target):
+        return 0.0
+    return 4 * count(spec.out_shape) / target.threads / MEMORY_BYTES_PER_CYCLE
 
 
 def exceeds_caches(target: CpuTarget, size_bytes: float) -> bool:
@@ -60,6 +85,17 @@ def stored(buffer: Any, place: Sequence[Expr], value: Expr, lanes: int) -> Stmt:
 
     address = tirx.address_of(tirx.BufferLoad(buffer, list(place)))
     return tirx.Evaluate(tirx.call_extern("void", f"{FUNCTION}_{lanes}", address, value))
+
+
+def passed(buffer: Any, place: Callable[[Expr], Sequence[Expr]], value: Callable[[Expr], Expr], lanes: int) -> Stmt:
+    """buffer[place(lane)] = value(lane) for all lanes, which are neighbours in memory, past the caches."""
+    from tvm import tirx
+
+    def through(vector: Any) -> Stmt:
+        keep = loop(lanes, lambda lane: tirx.BufferStore(vector, value(lane), [lane]), "VECTORIZED", "lane")
+        return sequence([keep, stored(buffer, place(0), tirx.BufferLoad(vector, [tirx.Ramp(0, 1, lanes)]), lanes)])
+
+    return allocated((lanes,), "vector", "global", through)
 
 
 def fenced() -> Stmt:

@@ -1,7 +1,7 @@
 """Pointwise convolution of channels-last layouts as a matrix product over all positions of the batch.
 
     parallel task = (block of position tiles [, oc_outer]):                              order: parallel
-        for [oc_outer,] tile [, oc_outer]:                                               order: outer, inner
+        for [oc_outer,] tile [, oc_outer]:                                               order: outer, inner[_past]
             acc[column, oc_vector, lane] = 0                                             in registers
             for ic:
                 acc[...] += x[tile * columns + column, ic] * weight[oc_outer, ic, oc_vector, lane]
@@ -10,7 +10,8 @@
 Tiles run across the ends of rows and images. The last one begins so early that it ends where the positions do, and
 computes what it shares with the one before again. The last block of channels has as many vectors as it needs, and
 stores of the last of them what there is: so shallow reductions, whose time is that of their stores, store vectors
-whatever the number of channels.
+whatever the number of channels. An output that no cache can hold is stored past them (order: …_past), without reading
+its lines first.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
 )
 from convtune.schedules.one_row import reads_own_place
+from convtune.schedules.past_caches import PAST, fenced, is_past, passed, read_first_cycles, with_past, with_stores
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, loop, sequence, vector_sums, vectorized
 from convtune.schedules.tiling import (
     LINE_BYTES,
@@ -77,18 +79,24 @@ class PointwiseGemm(Estimating[CpuTarget]):
             "columns": tuple(sorted(columns)),
             "oc_vectors": tuple(most),
             "task_positions": tuple(sorted({ceil_div(positions, min(n, positions)) for n in parts})),  # in whole tiles
-            "order": ("parallel", "outer", "inner") if vectors > 1 else ("outer",),
+            "order": (
+                *(("parallel",) if vectors > 1 else ()),
+                *with_past(spec, target, ("outer", "inner") if vectors > 1 else ("outer",)),
+            ),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan = _plan(spec, target, knobs)
         if plan.columns not in _columns(plan.positions, target, plan.vectors):
             return False
-        return plan.blocks > 1 or knobs["order"] == "outer"
+        if plan.past and plan.block * 4 % LINE_BYTES:  # a line is stored by one tile, or written in parts
+            return False
+        return plan.blocks > 1 or plan.order == "outer"
 
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         """Cycles of one call, coarsely."""
-        plan, order = _plan(spec, target, knobs), knobs["order"]
+        plan = _plan(spec, target, knobs)
+        order = plan.order
         block_bytes = plan.depth * plan.block * 4
         all_bytes = block_bytes * plan.blocks
         first = self._block_cycles(spec, target, plan, all_bytes)
@@ -104,9 +112,8 @@ class PointwiseGemm(Estimating[CpuTarget]):
             again = arriving if order == "parallel" else stream_cycles(target, rows_bytes, rows_bytes)
             cycles += EXPOSED_SHARE * again * (plan.blocks - 1)
         tasks = ceil_div(plan.tiles, plan.tile_block)
-        if order == "parallel":
-            return Tasks(tasks * plan.blocks, cycles / plan.blocks).on(target)
-        return Tasks(tasks, cycles).on(target)
+        each = Tasks(tasks * plan.blocks, cycles / plan.blocks) if order == "parallel" else Tasks(tasks, cycles)
+        return each.on(target) + read_first_cycles(spec, target, plan.past)
 
     def _block_cycles(self, spec: ConvSpec, target: CpuTarget, plan: _Plan, resident: int) -> float:
         """Of a tile of positions and all channels. resident: bytes of the weights that stay in cache meanwhile."""
@@ -142,7 +149,10 @@ class PointwiseGemm(Estimating[CpuTarget]):
 
 @dataclass(frozen=True)
 class _Plan(ChannelBlocks):
-    """Sizes: positions x depth times depth x channels, in register tiles of columns x vectors."""
+    """Sizes: positions x depth times depth x channels, in register tiles of columns x vectors.
+
+    past: whether outputs are stored past the caches.
+    """
 
     positions: int
     depth: int
@@ -151,7 +161,8 @@ class _Plan(ChannelBlocks):
     vectors: int
     lanes: int
     tile_block: int
-    order: KnobValue
+    order: str
+    past: bool
 
     @property
     def tiles(self) -> int:
@@ -192,7 +203,10 @@ def _columns(positions: int, target: CpuTarget, vectors: int) -> tuple[int, ...]
 def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> _Plan:
     columns, vectors, part = (int(knobs[name]) for name in ("columns", "oc_vectors", "task_positions"))
     sizes = positions_of(spec), spec.in_channels, spec.out_channels
-    return _Plan(*sizes, columns, vectors, target.lanes, ceil_div(part, columns), knobs["order"])
+    order = str(knobs["order"])
+    return _Plan(
+        *sizes, columns, vectors, target.lanes, ceil_div(part, columns), order.removesuffix(PAST), is_past(order)
+    )
 
 
 class _Kernel:
@@ -209,9 +223,10 @@ class _Kernel:
             return loop(
                 tasks * blocks, lambda t: self._tiles(t // blocks, lambda at: self._one(t % blocks, at)), "PARALLEL"
             )
-        if plan.order == "inner":
-            return loop(tasks, lambda t: self._tiles(t, self._all), "PARALLEL")
-        return loop(tasks, lambda t: self._by_blocks(t), "PARALLEL")
+        body = self._by_blocks if plan.order == "outer" else lambda task: self._tiles(task, self._all)
+        if not plan.past:
+            return loop(tasks, body, "PARALLEL")
+        return with_stores(plan.lanes, loop(tasks, lambda task: sequence([body(task), fenced()]), "PARALLEL"))
 
     def _by_blocks(self, task: Expr) -> Stmt:
         return self._whole_and_last(lambda block, vectors: self._tiles(task, lambda at: self._tile(block, vectors, at)))
@@ -292,10 +307,17 @@ class _Kernel:
         ends = isinstance(block, int) and block == plan.blocks - 1 and rest > 0
 
         def stored(column: Expr, cv: int, source: Callable[[Expr], Expr]) -> Stmt:
-            def body(bind: Binder, lane: Expr) -> None:
-                where = as_row(self.spec.rank, at + column, block * plan.block + cv * plan.lanes + lane)
-                bind.store(self.y, where, epilogue_at(self.arguments, source(lane), where))
+            def where(lane: Expr) -> list[Expr]:
+                return as_row(self.spec.rank, at + column, block * plan.block + cv * plan.lanes + lane)
 
+            def value(lane: Expr) -> Expr:
+                return epilogue_at(self.arguments, source(lane), where(lane))
+
+            def body(bind: Binder, lane: Expr) -> None:
+                bind.store(self.y, where(lane), value(lane))
+
+            if plan.past:
+                return passed(self.y, where, value, plan.lanes)
             return vectorized(rest if ends and cv == vectors - 1 else plan.lanes, body)
 
         if self.spec.activation not in LONG_ACTIVATIONS:

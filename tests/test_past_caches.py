@@ -10,16 +10,19 @@ import pytest
 from conformance_cases import corner, runnable
 from convtune.schedules.depthwise_plan import PAST
 from convtune.schedules.depthwise_rows import depthwise_rows
-from convtune.schedules.past_caches import can_pass
+from convtune.schedules.past_caches import can_pass, is_past
+from convtune.schedules.pointwise_gemm import pointwise_gemm
 from synthetic_spaces import machine
 from test_conformance import check
 
 from convtune.codegen import any_alignment
-from convtune.space import KnobValue, all_knobs
+from convtune.space import Estimating, KnobValue, all_knobs
 from convtune.spec import ConvSpec
 from convtune.targets import CpuTarget, resolve
 
 LARGE = "depthwise,n=2048,ic=64,oc=64,in=201,k=3,layout=NWC"
+
+PRODUCT = "pointwise,n=2048,ic=24,oc=64,in=201,k=1,layout=NWC"
 
 
 def small_caches(target: CpuTarget) -> CpuTarget:
@@ -56,10 +59,37 @@ def test_positions_that_the_first_cache_loses_are_read_by_several_outputs_at_onc
         assert knobs["oc_order"] == PAST and int(knobs["columns"]) >= 4
 
 
-def assembly(spec: ConvSpec, target: CpuTarget, knobs: Mapping[str, KnobValue]) -> str:
+@pytest.mark.parametrize("name", ["x86-64-v4", "x86-64-v3"])
+def test_tiles_of_products_pass_them_by_whole_lines_by_default(name: str) -> None:
+    spec, target = ConvSpec.parse(PRODUCT), resolve(name, threads=2)
+    assert isinstance(target, CpuTarget)
+    assert is_past(pointwise_gemm.default(spec, target)["order"])
+    past = [knobs for knobs in all_knobs(pointwise_gemm, spec, target) if is_past(knobs["order"])]
+    assert past and all(int(knobs["oc_vectors"]) * target.vector_bytes % 64 == 0 for knobs in past)
+    held = replace(spec, batch=2)
+    assert not any(is_past(knobs["order"]) for knobs in all_knobs(pointwise_gemm, held, target))
+
+
+def test_past_or_not_is_no_reason_to_choose_other_tiles() -> None:
+    """What reading lines first costs is the same for all kernels, so that defaults are those there were, but past."""
+    spec, target = ConvSpec.parse(PRODUCT), machine()
+    estimates = {
+        tuple(k.values()): pointwise_gemm.estimate(spec, target, k) for k in all_knobs(pointwise_gemm, spec, target)
+    }
+    differences = {
+        round(estimates[(*sizes, order.removesuffix("_past"))] - cycles)
+        for (*sizes, order), cycles in estimates.items()
+        if is_past(order)
+    }
+    assert len(differences) == 1 and min(differences) > 0
+
+
+def assembly(
+    spec: ConvSpec, target: CpuTarget, knobs: Mapping[str, KnobValue], space: Estimating[CpuTarget] = depthwise_rows
+) -> str:
     import tvm
 
-    module = any_alignment(depthwise_rows.schedule(spec, target, knobs))
+    module = any_alignment(space.schedule(spec, target, knobs))
     return str(tvm.compile(module, target=target.to_tvm()).mod.inspect_source("asm"))
 
 
@@ -72,6 +102,15 @@ def test_whole_vectors_go_past_caches_before_a_task_ends(name: str, register: st
     assert "sfence" in text and "convtune_store" not in text
     text = assembly(spec, target, corner(depthwise_rows, spec, target, {"oc_order": "outer"}))
     assert "movnt" not in text
+
+
+@pytest.mark.parametrize("order", ["outer_past", "inner_past"])
+def test_products_go_past_caches_before_a_task_ends(order: str) -> None:
+    spec, target = ConvSpec.parse(PRODUCT), resolve("x86-64-v4", threads=2)
+    assert isinstance(target, CpuTarget)
+    knobs = corner(pointwise_gemm, spec, target, {"order": order, "columns": 6})
+    text = assembly(spec, target, knobs, pointwise_gemm)
+    assert re.search(r"movntps\s+%zmm", text) and "sfence" in text and "convtune_store" not in text
 
 
 @pytest.mark.slow
@@ -89,3 +128,19 @@ def test_they_are_right_wherever_the_output_lies(name: str, text: str, wanted: M
     """The check has y begin 4 bytes after a fence, and then end at one, where whole lines are aligned."""
     spec, target = ConvSpec.parse(text), small_caches(runnable(name))
     check(depthwise_rows, spec, target, corner(depthwise_rows, spec, target, {"oc_order": PAST, **wanted}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["outer_past", "inner_past"])
+@pytest.mark.parametrize("name", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pointwise,n=3,ic=7,oc=112,in=23,k=1,layout=NWC",
+        "pointwise,ic=37,oc=80,in=11x13,k=1x1,bias,act=relu,residual,layout=NHWC",
+        "pointwise,ic=5,oc=96,in=3x5x7,k=1x1x1,act=gelu,layout=NDHWC",
+    ],
+)
+def test_products_are_right_wherever_the_output_lies(name: str, text: str, order: str) -> None:
+    spec, target = ConvSpec.parse(text), small_caches(runnable(name))
+    check(pointwise_gemm, spec, target, corner(pointwise_gemm, spec, target, {"order": order}))
