@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from convtune.schedules.axes import View, view_of
+from convtune.schedules.past_caches import is_past
 from convtune.schedules.tiling import ceil_div
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 
 MOST_HELD = 5 / 8  # of the registers, for weights: with all rows of a larger kernel unrolled LLVM spills sums
-PAST = "outer_past"  # of oc_order: chunks are part of a task, which stores past the caches
 NUMBERS = ("lanes", "rows", "columns", "vectors", "depth_blocks", "row_blocks", "column_blocks")
 
 
@@ -123,5 +123,5 @@ def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         whole=view.rows.taps * view.columns.taps <= target.vector_registers * MOST_HELD,
         chunk=min(blocks, int(knobs["chunk"])),
         split=knobs["oc_order"] == "parallel",
-        past=knobs["oc_order"] == PAST,
+        past=is_past(knobs["oc_order"]),
     )

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from convtune.schedules.axes import view_of
 from convtune.schedules.depthwise_cost import cycles, suits
 from convtune.schedules.depthwise_loops import Tiles
-from convtune.schedules.depthwise_plan import PAST, Plan, has_one_filter_each, plan_of
-from convtune.schedules.past_caches import can_pass
+from convtune.schedules.depthwise_plan import Plan, has_one_filter_each, plan_of
+from convtune.schedules.past_caches import PAST, can_pass
 from convtune.schedules.tiling import ceil_div, even_blocks, power_of_two, spaced, task_parts
 from convtune.schedules.written import Held, written
 
@@ -66,7 +66,7 @@ class DepthwiseRows(Estimating[CpuTarget]):
             "row_blocks": spaced(task_parts(target, rows), 6),
             "column_blocks": spaced(task_parts(target, tiles if wide else 1), 4),
             "chunk": (*(count for count in (1, 2, 4) if count < blocks), WHOLE),
-            "oc_order": ("outer", *(["parallel"] if blocks > 1 else []), *([PAST] if past else [])),
+            "oc_order": ("outer", *(["parallel"] if blocks > 1 else []), *([f"outer{PAST}"] if past else [])),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:

@@ -87,13 +87,14 @@ def stored(buffer: Any, place: Sequence[Expr], value: Expr, lanes: int) -> Stmt:
     return tirx.Evaluate(tirx.call_extern("void", f"{FUNCTION}_{lanes}", address, value))
 
 
-def passed(buffer: Any, place: Callable[[Expr], Sequence[Expr]], value: Callable[[Expr], Expr], lanes: int) -> Stmt:
-    """buffer[place(lane)] = value(lane) for all lanes, which are neighbours in memory, past the caches."""
+def passed(buffer: Any, element: Callable[[Expr], tuple[Sequence[Expr], Expr]], lanes: int) -> Stmt:
+    """buffer[place] = value, of element(lane), for all lanes, which are neighbours in memory, past the caches."""
     from tvm import tirx
 
     def through(vector: Any) -> Stmt:
-        keep = loop(lanes, lambda lane: tirx.BufferStore(vector, value(lane), [lane]), "VECTORIZED", "lane")
-        return sequence([keep, stored(buffer, place(0), tirx.BufferLoad(vector, [tirx.Ramp(0, 1, lanes)]), lanes)])
+        keep = loop(lanes, lambda lane: tirx.BufferStore(vector, element(lane)[1], [lane]), "VECTORIZED", "lane")
+        first, _value = element(0)
+        return sequence([keep, stored(buffer, first, tirx.BufferLoad(vector, [tirx.Ramp(0, 1, lanes)]), lanes)])
 
     return allocated((lanes,), "vector", "global", through)
 

@@ -307,18 +307,14 @@ class _Kernel:
         ends = isinstance(block, int) and block == plan.blocks - 1 and rest > 0
 
         def stored(column: Expr, cv: int, source: Callable[[Expr], Expr]) -> Stmt:
-            def where(lane: Expr) -> list[Expr]:
-                return as_row(self.spec.rank, at + column, block * plan.block + cv * plan.lanes + lane)
-
-            def value(lane: Expr) -> Expr:
-                return epilogue_at(self.arguments, source(lane), where(lane))
-
-            def body(bind: Binder, lane: Expr) -> None:
-                bind.store(self.y, where(lane), value(lane))
+            def element(lane: Expr) -> tuple[list[Expr], Expr]:
+                where = as_row(self.spec.rank, at + column, block * plan.block + cv * plan.lanes + lane)
+                return where, epilogue_at(self.arguments, source(lane), where)
 
             if plan.past:
-                return passed(self.y, where, value, plan.lanes)
-            return vectorized(rest if ends and cv == vectors - 1 else plan.lanes, body)
+                return passed(self.y, element, plan.lanes)
+            lanes = rest if ends and cv == vectors - 1 else plan.lanes
+            return vectorized(lanes, lambda bind, lane: bind.store(self.y, *element(lane)))
 
         if self.spec.activation not in LONG_ACTIVATIONS:
             places = itertools.product(range(plan.columns), range(vectors))

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 from conformance_cases import corner, runnable
-from convtune.schedules.depthwise_plan import PAST
 from convtune.schedules.depthwise_rows import depthwise_rows
 from convtune.schedules.past_caches import can_pass, is_past
 from convtune.schedules.pointwise_gemm import pointwise_gemm
@@ -20,8 +19,8 @@ from convtune.space import Estimating, KnobValue, all_knobs
 from convtune.spec import ConvSpec
 from convtune.targets import CpuTarget, resolve
 
+PAST = "outer_past"  # of oc_order
 LARGE = "depthwise,n=2048,ic=64,oc=64,in=201,k=3,layout=NWC"
-
 PRODUCT = "pointwise,n=2048,ic=24,oc=64,in=201,k=1,layout=NWC"
 
 
