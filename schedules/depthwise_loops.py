@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.axes import place
 from convtune.schedules.depthwise_plan import Plan
-from convtune.schedules.past_caches import fenced, stored, with_stores
+from convtune.schedules.past_caches import stored, tasks_past
 from convtune.schedules.ranges import Range, least, most, named, part, pieces, ranged, valid_taps
 from convtune.schedules.statements import Expr, Stmt, allocated, sequence, vector_sums
 from convtune.schedules.tiling import LONG_ACTIVATIONS
@@ -45,11 +45,9 @@ class Tiles:
             tiles = part(plan.tiles, plan.column_blocks, column_block)
             if plan.split:
                 return self._chunk(n, planes, rows, tiles, chunk)
-            chunks = ranged(0, plan.chunks, lambda c: self._chunk(n, planes, rows, tiles, c), name="chunk")
-            return sequence([chunks, fenced()]) if plan.past else chunks
+            return ranged(0, plan.chunks, lambda c: self._chunk(n, planes, rows, tiles, c), name="chunk")
 
-        tasks = ranged(0, prod(extents), task, "PARALLEL", "task")
-        return with_stores(plan.lanes, tasks) if plan.past else tasks
+        return tasks_past(prod(extents), task, plan.lanes, plan.past, "task")
 
     def _chunk(self, n: Expr, planes: Range, rows: Range, tiles: Range, chunk: Expr) -> Stmt:
         plan = self.plan

@@ -106,6 +106,13 @@ def fenced() -> Stmt:
     return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.x86.sse.sfence"))
 
 
+def tasks_past(extent: int, body: Callable[[Expr], Stmt], lanes: int, past: bool, name: str = "i") -> Stmt:
+    """The parallel loop of body(task); past: whether they have `stored` in them, of vectors of so many lanes."""
+    if not past:
+        return loop(extent, body, "PARALLEL", name)
+    return with_stores(lanes, loop(extent, lambda task: sequence([body(task), fenced()]), "PARALLEL", name))
+
+
 def with_stores(lanes: int, body: Stmt) -> Stmt:
     """A kernel whose statements have `stored` in them, of vectors of so many lanes."""
     from tvm import tirx

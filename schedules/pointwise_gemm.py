@@ -35,7 +35,7 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
 )
 from convtune.schedules.one_row import reads_own_place
-from convtune.schedules.past_caches import PAST, fenced, is_past, passed, read_first_cycles, with_past, with_stores
+from convtune.schedules.past_caches import PAST, is_past, passed, read_first_cycles, tasks_past, with_past
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, loop, sequence, vector_sums, vectorized
 from convtune.schedules.tiling import (
     LINE_BYTES,
@@ -224,9 +224,7 @@ class _Kernel:
                 tasks * blocks, lambda t: self._tiles(t // blocks, lambda at: self._one(t % blocks, at)), "PARALLEL"
             )
         body = self._by_blocks if plan.order == "outer" else lambda task: self._tiles(task, self._all)
-        if not plan.past:
-            return loop(tasks, body, "PARALLEL")
-        return with_stores(plan.lanes, loop(tasks, lambda task: sequence([body(task), fenced()]), "PARALLEL"))
+        return tasks_past(tasks, body, plan.lanes, plan.past)
 
     def _by_blocks(self, task: Expr) -> Stmt:
         return self._whole_and_last(lambda block, vectors: self._tiles(task, lambda at: self._tile(block, vectors, at)))
