@@ -29,9 +29,14 @@ if TYPE_CHECKING:
 class OutputTransform:
     """Y = A^T M A of one tile and a vector of channels, with the epilogue, stored where there are outputs."""
 
-    def __init__(self, spec: ConvSpec, plan: Plan, store: Callable[..., Stmt], m: Any) -> None:
-        """store(n, channel, lane, position, value): of a channel and those after it."""
-        self.spec, self.plan, self.store, self.m = spec, plan, store, m
+    def __init__(
+        self, spec: ConvSpec, plan: Plan, store: Callable[..., Stmt], m: Any, past: Callable[..., Stmt] | None = None
+    ) -> None:
+        """store(n, channel, lane, position, value): of a channel and those after it.
+
+        past(n, channel, position, values): of a vector, past the caches, for a plan that has outputs stored so.
+        """
+        self.spec, self.plan, self.store, self.past, self.m = spec, plan, store, past, m
         self.filtered = [i for i, axis in enumerate(plan.axes) if axis.filter]
 
     def tile(self, q: Expr, row: Expr, number: Expr) -> Stmt:
@@ -136,13 +141,16 @@ class OutputTransform:
 
         axes, current = self.plan.axes, self.filtered[-1]
         axis, (n, base, phases, oc) = axes[current], at
+        past = self.past if self.plan.past else None
         first = [b + i * a.step for b, i, a in zip(base, index, axes)]
         places = [a.output(u, phase) for a, u, phase in zip(axes, first, phases)]
 
-        def stored(i: Expr, value: Expr, lane: Expr) -> Stmt:
+        def at_output(i: Expr, store: Callable[[Sequence[Expr]], Stmt]) -> Stmt:
             place = axis.output(first[current] + i * axis.step, phases[current])
-            position = [*places[:current], place, *places[current + 1 :]]
-            return when(axis.inside(place), self.store(n, oc, lane, position, value))
+            return when(axis.inside(place), store([*places[:current], place, *places[current + 1 :]]))
+
+        def stored(i: Expr, value: Expr, lane: Expr) -> Stmt:
+            return at_output(i, lambda position: self.store(n, oc, lane, position, value))
 
         def direct(lane: Expr) -> Stmt:
             bind = Binder()
@@ -157,11 +165,16 @@ class OutputTransform:
                 return sequence(bind.statements)
 
             def output(i: Expr) -> Stmt:
-                return loop(width, lambda lane: stored(i, tirx.BufferLoad(row, [i, lane]), lane), "VECTORIZED", "lane")
+                value = lambda lane: tirx.BufferLoad(row, [i, lane])  # noqa: E731
+                if past is not None:
+                    return at_output(i, lambda position: past(n, oc, position, value))
+                return loop(width, lambda lane: stored(i, value(lane), lane), "VECTORIZED", "lane")
 
             return sequence([loop(width, keep, "VECTORIZED", "lane"), loop(axis.m, output)])
 
         inside = [c for i, (place, a) in enumerate(zip(places, axes)) if i != current for c in a.inside(place)]
-        if self.spec.activation in LONG_ACTIVATIONS:  # once in the code, not for each output of the row
+        if (
+            past is not None or self.spec.activation in LONG_ACTIVATIONS
+        ):  # once in the code, not for each output of the row
             return when(inside, allocated((axis.m, width), "row", "local", staged))
         return when(inside, loop(width, direct, "VECTORIZED", "lane"))

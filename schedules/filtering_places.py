@@ -1,11 +1,13 @@
-"""Where a tile of minimal filtering is, as expressions of its number."""
+"""Where a tile of minimal filtering is, and the vectors of its channels, as expressions of their numbers."""
 
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 from convtune.schedules.filtering_plan import Place, Plan
-from convtune.schedules.statements import Expr, unflat
+from convtune.schedules.ranges import least, named
+from convtune.schedules.statements import Expr, loop, sequence, unflat
 
 
 def place_of(plan: Plan, q: Expr) -> Place:
@@ -27,3 +29,22 @@ def place_of(plan: Plan, q: Expr) -> Place:
     chosen = [a if a is b else tirx.if_then_else(of_image < each * first, a, b) for a, b in zip(early, late)]
     chosen[2] = tirx.if_then_else(of_image < each * first, early[2], late[2] + first)
     return Place(q // (each * columns), tuple(chosen[:3]), tuple(chosen[3:]))
+
+
+def of_vector(plan: Plan, vector: Any, body: Any) -> Any:
+    """body(first channel, how many) for one of the vectors."""
+    whole, rest = divmod(plan.v_channels, plan.lanes)
+    if not whole:
+        return body(0, rest)
+    if not rest:
+        return body(vector * plan.lanes, plan.lanes)
+    return named(least(vector * plan.lanes, plan.v_channels - plan.lanes), "channel", lambda c: body(c, plan.lanes))
+
+
+def each_channel(plan: Plan, body: Any) -> Any:
+    """body(first channel, how many) for whole vectors of the input's channels, the last of which may overlap."""
+    whole, rest = divmod(plan.v_channels, plan.lanes)
+    if not whole:
+        return body(0, rest)
+    parts = [loop(whole, lambda i: body(i * plan.lanes, plan.lanes), name="vector")]
+    return sequence([*parts, body(plan.v_channels - plan.lanes, plan.lanes)] if rest else parts)

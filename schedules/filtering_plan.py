@@ -10,8 +10,9 @@ from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_axis import TiledAxis, tiled_axes
+from convtune.schedules.past_caches import PAST, can_pass, is_past
 from convtune.schedules.statements import flat, unflat
-from convtune.schedules.tiling import ceil_div, round_up, spread
+from convtune.schedules.tiling import LINE_BYTES, ceil_div, round_up, spread
 
 from convtune.spec import count
 
@@ -53,6 +54,7 @@ class Plan:
     weights_ahead: bool = False  # products fetch U, which lies in memory
     inputs_beside: bool = False  # products fetch what the next block reads of x
     outputs_beside: bool = False  # products fetch the lines of y that they are for
+    past: bool = False  # outputs are stored past the caches
 
     @functools.cached_property
     def points(self) -> int:
@@ -224,6 +226,16 @@ def _unaliased(elements: int, lanes: int) -> int:
     return elements + lanes * (elements % ALIASED == 0)
 
 
+def order_of(knobs: Knobs) -> str:
+    """The order of a candidate, whether phases are apart and outputs stored past the caches or not."""
+    return str(knobs.get("order", ORDERS[0])).removeprefix(APART).removesuffix(PAST)
+
+
+def stores_past(spec: ConvSpec, target: CpuTarget) -> bool:
+    """Whether outputs can be stored past the caches: in whole lines, one vector each, as a tile's channels go by."""
+    return spec.groups == 1 and target.vector_bytes == LINE_BYTES and can_pass(spec, target)
+
+
 def fetches_beside(plan: Plan) -> bool:
     """Whether products may fetch x or y: in small blocks of tiles that are not long, so that domains stay small."""
     tiles = [axis.m for axis in plan.axes if filters(axis)]
@@ -282,22 +294,24 @@ def register_tiles(spec: ConvSpec, target: CpuTarget) -> tuple[tuple[int, int], 
 
 def plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     """The plan of a candidate."""
-    plan, order = _plan_of(spec, target, knobs), str(knobs.get("order"))
-    if order.removeprefix(APART) != BESIDE or not spec.channels_last or spec.groups > 1:
+    plan = _plan_of(spec, target, knobs)
+    if order_of(knobs) != BESIDE or not spec.channels_last or spec.groups > 1:
         return plan
     read = plan.block * prod(axis.fresh[1] for axis in plan.axes) * plan.channels
     written = plan.block * prod(axis.m for axis in plan.axes) * plan.per_pass * plan.width
     return dataclasses.replace(
         plan,
         inputs_beside=plan.x_bytes > target.l2_bytes and 4 * read <= BESIDE_SHARE * target.l2_bytes,
-        outputs_beside=plan.y_bytes > target.l2_bytes and 4 * written <= BESIDE_SHARE * target.l2_bytes,
+        outputs_beside=not plan.past
+        and plan.y_bytes > target.l2_bytes
+        and 4 * written <= BESIDE_SHARE * target.l2_bytes,
     )
 
 
 def _plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
-    groups, order = spec.groups, str(knobs.get("order", ORDERS[0]))
+    groups, order, named = spec.groups, order_of(knobs), str(knobs.get("order"))
     return Plan(
-        axes=tiled_axes(spec, tuple(int(knobs.get(name, 1)) for name in TILE_KNOBS), order.startswith(APART)),
+        axes=tiled_axes(spec, tuple(int(knobs.get(name, 1)) for name in TILE_KNOBS), named.startswith(APART)),
         batch=spec.batch,
         channels=spec.in_channels,
         groups=groups,
@@ -308,10 +322,11 @@ def _plan_of(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
         rows=int(knobs["tile_rows"]),
         block=int(knobs["tile_rows"]) * int(knobs["row_blocks"]),
         per_pass=int(knobs["pass_blocks"]),
-        shared=order.removeprefix(APART) in ORDERS[1:],
-        weights_ahead=order.removeprefix(APART) == ORDERS[2],
+        shared=order in ORDERS[1:],
+        weights_ahead=order == ORDERS[2],
         registers=target.vector_registers,
         ahead=spec.channels_last and spec.in_channels >= target.lanes and 4 * count(spec.in_shape) > target.l2_bytes,
+        past=is_past(named),
     )
 
 

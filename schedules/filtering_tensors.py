@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from convtune.schedules.past_caches import passed
 from convtune.schedules.statements import Expr, Stmt, allocated, flat, sequence
+from convtune.schedules.tiling import LINE
 from convtune.schedules.transposing import transpose
 from convtune.schedules.written import Buffers, Held, viewed
 
@@ -42,10 +44,20 @@ class Tensors(Held):
         """y at a position of three entries, with the epilogue; or the sum where y is stored from a copy."""
         from tvm import tirx
 
-        spec, place, channel = self.spec, list(position)[3 - self.spec.rank :], channel + lane
+        spec = self.spec
         if not spec.channels_last:
-            return tirx.BufferStore(self.y, value, [n, flat(position, cube(spec.out_size)), channel])
-        return tirx.BufferStore(self.y, epilogue(self, value, n, channel, place), [n, *place, channel])
+            return tirx.BufferStore(self.y, value, [n, flat(position, cube(spec.out_size)), channel + lane])
+        place, value = self._element(n, channel + lane, position, value)
+        return tirx.BufferStore(self.y, value, place)
+
+    def store_past(self, n: Expr, channel: Expr, position: Sequence[Expr], value: Callable[[Expr], Expr]) -> Stmt:
+        """A line of y, of value(lane), at a position of three entries, past the caches, with the epilogue."""
+        return passed(self.y, lambda lane: self._element(n, channel + lane, position, value(lane)), LINE)
+
+    def _element(self, n: Expr, channel: Expr, position: Sequence[Expr], value: Expr) -> tuple[list[Expr], Expr]:
+        """Of channels that are last: where it is, and its value with the epilogue."""
+        place = list(position)[3 - self.spec.rank :]
+        return [n, *place, channel], epilogue(self, value, n, channel, place)
 
     def store_flat(self, n: Expr, channel: Expr, position: Expr, value: Expr) -> Stmt:
         """A plane's element, with the epilogue."""

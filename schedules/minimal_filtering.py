@@ -17,7 +17,8 @@
 With `order` channels V of all tiles is made first, in a parallel region of its own, and a task is a pass of a block:
 each task then reads its part of U once, which counts where there are few tiles and many channels. With `order` fetched
 products besides fetch U ahead, from memory into the second cache (`filtering_ahead`); with `order` beside those of the
-order tiles fetch y, and x for the next block (`filtering_beside`).
+order tiles fetch y, and x for the next block (`filtering_beside`). With tiles_past and beside_past, of an output that
+no cache can hold, y is stored past the caches (`past_caches`): its lines are read by neither products nor stores.
 
 `filtering_axis` says what parts are: the taps of a direct dimension, whose tile is 1; those of each residue of the
 stride; pieces of a long kernel. A dilated convolution is dilation^rank interleaved dense ones, and a transposed one has
@@ -46,24 +47,28 @@ from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_near import NearInputs, NearOutputs
 from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_parts import moved_bytes, moving_cycles, reads_near, stores_near
+from convtune.schedules.filtering_places import each_channel, of_vector
 from convtune.schedules.filtering_plan import (
     APART,
     BESIDE,
+    MOST_BESIDE_BLOCKS,
     ORDERS,
     TILE_KNOBS,
     Plan,
     fetches_beside,
     filters,
     fitted_rows,
+    order_of,
     pass_sizes,
     plan_of,
     register_tiles,
+    stores_past,
     tile_sizes,
 )
 from convtune.schedules.filtering_products import products
 from convtune.schedules.filtering_tensors import Tensors, with_tensors
 from convtune.schedules.filtering_weights import packed
-from convtune.schedules.ranges import least, named
+from convtune.schedules.past_caches import PAST, read_first_cycles, tasks_past
 from convtune.schedules.statements import allocated, loop, sequence
 from convtune.schedules.tiling import ceil_div, spaced
 from convtune.schedules.written import written
@@ -141,7 +146,9 @@ class MinimalFiltering(Estimating[CpuTarget]):
             return False
         if plan.weights_ahead and not _fetches(plan, target):
             return False
-        if str(knobs.get("order")).endswith(BESIDE) and not fetches_beside(plan):
+        if order_of(knobs) == BESIDE and not fetches_beside(plan):
+            return False
+        if plan.past and plan.block > MOST_BESIDE_BLOCKS * plan.rows:  # larger ones were no faster
             return False
         if max(tiles) > LARGEST_TILE and amplification(plan) > MOST_AMPLIFICATION:
             return False
@@ -166,7 +173,8 @@ class MinimalFiltering(Estimating[CpuTarget]):
     def estimate(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> float:
         plan = plan_of(spec, target, knobs)
         if spec.channels_last:
-            return estimated_cycles(plan, target)
+            first = read_first_cycles(spec, target, plan.past) if stores_past(spec, target) else 0.0
+            return estimated_cycles(plan, target) + first
         return estimated_cycles(plan, target, moved_bytes(plan)) + moving_cycles(plan, target)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
@@ -195,7 +203,7 @@ def filtered(spec: ConvSpec, plan: Plan, tensors: Tensors) -> Any:
             made = lambda beside: _by_tiles(spec, plan, tensors, plan.block_of(task), beside=beside)  # noqa: E731
             return with_fetches(spec, plan, tensors, task, made)
 
-        return loop(plan.tasks, of_block, "PARALLEL", "block")
+        return tasks_past(plan.tasks, of_block, plan.lanes, plan.past, "block")
 
     def of_pass(task: Any) -> Any:
         return _by_tiles(spec, plan, tensors, plan.block_of(task // plan.passes), task % plan.passes)
@@ -232,14 +240,14 @@ def _by_channels(spec: ConvSpec, plan: Plan, tensors: Tensors, v: Any) -> Any:
         block, vector = task // vectors, task % vectors
         locate = lambda point, row, element: (v, (block, point, row * plan.v_row + element))  # noqa: E731
         inputs = NearInputs(spec, plan, tensors.planes.source, locate)
-        return _of_vector(plan, vector, lambda c, w: inputs.made(block, c, w))
+        return of_vector(plan, vector, lambda c, w: inputs.made(block, c, w))
 
     def made(task: Any) -> Any:
         block, row = task // plan.block, task % plan.block
         transform = InputTransform(
             spec, plan, tensors.read, lambda point, r, element: (v, (block, point, r * plan.v_row + element))
         )
-        return _each_channel(plan, lambda c, w: transform.tile(task, row, c, w))
+        return each_channel(plan, lambda c, w: transform.tile(task, row, c, w))
 
     def task(index: Any) -> Any:
         block, number = plan.block_of(index // plan.passes), index % plan.passes
@@ -260,31 +268,12 @@ def _transformed(spec: ConvSpec, plan: Plan, tensors: Tensors, locate: Any, bloc
     """V of a block of tiles."""
     if tensors.source is None:
         inputs = NearInputs(spec, plan, tensors.planes.source, locate)
-        return _each_channel(plan, lambda c, w: inputs.made(block, c, w, base))
+        return each_channel(plan, lambda c, w: inputs.made(block, c, w, base))
     transform = InputTransform(spec, plan, tensors.read, locate)
     return loop(
         plan.block,
-        lambda row: _each_channel(plan, lambda c, w: transform.tile(block * plan.block + row, row, c, w, base)),
+        lambda row: each_channel(plan, lambda c, w: transform.tile(block * plan.block + row, row, c, w, base)),
     )
-
-
-def _of_vector(plan: Plan, vector: Any, body: Any) -> Any:
-    """body(first channel, how many) for one of the vectors."""
-    whole, rest = divmod(plan.v_channels, plan.lanes)
-    if not whole:
-        return body(0, rest)
-    if not rest:
-        return body(vector * plan.lanes, plan.lanes)
-    return named(least(vector * plan.lanes, plan.v_channels - plan.lanes), "channel", lambda c: body(c, plan.lanes))
-
-
-def _each_channel(plan: Plan, body: Any) -> Any:
-    """body(first channel, how many) for whole vectors of the input's channels, the last of which may overlap."""
-    whole, rest = divmod(plan.v_channels, plan.lanes)
-    if not whole:
-        return body(0, rest)
-    parts = [loop(whole, lambda i: body(i * plan.lanes, plan.lanes), name="vector")]
-    return sequence([*parts, body(plan.v_channels - plan.lanes, plan.lanes)] if rest else parts)
 
 
 def _pass(
@@ -293,7 +282,7 @@ def _pass(
     if tensors.y is None:
         stored = NearOutputs(spec, plan, tensors.planes, m).stored(block, number)
         return sequence([products(plan, v, tensors.weight, m, block, number), stored])
-    transform = OutputTransform(spec, plan, tensors.store, m)
+    transform = OutputTransform(spec, plan, tensors.store, m, tensors.store_past)
     stored = loop(plan.block, lambda row: transform.tile(block * plan.block + row, row, number), name="row")
     return sequence([products(plan, v, tensors.weight, m, block, number, beside), stored])
 
@@ -336,7 +325,7 @@ def _tile_values(spec: ConvSpec, apart: bool = False) -> Mapping[str, tuple[int,
 @functools.lru_cache(maxsize=1 << 10)
 def _orders(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
     """With the one that fetches U where that may be worth it with any combination of tiles."""
-    ways, found = _ways(spec), list[str]()
+    ways, found, past = _ways(spec), list[str](), stores_past(spec, target)
     far = spec.channels_last and 4 * max(count(spec.in_shape), count(spec.out_shape)) > target.l2_bytes
     for way, prefix in zip(ways, ("", APART)):
         values = [way.get(name, (1,)) for name in TILE_KNOBS]
@@ -344,7 +333,10 @@ def _orders(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
         most = max(prod(axis.alpha * axis.parts for axis in tiled_axes(spec, sizes)) for sizes in combined)
         phases = prod(axis.phases for axis in tiled_axes(spec, (1, 1, 1)))
         fetched = worth_fetching(4 * most * phases * spec.in_channels * spec.out_channels, target)
-        found += [prefix + order for order in (*ORDERS[: 2 + fetched], *[BESIDE] * far)]
+        orders = [*ORDERS[: 2 + fetched], *[BESIDE] * far]
+        if past:  # of so many tiles V never fits
+            orders = [ORDERS[0], BESIDE, ORDERS[0] + PAST, BESIDE + PAST]
+        found += [prefix + order for order in orders]
     return tuple(found)
 
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 from conformance_cases import corner, runnable
 from convtune.schedules.depthwise_rows import depthwise_rows
+from convtune.schedules.filtering_plan import plan_of
+from convtune.schedules.minimal_filtering import minimal_filtering
 from convtune.schedules.past_caches import can_pass, is_past
 from convtune.schedules.pointwise_gemm import pointwise_gemm
 from synthetic_spaces import machine
@@ -22,6 +24,7 @@ from convtune.targets import CpuTarget, resolve
 PAST = "outer_past"  # of oc_order
 LARGE = "depthwise,n=2048,ic=64,oc=64,in=201,k=3,layout=NWC"
 PRODUCT = "pointwise,n=2048,ic=24,oc=64,in=201,k=1,layout=NWC"
+FILTERED = "conv,n=2048,ic=32,oc=64,in=201,k=3,layout=NWC"
 
 
 def small_caches(target: CpuTarget) -> CpuTarget:
@@ -143,3 +146,48 @@ def test_they_are_right_wherever_the_output_lies(name: str, text: str, wanted: M
 def test_products_are_right_wherever_the_output_lies(name: str, text: str, order: str) -> None:
     spec, target = ConvSpec.parse(text), small_caches(runnable(name))
     check(pointwise_gemm, spec, target, corner(pointwise_gemm, spec, target, {"order": order}))
+
+
+def filtered_orders(spec: ConvSpec, target: CpuTarget) -> set[KnobValue]:
+    return {knobs["order"] for knobs in all_knobs(minimal_filtering, spec, target)}
+
+
+def test_filtered_outputs_pass_caches_in_vectors_that_are_lines() -> None:
+    spec, target = ConvSpec.parse(FILTERED), resolve("x86-64-v4", threads=2)
+    assert isinstance(target, CpuTarget)
+    assert filtered_orders(spec, target) == {"tiles", "beside", "tiles_past", "beside_past"}
+    assert is_past(minimal_filtering.default(spec, target)["order"])
+    halves = resolve("x86-64-v3", threads=2)
+    assert isinstance(halves, CpuTarget)
+    for other, on in ((replace(spec, batch=2), target), (replace(spec, out_channels=72), target), (spec, halves)):
+        assert not any(map(is_past, filtered_orders(other, on)))
+        assert not is_past(minimal_filtering.default(other, on)["order"])
+
+
+def test_what_passes_caches_is_not_fetched() -> None:
+    spec, target = ConvSpec.parse(FILTERED), resolve("x86-64-v4", threads=2)
+    assert isinstance(target, CpuTarget)
+    past, beside = (corner(minimal_filtering, spec, target, {"order": order}) for order in ("beside_past", "beside"))
+    plan = plan_of(spec, target, past)
+    assert plan.inputs_beside and not plan.outputs_beside and plan_of(spec, target, beside).outputs_beside
+    text = assembly(spec, target, past, minimal_filtering)
+    assert re.search(r"movntps\s+%zmm", text) and "sfence" in text and "convtune_store" not in text
+    assert "movnt" not in assembly(spec, target, beside, minimal_filtering)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["tiles_past", "beside_past"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv,n=3,ic=7,oc=112,in=1023,k=3,p=1,layout=NWC",
+        "conv,ic=17,oc=48,in=67x71,k=3x3,p=1,bias,act=relu,residual,layout=NHWC",
+        "dilated,ic=5,oc=16,in=129x71,k=3x3,d=2,act=gelu,layout=NHWC",
+        "transposed,ic=19,oc=32,in=37x41,k=4x4,s=2,p=1,bias,layout=NHWC",
+        "conv,ic=9,oc=32,in=9x25x27,k=3x3x3,p=1,layout=NDHWC",
+    ],
+)
+def test_filtered_outputs_are_right_wherever_they_lie(text: str, order: str) -> None:
+    """In caches that x and y exceed, and a block of tiles does not."""
+    spec, target = ConvSpec.parse(text), replace(runnable("x86-64-v4"), l2_bytes=1 << 14, l3_bytes=64)
+    check(minimal_filtering, spec, target, corner(minimal_filtering, spec, target, {"order": order}))
