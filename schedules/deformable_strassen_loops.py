@@ -30,7 +30,8 @@ from convtune.schedules.statements import (
     vectorized,
     when,
 )
-from convtune.schedules.strassen_loops import Kernel, Tile, factors
+from convtune.schedules.strassen_loops import Kernel
+from convtune.schedules.strassen_tile import Tile, factors
 from convtune.schedules.written import Held, viewed
 
 from convtune.expression import epilogue, widened

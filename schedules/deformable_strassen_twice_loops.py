@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.deformable_strassen_loops import Sampled
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence, vectorized
-from convtune.schedules.strassen_loops import factors, left_signs, signed_sum
 from convtune.schedules.strassen_plan import X_BLOCKS
+from convtune.schedules.strassen_tile import factors, left_signs, signed_sum
 from convtune.schedules.strassen_twice_loops import TwiceKernel
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from convtune.schedules.statements import (
     vectorized,
     when,
 )
-from convtune.schedules.strassen_loops import Tile, factors, tasks
 from convtune.schedules.strassen_plan import PRODUCTS, STAGED, STEPS, X_BLOCKS
+from convtune.schedules.strassen_tile import Tile, factors, tasks
 from convtune.schedules.tiling import LINE, LONG_ACTIVATIONS, ceil_div, planes_collide
 
 from convtune.expression import epilogue, widened

@@ -11,8 +11,9 @@ from typing import Any
 
 from convtune.schedules.ranges import named, part
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence, vectorized, when
-from convtune.schedules.strassen_loops import Kernel, Tile, left_signs, signed_sum
+from convtune.schedules.strassen_loops import Kernel
 from convtune.schedules.strassen_plan import KEPT, OUTER_STEPS, PRODUCTS
+from convtune.schedules.strassen_tile import Tile, left_signs, signed_sum
 
 TABLE_BITS = 4  # of an entry: 7 of them fit an integer
 
