@@ -18,6 +18,8 @@ of the seven products is itself one by seven, of quarters; V is of one of them a
             for block of a quarter of the output channels:
                 for step of 7: as above, but
                     acc, with what is kept in the second cache, is kept there, or y[a sixteenth]
+
+An output that no cache can hold is stored past them (left: ..._past), without reading its lines first.
 """
 
 from __future__ import annotations
@@ -39,11 +41,13 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
     write_cycles,
 )
+from convtune.schedules.past_caches import PAST, is_past, read_first_cycles, with_past
 from convtune.schedules.strassen_loops import Kernel
 from convtune.schedules.strassen_packing import packed_sums
 from convtune.schedules.strassen_plan import KEPT, PRODUCTS, Plan, as_it_lies, of_patches
 from convtune.schedules.strassen_twice_loops import TwiceKernel
 from convtune.schedules.tiling import (
+    LINE_BYTES,
     LONG_ACTIVATIONS,
     MOST_VECTORS,
     ceil_div,
@@ -89,7 +93,8 @@ class Strassen(Estimating[CpuTarget]):
         whole = _plan(spec, target, FIRST)
         positions, most = whole.positions, range(1, min(MOST_VECTORS, whole.channels // target.lanes) + 1)
         in_place = as_it_lies(spec) and spec.in_channels % 2 == 0
-        left = *(("sums",) if in_place else ()), "copies", *(("twice",) if _halve_twice(spec, target) else ())
+        ways = *(("sums",) if in_place else ()), "copies", *(("twice",) if _halve_twice(spec, target) else ())
+        left = with_past(spec, target, ways)
         parts = sorted({_plan(spec, target, {**FIRST, "left": each}).split for each in left})
         columns = {c for v in most for c in half_columns(positions, target, v, parts)}
         return {
@@ -103,6 +108,8 @@ class Strassen(Estimating[CpuTarget]):
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan = _plan(spec, target, knobs)
         if plan.columns not in half_columns(plan.positions, target, plan.vectors, [plan.split]):
+            return False
+        if plan.past and not (plan.even and plan.block * 4 % LINE_BYTES == 0):  # a tile stores whole lines
             return False
         if plan.blocks < plan.parts or (not plan.copies and columns_collide(plan.depth, plan.columns)):
             return False
@@ -140,7 +147,7 @@ class Strassen(Estimating[CpuTarget]):
         tasks = plan.tile_blocks * plan.parts
         written_bytes = 4 * count(spec.out_shape)
         cycles = overlapped(cycles, write_cycles(target, written_bytes / tasks, 4 * plan.block, written_bytes))
-        return Tasks(tasks, cycles).on(target)
+        return Tasks(tasks, cycles).on(target) + read_first_cycles(spec, target, plan.past)
 
     def pack(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> tuple[tuple[PackStep, ...], ...]:
         """PyTorch's (oc, ic, taps) or (ic, oc, taps) to (block, step, tap and ic of a half, channel of the block)."""
@@ -194,9 +201,11 @@ def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     else:
         sizes = spec.batch * count(spec.out_size), spec.in_channels, count(spec.kernel), spec.out_channels
     staged = spec.activation in LONG_ACTIVATIONS
-    copies, levels = knobs["left"] != "sums", 2 if knobs["left"] == "twice" else 1
+    left = str(knobs["left"]).removesuffix(PAST)
+    copies, levels = left != "sums", 2 if left == "twice" else 1
     plan = Plan(*sizes, columns, vectors, target.lanes, block, int(knobs["parts"]), copies, staged, levels=levels)
-    return replace(plan, weights_ahead=4 * math.prod(plan.u_shape) > target.l2_bytes // 2)
+    ahead = 4 * math.prod(plan.u_shape) > target.l2_bytes // 2
+    return replace(plan, weights_ahead=ahead, past=is_past(knobs["left"]))
 
 
 strassen = Strassen()

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_ahead import AHEAD_BYTES
+from convtune.schedules.past_caches import passed
 from convtune.schedules.ranges import named, part, ranged
 from convtune.schedules.statements import (
     Binder,
@@ -167,7 +168,7 @@ class Kernel:
         from tvm import tirx
 
         y, plan = STEPS[number].written, self.plan
-        if not y:
+        if not y or plan.past:
             return []
         rows, channels = self._place(y)
         channel = tile.block * plan.block + channels
@@ -247,13 +248,16 @@ class Kernel:
             column, cv = place
             channel = tile.block * plan.block + channels + cv * plan.lanes
 
-            def body(bind: Binder, lane: Expr) -> None:
+            def element(lane: Expr) -> tuple[list[Expr], Expr]:
                 index = self._output(first + column + rows, channel, lane)
-                bind.store(self.y, index, epilogue(self.arguments, value(lane), index[0], index[-1], index[1:-1]))
+                return index, epilogue(self.arguments, value(lane), index[0], index[-1], index[1:-1])
 
-            ends = tile.last and y[1] == "2" and cv == tile.vectors - 1
             new = self._not_written(first, column + rows)
-            return when(new, vectorized(plan.lanes - (plan.missing if ends else 0), body))
+            if plan.past:
+                return when(new, passed(self.y, element, plan.lanes))
+            ends = tile.last and y[1] == "2" and cv == tile.vectors - 1
+            lanes = plan.lanes - (plan.missing if ends else 0)
+            return when(new, vectorized(lanes, lambda bind, lane: bind.store(self.y, *element(lane))))
 
         if self.spec.activation not in LONG_ACTIVATIONS:
             return sequence([stored(place, partial(value, i)) for i, (place, _) in enumerate(tile.sums)])

@@ -105,10 +105,11 @@ STAGED = "y"
 
 class Factors(ABC):
     """Of a plan: what buffers have. copies: whether V has blocks of X as well as sums. staged: whether outputs pass
-    through a buffer. vectors: of a row of a register tile."""
+    through a buffer. past: whether they are stored past the caches. vectors: of a row of a register tile."""
 
     copies: bool
     staged: bool
+    past: bool = False
     vectors: int
     lanes: int
 
@@ -140,8 +141,8 @@ class Plan(Factors, ChannelBlocks):
     out_channels: columns of W, of a transposed convolution those of all phases. channels: of a half of these, in blocks
     of `vectors` vectors. columns: positions of a half of a tile, so a tile has twice as many. tile_block: tiles of a
     task. parts: of the blocks of channels, each a task's. copies: whether V has blocks of X as well as sums. staged:
-    whether outputs pass through a buffer. weights_ahead: whether U is fetched ahead. levels: of two, what is said of
-    halves is of quarters, the halves of halves.
+    whether outputs pass through a buffer. weights_ahead: whether U is fetched ahead. past: whether outputs are stored
+    past the caches. levels: of two, what is said of halves is of quarters, the halves of halves.
     """
 
     positions: int
@@ -156,6 +157,7 @@ class Plan(Factors, ChannelBlocks):
     copies: bool
     staged: bool
     weights_ahead: bool = False
+    past: bool = False
     levels: int = 1
 
     @property

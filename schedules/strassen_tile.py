@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convtune.schedules.statements import Binder, Expr, Stmt, allocated, loop, sequence, vectorized
+from convtune.schedules.past_caches import tasks_past
+from convtune.schedules.statements import Binder, Expr, Stmt, allocated, sequence, vectorized
 from convtune.schedules.strassen_plan import STEPS, X_BLOCKS, X_SUMS, Factors
 
 
@@ -94,7 +95,7 @@ def tasks(plan: Factors, number: int, body: Callable[[Expr, Any, Any], Stmt]) ->
 
         return allocated(plan.v_shape, "v", "global", with_v)
 
-    return loop(number, task, "PARALLEL", "task")
+    return tasks_past(number, task, plan.lanes, plan.past, "task")
 
 
 def factors(plan: Factors, blocks: Sequence[Expr | None]) -> list[Expr]:

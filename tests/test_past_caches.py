@@ -13,6 +13,7 @@ from convtune.schedules.filtering_plan import plan_of
 from convtune.schedules.minimal_filtering import minimal_filtering
 from convtune.schedules.past_caches import can_pass, is_past
 from convtune.schedules.pointwise_gemm import pointwise_gemm
+from convtune.schedules.strassen import strassen
 from synthetic_spaces import machine
 from test_conformance import check
 
@@ -24,6 +25,7 @@ from convtune.targets import CpuTarget, resolve
 PAST = "outer_past"  # of oc_order
 LARGE = "depthwise,n=2048,ic=64,oc=64,in=201,k=3,layout=NWC"
 PRODUCT = "pointwise,n=2048,ic=24,oc=64,in=201,k=1,layout=NWC"
+DEEP_PRODUCT = "pointwise,n=2048,ic=512,oc=512,in=201,k=1,layout=NWC"
 FILTERED = "conv,n=2048,ic=32,oc=64,in=201,k=3,layout=NWC"
 
 
@@ -191,3 +193,42 @@ def test_filtered_outputs_are_right_wherever_they_lie(text: str, order: str) -> 
     """In caches that x and y exceed, and a block of tiles does not."""
     spec, target = ConvSpec.parse(text), replace(runnable("x86-64-v4"), l2_bytes=1 << 14, l3_bytes=64)
     check(minimal_filtering, spec, target, corner(minimal_filtering, spec, target, {"order": order}))
+
+
+@pytest.mark.parametrize("name", ["x86-64-v4", "x86-64-v3"])
+def test_strassens_outputs_pass_caches_by_whole_lines_by_default(name: str) -> None:
+    spec, target = ConvSpec.parse(DEEP_PRODUCT), resolve(name, threads=2)
+    assert isinstance(target, CpuTarget)
+    assert is_past(strassen.default(spec, target)["left"])
+    past = [knobs for knobs in all_knobs(strassen, spec, target) if is_past(knobs["left"])]
+    assert {knobs["left"] for knobs in past} == {"sums_past", "copies_past", "twice_past"}
+    assert all(int(knobs["oc_vectors"]) * target.vector_bytes % 64 == 0 for knobs in past)
+    held = replace(spec, batch=1)
+    assert not any(is_past(knobs["left"]) for knobs in all_knobs(strassen, held, target))
+
+
+@pytest.mark.parametrize("left", ["sums", "twice"])
+def test_strassens_outputs_that_pass_caches_are_not_fetched(left: str) -> None:
+    spec, target = ConvSpec.parse(DEEP_PRODUCT), resolve("x86-64-v4", threads=2)
+    assert isinstance(target, CpuTarget)
+    sizes = {"columns": 14, "oc_vectors": 2, "parts": 1}
+    past = assembly(spec, target, corner(strassen, spec, target, {**sizes, "left": f"{left}_past"}), strassen)
+    through = assembly(spec, target, corner(strassen, spec, target, {**sizes, "left": left}), strassen)
+    assert re.search(r"movntps\s+%zmm", past) and "sfence" in past and "convtune_store" not in past
+    assert "movnt" not in through and through.count("prefetch") > past.count("prefetch")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("pointwise,ic=66,oc=128,in=23x29,k=1x1,bias,act=relu,residual,layout=NHWC", "sums_past"),
+        ("conv,ic=35,oc=64,in=63x46,k=2x2,s=2,act=gelu,layout=NHWC", "copies_past"),
+        ("transposed,ic=129,oc=32,in=17x19,k=2x2,s=2,bias,layout=NHWC", "copies_past"),
+        ("pointwise,n=3,ic=259,oc=128,in=223,k=1,act=relu,layout=NWC", "twice_past"),
+    ],
+)
+def test_strassens_outputs_are_right_wherever_they_lie(name: str, text: str, left: str) -> None:
+    spec, target = ConvSpec.parse(text), replace(runnable(name), l2_bytes=1 << 15, l3_bytes=64)
+    check(strassen, spec, target, corner(strassen, spec, target, {"left": left}))
