@@ -173,8 +173,7 @@ class OutputTransform:
             return sequence([loop(width, keep, "VECTORIZED", "lane"), loop(axis.m, output)])
 
         inside = [c for i, (place, a) in enumerate(zip(places, axes)) if i != current for c in a.inside(place)]
-        if (
-            past is not None or self.spec.activation in LONG_ACTIVATIONS
-        ):  # once in the code, not for each output of the row
+        # past the caches go whole vectors; a long activation is once in the code, not for each output of the row
+        if past is not None or self.spec.activation in LONG_ACTIVATIONS:
             return when(inside, allocated((axis.m, width), "row", "local", staged))
         return when(inside, loop(width, direct, "VECTORIZED", "lane"))
