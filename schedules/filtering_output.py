@@ -165,7 +165,9 @@ class OutputTransform:
                 return sequence(bind.statements)
 
             def output(i: Expr) -> Stmt:
-                value = lambda lane: tirx.BufferLoad(row, [i, lane])  # noqa: E731
+                def value(lane: Expr) -> Expr:
+                    return tirx.BufferLoad(row, [i, lane])
+
                 if past is not None:
                     return at_output(i, lambda position: past(n, oc, position, value))
                 return loop(width, lambda lane: stored(i, value(lane), lane), "VECTORIZED", "lane")
