@@ -36,7 +36,8 @@ class OutputTransform:
 
         past(n, channel, position, values): of a vector, past the caches, for a plan that has outputs stored so.
         """
-        self.spec, self.plan, self.store, self.past, self.m = spec, plan, store, past, m
+        self.spec, self.plan, self.store, self.m = spec, plan, store, m
+        self.past = past if plan.past else None
         self.filtered = [i for i, axis in enumerate(plan.axes) if axis.filter]
 
     def tile(self, q: Expr, row: Expr, number: Expr) -> Stmt:
@@ -140,8 +141,7 @@ class OutputTransform:
         from tvm import tirx
 
         axes, current = self.plan.axes, self.filtered[-1]
-        axis, (n, base, phases, oc) = axes[current], at
-        past = self.past if self.plan.past else None
+        axis, (n, base, phases, oc), past = axes[current], at, self.past
         first = [b + i * a.step for b, i, a in zip(base, index, axes)]
         places = [a.output(u, phase) for a, u, phase in zip(axes, first, phases)]
 
