@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_axis import TiledAxis
 from convtune.schedules.filtering_input import InputTransform
+from convtune.schedules.filtering_places import each_vector
 from convtune.schedules.filtering_plan import Plan
 from convtune.schedules.statements import loop, nest, sequence
 from convtune.schedules.tiling import round_up
@@ -101,8 +102,4 @@ def _plane(spec: ConvSpec, plan: Plan, row: Row, v: Any, x: Any, index: Any, pla
         lambda n, element, lane, position: tirx.BufferLoad(x, [n, plane, *position[:2], element + lane]),
         lambda point, _row, element: (v, (point, first + element)),
     )
-    whole, rest = divmod(elements, plan.lanes)
-    if not whole:
-        return transform.tile(index, 0, 0, rest)
-    parts = [loop(whole, lambda i: transform.tile(index, 0, i * plan.lanes, plan.lanes), name="vector")]
-    return sequence([*parts, transform.tile(index, 0, elements - plan.lanes, plan.lanes)] if rest else parts)
+    return each_vector(elements, plan.lanes, lambda element, width: transform.tile(index, 0, element, width))

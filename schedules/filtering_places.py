@@ -41,10 +41,10 @@ def of_vector(plan: Plan, vector: Any, body: Any) -> Any:
     return named(least(vector * plan.lanes, plan.v_channels - plan.lanes), "channel", lambda c: body(c, plan.lanes))
 
 
-def each_channel(plan: Plan, body: Any) -> Any:
-    """body(first channel, how many) for whole vectors of the input's channels, the last of which may overlap."""
-    whole, rest = divmod(plan.v_channels, plan.lanes)
+def each_vector(elements: int, lanes: int, body: Any) -> Any:
+    """body(first element, how many) for whole vectors of so many elements, the last of which may overlap."""
+    whole, rest = divmod(elements, lanes)
     if not whole:
         return body(0, rest)
-    parts = [loop(whole, lambda i: body(i * plan.lanes, plan.lanes), name="vector")]
-    return sequence([*parts, body(plan.v_channels - plan.lanes, plan.lanes)] if rest else parts)
+    parts = [loop(whole, lambda i: body(i * lanes, lanes), name="vector")]
+    return sequence([*parts, body(elements - lanes, lanes)] if rest else parts)

@@ -47,7 +47,7 @@ from convtune.schedules.filtering_input import InputTransform
 from convtune.schedules.filtering_near import NearInputs, NearOutputs
 from convtune.schedules.filtering_output import OutputTransform
 from convtune.schedules.filtering_parts import moved_bytes, moving_cycles, reads_near, stores_near
-from convtune.schedules.filtering_places import each_channel, of_vector
+from convtune.schedules.filtering_places import each_vector, of_vector
 from convtune.schedules.filtering_plan import (
     APART,
     BESIDE,
@@ -247,7 +247,7 @@ def _by_channels(spec: ConvSpec, plan: Plan, tensors: Tensors, v: Any) -> Any:
         transform = InputTransform(
             spec, plan, tensors.read, lambda point, r, element: (v, (block, point, r * plan.v_row + element))
         )
-        return each_channel(plan, lambda c, w: transform.tile(task, row, c, w))
+        return each_vector(plan.v_channels, plan.lanes, lambda c, w: transform.tile(task, row, c, w))
 
     def task(index: Any) -> Any:
         block, number = plan.block_of(index // plan.passes), index % plan.passes
@@ -268,11 +268,13 @@ def _transformed(spec: ConvSpec, plan: Plan, tensors: Tensors, locate: Any, bloc
     """V of a block of tiles."""
     if tensors.source is None:
         inputs = NearInputs(spec, plan, tensors.planes.source, locate)
-        return each_channel(plan, lambda c, w: inputs.made(block, c, w, base))
+        return each_vector(plan.v_channels, plan.lanes, lambda c, w: inputs.made(block, c, w, base))
     transform = InputTransform(spec, plan, tensors.read, locate)
     return loop(
         plan.block,
-        lambda row: each_channel(plan, lambda c, w: transform.tile(block * plan.block + row, row, c, w, base)),
+        lambda row: each_vector(
+            plan.v_channels, plan.lanes, lambda c, w: transform.tile(block * plan.block + row, row, c, w, base)
+        ),
     )
 
 
