@@ -10,9 +10,9 @@ from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.filtering_axis import TiledAxis, tiled_axes
-from convtune.schedules.past_caches import PAST, can_pass, is_past
+from convtune.schedules.past_caches import can_pass, is_past, without_past
 from convtune.schedules.statements import flat, unflat
-from convtune.schedules.tiling import LINE_BYTES, ceil_div, round_up, spread
+from convtune.schedules.tiling import LINE, ceil_div, round_up, spread
 
 from convtune.spec import count
 
@@ -28,7 +28,7 @@ TILE_KNOBS = ("d_tile", "h_tile", "w_tile")
 ORDERS = ("tiles", "channels", "fetched")
 BESIDE = "beside"  # the order `tiles`, and products fetch x and y
 BESIDE_SHARE = 0.25  # of the second cache, which V, M and U need too, that may be fetched at a time of x, and of y
-MOST_BESIDE_BLOCKS = 2  # register tiles of a block whose products fetch x or y
+MOST_BESIDE_BLOCKS = 2  # register tiles of a block whose products fetch x or y, or whose outputs pass the caches
 MOST_UNEVEN_BESIDE = 1.4  # the largest tile size over the least of such a block
 APART = "apart_"  # before an order: phases of a transposed convolution have windows of their own
 
@@ -228,19 +228,24 @@ def _unaliased(elements: int, lanes: int) -> int:
 
 def order_of(knobs: Knobs) -> str:
     """The order of a candidate, whether phases are apart and outputs stored past the caches or not."""
-    return str(knobs.get("order", ORDERS[0])).removeprefix(APART).removesuffix(PAST)
+    return without_past(knobs.get("order", ORDERS[0])).removeprefix(APART)
 
 
 def stores_past(spec: ConvSpec, target: CpuTarget) -> bool:
     """Whether outputs can be stored past the caches: in whole lines, one vector each, as a tile's channels go by."""
-    return spec.groups == 1 and target.vector_bytes == LINE_BYTES and can_pass(spec, target)
+    return spec.groups == 1 and target.lanes == LINE and can_pass(spec, target)
 
 
 def fetches_beside(plan: Plan) -> bool:
     """Whether products may fetch x or y: in small blocks of tiles that are not long, so that domains stay small."""
     tiles = [axis.m for axis in plan.axes if filters(axis)]
-    small = plan.block <= MOST_BESIDE_BLOCKS * plan.rows and max(tiles) <= MOST_UNEVEN_BESIDE * min(tiles)
-    return small and (plan.inputs_beside or plan.outputs_beside)
+    even = max(tiles) <= MOST_UNEVEN_BESIDE * min(tiles)
+    return even and in_small_blocks(plan) and (plan.inputs_beside or plan.outputs_beside)
+
+
+def in_small_blocks(plan: Plan) -> bool:
+    """Whether a block has few register tiles: larger ones gain nothing by fetches or by stores past the caches."""
+    return plan.block <= MOST_BESIDE_BLOCKS * plan.rows
 
 
 def pass_sizes(spec: ConvSpec, target: CpuTarget, vectors: int) -> list[int]:

@@ -51,13 +51,13 @@ from convtune.schedules.filtering_places import each_vector, of_vector
 from convtune.schedules.filtering_plan import (
     APART,
     BESIDE,
-    MOST_BESIDE_BLOCKS,
     ORDERS,
     TILE_KNOBS,
     Plan,
     fetches_beside,
     filters,
     fitted_rows,
+    in_small_blocks,
     order_of,
     pass_sizes,
     plan_of,
@@ -68,7 +68,7 @@ from convtune.schedules.filtering_plan import (
 from convtune.schedules.filtering_products import products
 from convtune.schedules.filtering_tensors import Tensors, with_tensors
 from convtune.schedules.filtering_weights import packed
-from convtune.schedules.past_caches import PAST, read_first_cycles, tasks_past
+from convtune.schedules.past_caches import read_first_cycles, tasks_past, with_past
 from convtune.schedules.statements import allocated, loop, sequence
 from convtune.schedules.tiling import ceil_div, spaced
 from convtune.schedules.written import written
@@ -148,7 +148,7 @@ class MinimalFiltering(Estimating[CpuTarget]):
             return False
         if order_of(knobs) == BESIDE and not fetches_beside(plan):
             return False
-        if plan.past and plan.block > MOST_BESIDE_BLOCKS * plan.rows:  # larger ones were no faster
+        if plan.past and not in_small_blocks(plan):
             return False
         if max(tiles) > LARGEST_TILE and amplification(plan) > MOST_AMPLIFICATION:
             return False
@@ -327,7 +327,8 @@ def _tile_values(spec: ConvSpec, apart: bool = False) -> Mapping[str, tuple[int,
 @functools.lru_cache(maxsize=1 << 10)
 def _orders(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
     """With the one that fetches U where that may be worth it with any combination of tiles."""
-    ways, found, past = _ways(spec), list[str](), stores_past(spec, target)
+    ways, found = _ways(spec), list[str]()
+    past = with_past(spec, target, (ORDERS[0], BESIDE)) if stores_past(spec, target) else ()
     far = spec.channels_last and 4 * max(count(spec.in_shape), count(spec.out_shape)) > target.l2_bytes
     for way, prefix in zip(ways, ("", APART)):
         values = [way.get(name, (1,)) for name in TILE_KNOBS]
@@ -335,9 +336,7 @@ def _orders(spec: ConvSpec, target: CpuTarget) -> tuple[str, ...]:
         most = max(prod(axis.alpha * axis.parts for axis in tiled_axes(spec, sizes)) for sizes in combined)
         phases = prod(axis.phases for axis in tiled_axes(spec, (1, 1, 1)))
         fetched = worth_fetching(4 * most * phases * spec.in_channels * spec.out_channels, target)
-        orders = [*ORDERS[: 2 + fetched], *[BESIDE] * far]
-        if past:  # of so many tiles V never fits
-            orders = [ORDERS[0], BESIDE, ORDERS[0] + PAST, BESIDE + PAST]
+        orders = past or (*ORDERS[: 2 + fetched], *[BESIDE] * far)  # of outputs past the caches V never fits as a whole
         found += [prefix + order for order in orders]
     return tuple(found)
 

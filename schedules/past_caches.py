@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from convtune.schedules.estimate import MEMORY_BYTES_PER_CYCLE
 from convtune.schedules.statements import Expr, Stmt, allocated, loop, sequence
-from convtune.schedules.tiling import LINE_BYTES
+from convtune.schedules.tiling import LINE, LINE_BYTES
 
 from convtune.spec import count
 
@@ -49,6 +49,11 @@ def is_past(value: KnobValue) -> bool:
     return str(value).endswith(PAST)
 
 
+def without_past(value: KnobValue) -> str:
+    """The value of a knob that says the same of all but where outputs are stored."""
+    return str(value).removesuffix(PAST)
+
+
 def with_past(spec: ConvSpec, target: CpuTarget, values: Sequence[str]) -> tuple[str, ...]:
     """The values of a knob, and of each the one that stores past the caches, where `can_pass`."""
     return (*values, *(f"{value}{PAST}" for value in values)) if can_pass(spec, target) else tuple(values)
@@ -76,7 +81,7 @@ def can_pass(spec: ConvSpec, target: CpuTarget) -> bool:
     """
     if target.family != "x86" or not spec.channels_last or target.vector_bytes > LINE_BYTES:
         return False
-    return spec.out_channels * 4 % LINE_BYTES == 0 and exceeds_caches(target, 4 * count(spec.out_shape))
+    return spec.out_channels % LINE == 0 and exceeds_caches(target, 4 * count(spec.out_shape))
 
 
 def stored(buffer: Any, place: Sequence[Expr], value: Expr, lanes: int) -> Stmt:
@@ -99,23 +104,16 @@ def passed(buffer: Any, element: Callable[[Expr], tuple[Sequence[Expr], Expr]], 
     return allocated((lanes,), "vector", "global", through)
 
 
-def fenced() -> Stmt:
-    """Has a task's stores done before what tells others that it is."""
+def tasks_past(extent: int, body: Callable[[Expr], Stmt], lanes: int, past: bool, name: str = "i") -> Stmt:
+    """The parallel loop of body(task); past: whether they have `stored` in them, of vectors of so many lanes.
+
+    Each task then has its stores done before what tells others that it is.
+    """
     from tvm import tirx
 
-    return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.x86.sse.sfence"))
-
-
-def tasks_past(extent: int, body: Callable[[Expr], Stmt], lanes: int, past: bool, name: str = "i") -> Stmt:
-    """The parallel loop of body(task); past: whether they have `stored` in them, of vectors of so many lanes."""
     if not past:
         return loop(extent, body, "PARALLEL", name)
-    return with_stores(lanes, loop(extent, lambda task: sequence([body(task), fenced()]), "PARALLEL", name))
-
-
-def with_stores(lanes: int, body: Stmt) -> Stmt:
-    """A kernel whose statements have `stored` in them, of vectors of so many lanes."""
-    from tvm import tirx
-
+    fence = tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.x86.sse.sfence"))
     text = _TEXT.format(name=f"{FUNCTION}_{lanes}", lanes=lanes, size=lanes * 4, mask=lanes * 4 - 1)
-    return tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", text, body)
+    tasks = loop(extent, lambda task: sequence([body(task), fence]), "PARALLEL", name)
+    return tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", text, tasks)

@@ -35,9 +35,10 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
 )
 from convtune.schedules.one_row import reads_own_place
-from convtune.schedules.past_caches import PAST, is_past, passed, read_first_cycles, tasks_past, with_past
+from convtune.schedules.past_caches import is_past, passed, read_first_cycles, tasks_past, with_past, without_past
 from convtune.schedules.statements import Binder, Expr, Stmt, allocated, as_row, loop, sequence, vector_sums, vectorized
 from convtune.schedules.tiling import (
+    LINE,
     LINE_BYTES,
     LONG_ACTIVATIONS,
     MOST_HALVINGS,
@@ -89,7 +90,7 @@ class PointwiseGemm(Estimating[CpuTarget]):
         plan = _plan(spec, target, knobs)
         if plan.columns not in _columns(plan.positions, target, plan.vectors):
             return False
-        if plan.past and plan.block * 4 % LINE_BYTES:  # a line is stored by one tile, or written in parts
+        if plan.past and plan.block % LINE:  # a line is stored by one tile, or written in parts
             return False
         return plan.blocks > 1 or plan.order == "outer"
 
@@ -204,9 +205,7 @@ def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> _Plan:
     columns, vectors, part = (int(knobs[name]) for name in ("columns", "oc_vectors", "task_positions"))
     sizes = positions_of(spec), spec.in_channels, spec.out_channels
     order = str(knobs["order"])
-    return _Plan(
-        *sizes, columns, vectors, target.lanes, ceil_div(part, columns), order.removesuffix(PAST), is_past(order)
-    )
+    return _Plan(*sizes, columns, vectors, target.lanes, ceil_div(part, columns), without_past(order), is_past(order))
 
 
 class _Kernel:

@@ -41,13 +41,13 @@ from convtune.schedules.estimate import (
     tile_step_cycles,
     write_cycles,
 )
-from convtune.schedules.past_caches import PAST, is_past, read_first_cycles, with_past
+from convtune.schedules.past_caches import is_past, read_first_cycles, with_past, without_past
 from convtune.schedules.strassen_loops import Kernel
 from convtune.schedules.strassen_packing import packed_sums
 from convtune.schedules.strassen_plan import KEPT, PRODUCTS, Plan, as_it_lies, of_patches
 from convtune.schedules.strassen_twice_loops import TwiceKernel
 from convtune.schedules.tiling import (
-    LINE_BYTES,
+    LINE,
     LONG_ACTIVATIONS,
     MOST_VECTORS,
     ceil_div,
@@ -94,22 +94,21 @@ class Strassen(Estimating[CpuTarget]):
         positions, most = whole.positions, range(1, min(MOST_VECTORS, whole.channels // target.lanes) + 1)
         in_place = as_it_lies(spec) and spec.in_channels % 2 == 0
         ways = *(("sums",) if in_place else ()), "copies", *(("twice",) if _halve_twice(spec, target) else ())
-        left = with_past(spec, target, ways)
-        parts = sorted({_plan(spec, target, {**FIRST, "left": each}).split for each in left})
+        parts = sorted({_plan(spec, target, {**FIRST, "left": each}).split for each in ways})
         columns = {c for v in most for c in half_columns(positions, target, v, parts)}
         return {
             "columns": tuple(sorted(columns)),
             "oc_vectors": tuple(most),
             "tile_block": tuple(n for n in TILE_BLOCKS if n <= ceil_div(positions, 2 * min(columns))),
             "parts": (1, target.threads) if target.threads > 1 else (1,),
-            "left": left,
+            "left": with_past(spec, target, ways),
         }
 
     def allows(self, spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> bool:
         plan = _plan(spec, target, knobs)
         if plan.columns not in half_columns(plan.positions, target, plan.vectors, [plan.split]):
             return False
-        if plan.past and not (plan.even and plan.block * 4 % LINE_BYTES == 0):  # a tile stores whole lines
+        if plan.past and not (plan.even and plan.block % LINE == 0):  # a tile stores whole lines
             return False
         if plan.blocks < plan.parts or (not plan.copies and columns_collide(plan.depth, plan.columns)):
             return False
@@ -201,7 +200,7 @@ def _plan(spec: ConvSpec, target: CpuTarget, knobs: Knobs) -> Plan:
     else:
         sizes = spec.batch * count(spec.out_size), spec.in_channels, count(spec.kernel), spec.out_channels
     staged = spec.activation in LONG_ACTIVATIONS
-    left = str(knobs["left"]).removesuffix(PAST)
+    left = without_past(knobs["left"])
     copies, levels = left != "sums", 2 if left == "twice" else 1
     plan = Plan(*sizes, columns, vectors, target.lanes, block, int(knobs["parts"]), copies, staged, levels=levels)
     ahead = 4 * math.prod(plan.u_shape) > target.l2_bytes // 2
