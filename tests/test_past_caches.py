@@ -18,7 +18,7 @@ from synthetic_spaces import machine
 from test_conformance import check
 
 from convtune.codegen import any_alignment
-from convtune.space import Estimating, KnobValue, all_knobs
+from convtune.space import Estimating, Knobs, KnobValue, all_knobs
 from convtune.spec import ConvSpec
 from convtune.targets import CpuTarget, resolve
 
@@ -27,6 +27,12 @@ LARGE = "depthwise,n=2048,ic=64,oc=64,in=201,k=3,layout=NWC"
 PRODUCT = "pointwise,n=2048,ic=24,oc=64,in=201,k=1,layout=NWC"
 DEEP_PRODUCT = "pointwise,n=2048,ic=512,oc=512,in=201,k=1,layout=NWC"
 FILTERED = "conv,n=2048,ic=32,oc=64,in=201,k=3,layout=NWC"
+
+
+def cpu(name: str) -> CpuTarget:
+    target = resolve(name, threads=2)
+    assert isinstance(target, CpuTarget)
+    return target
 
 
 def small_caches(target: CpuTarget) -> CpuTarget:
@@ -58,20 +64,34 @@ def test_they_pass_caches_by_default() -> None:
 
 def test_positions_that_the_first_cache_loses_are_read_by_several_outputs_at_once() -> None:
     wide = ConvSpec.parse("depthwise,ic=12288,oc=12288,in=1023,k=4,p=3:0,layout=NWC")
-    for target in (machine(), resolve("x86-64-v4", threads=2)):
+    for target in (machine(), cpu("x86-64-v4")):
         knobs = depthwise_rows.default(wide, target)
         assert knobs["oc_order"] == PAST and int(knobs["columns"]) >= 4
 
 
+def past_candidates(space: Estimating[CpuTarget], spec: ConvSpec, target: CpuTarget, knob: str) -> list[Knobs]:
+    """Those whose outputs pass the caches, as the knob says."""
+    return [knobs for knobs in all_knobs(space, spec, target) if is_past(knobs[knob])]
+
+
 @pytest.mark.parametrize("name", ["x86-64-v4", "x86-64-v3"])
-def test_tiles_of_products_pass_them_by_whole_lines_by_default(name: str) -> None:
-    spec, target = ConvSpec.parse(PRODUCT), resolve(name, threads=2)
-    assert isinstance(target, CpuTarget)
-    assert is_past(pointwise_gemm.default(spec, target)["order"])
-    past = [knobs for knobs in all_knobs(pointwise_gemm, spec, target) if is_past(knobs["order"])]
-    assert past and all(int(knobs["oc_vectors"]) * target.vector_bytes % 64 == 0 for knobs in past)
-    held = replace(spec, batch=2)
-    assert not any(is_past(knobs["order"]) for knobs in all_knobs(pointwise_gemm, held, target))
+@pytest.mark.parametrize(
+    ("space", "text", "knob", "values"),
+    [
+        (pointwise_gemm, PRODUCT, "order", {"outer_past", "inner_past"}),
+        (strassen, DEEP_PRODUCT, "left", {"sums_past", "copies_past", "twice_past"}),
+    ],
+    ids=["pointwise_gemm", "strassen"],
+)
+def test_tiles_of_products_pass_them_by_whole_lines_by_default(
+    name: str, space: Estimating[CpuTarget], text: str, knob: str, values: set[str]
+) -> None:
+    spec, target = ConvSpec.parse(text), cpu(name)
+    assert is_past(space.default(spec, target)[knob])
+    past = past_candidates(space, spec, target, knob)
+    assert {knobs[knob] for knobs in past} == values
+    assert all(int(knobs["oc_vectors"]) * target.vector_bytes % 64 == 0 for knobs in past)
+    assert not past_candidates(space, replace(spec, batch=2), target, knob)
 
 
 def test_past_or_not_is_no_reason_to_choose_other_tiles() -> None:
@@ -97,24 +117,26 @@ def assembly(
     return str(tvm.compile(module, target=target.to_tvm()).mod.inspect_source("asm"))
 
 
+def passes(text: str, register: str = "zmm") -> bool:
+    """Whether whole vectors go past the caches in an assembly, before its tasks end."""
+    return bool(re.search(rf"movntps\s+%{register}", text)) and "sfence" in text and "convtune_store" not in text
+
+
 @pytest.mark.parametrize(("name", "register"), [("x86-64-v4", "zmm"), ("x86-64-v3", "ymm"), ("x86-64-v2", "xmm")])
 def test_whole_vectors_go_past_caches_before_a_task_ends(name: str, register: str) -> None:
-    spec, target = ConvSpec.parse(LARGE), resolve(name, threads=2)
-    assert isinstance(target, CpuTarget)
+    spec, target = ConvSpec.parse(LARGE), cpu(name)
     text = assembly(spec, target, corner(depthwise_rows, spec, target, {"oc_order": PAST}))
-    assert re.search(rf"movntps\s+%{register}", text)
-    assert "sfence" in text and "convtune_store" not in text
+    assert passes(text, register)
     text = assembly(spec, target, corner(depthwise_rows, spec, target, {"oc_order": "outer"}))
     assert "movnt" not in text
 
 
 @pytest.mark.parametrize("order", ["outer_past", "inner_past"])
 def test_products_go_past_caches_before_a_task_ends(order: str) -> None:
-    spec, target = ConvSpec.parse(PRODUCT), resolve("x86-64-v4", threads=2)
-    assert isinstance(target, CpuTarget)
+    spec, target = ConvSpec.parse(PRODUCT), cpu("x86-64-v4")
     knobs = corner(pointwise_gemm, spec, target, {"order": order, "columns": 6})
     text = assembly(spec, target, knobs, pointwise_gemm)
-    assert re.search(r"movntps\s+%zmm", text) and "sfence" in text and "convtune_store" not in text
+    assert passes(text)
 
 
 @pytest.mark.slow
@@ -150,30 +172,24 @@ def test_products_are_right_wherever_the_output_lies(name: str, text: str, order
     check(pointwise_gemm, spec, target, corner(pointwise_gemm, spec, target, {"order": order}))
 
 
-def filtered_orders(spec: ConvSpec, target: CpuTarget) -> set[KnobValue]:
-    return {knobs["order"] for knobs in all_knobs(minimal_filtering, spec, target)}
-
-
 def test_filtered_outputs_pass_caches_in_vectors_that_are_lines() -> None:
-    spec, target = ConvSpec.parse(FILTERED), resolve("x86-64-v4", threads=2)
-    assert isinstance(target, CpuTarget)
-    assert filtered_orders(spec, target) == {"tiles", "beside", "tiles_past", "beside_past"}
+    spec, target = ConvSpec.parse(FILTERED), cpu("x86-64-v4")
+    orders = {knobs["order"] for knobs in all_knobs(minimal_filtering, spec, target)}
+    assert orders == {"tiles", "beside", "tiles_past", "beside_past"}
     assert is_past(minimal_filtering.default(spec, target)["order"])
-    halves = resolve("x86-64-v3", threads=2)
-    assert isinstance(halves, CpuTarget)
+    halves = cpu("x86-64-v3")
     for other, on in ((replace(spec, batch=2), target), (replace(spec, out_channels=72), target), (spec, halves)):
-        assert not any(map(is_past, filtered_orders(other, on)))
+        assert not past_candidates(minimal_filtering, other, on, "order")
         assert not is_past(minimal_filtering.default(other, on)["order"])
 
 
 def test_what_passes_caches_is_not_fetched() -> None:
-    spec, target = ConvSpec.parse(FILTERED), resolve("x86-64-v4", threads=2)
-    assert isinstance(target, CpuTarget)
+    spec, target = ConvSpec.parse(FILTERED), cpu("x86-64-v4")
     past, beside = (corner(minimal_filtering, spec, target, {"order": order}) for order in ("beside_past", "beside"))
     plan = plan_of(spec, target, past)
     assert plan.inputs_beside and not plan.outputs_beside and plan_of(spec, target, beside).outputs_beside
     text = assembly(spec, target, past, minimal_filtering)
-    assert re.search(r"movntps\s+%zmm", text) and "sfence" in text and "convtune_store" not in text
+    assert passes(text)
     assert "movnt" not in assembly(spec, target, beside, minimal_filtering)
 
 
@@ -195,26 +211,13 @@ def test_filtered_outputs_are_right_wherever_they_lie(text: str, order: str) -> 
     check(minimal_filtering, spec, target, corner(minimal_filtering, spec, target, {"order": order}))
 
 
-@pytest.mark.parametrize("name", ["x86-64-v4", "x86-64-v3"])
-def test_strassens_outputs_pass_caches_by_whole_lines_by_default(name: str) -> None:
-    spec, target = ConvSpec.parse(DEEP_PRODUCT), resolve(name, threads=2)
-    assert isinstance(target, CpuTarget)
-    assert is_past(strassen.default(spec, target)["left"])
-    past = [knobs for knobs in all_knobs(strassen, spec, target) if is_past(knobs["left"])]
-    assert {knobs["left"] for knobs in past} == {"sums_past", "copies_past", "twice_past"}
-    assert all(int(knobs["oc_vectors"]) * target.vector_bytes % 64 == 0 for knobs in past)
-    held = replace(spec, batch=1)
-    assert not any(is_past(knobs["left"]) for knobs in all_knobs(strassen, held, target))
-
-
 @pytest.mark.parametrize("left", ["sums", "twice"])
 def test_strassens_outputs_that_pass_caches_are_not_fetched(left: str) -> None:
-    spec, target = ConvSpec.parse(DEEP_PRODUCT), resolve("x86-64-v4", threads=2)
-    assert isinstance(target, CpuTarget)
+    spec, target = ConvSpec.parse(DEEP_PRODUCT), cpu("x86-64-v4")
     sizes = {"columns": 14, "oc_vectors": 2, "parts": 1}
     past = assembly(spec, target, corner(strassen, spec, target, {**sizes, "left": f"{left}_past"}), strassen)
     through = assembly(spec, target, corner(strassen, spec, target, {**sizes, "left": left}), strassen)
-    assert re.search(r"movntps\s+%zmm", past) and "sfence" in past and "convtune_store" not in past
+    assert passes(past)
     assert "movnt" not in through and through.count("prefetch") > past.count("prefetch")
 
 
